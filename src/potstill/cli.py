@@ -1,0 +1,188 @@
+"""The command line: verbs over the pipeline. Exit codes are those of `potstill.errors`.
+
+Heavy imports (torch, transformers) stand inside the verbs that need them, so that `--help` and `check` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from potstill import console
+from potstill.errors import PotstillError, Stopped, as_disk_error
+from potstill.recipe import Recipe, load
+from potstill.records import Stage
+from potstill.store.run import recipe_of
+
+app = App(
+    name="potstill",
+    help="Distil a big model's ability on a job into a small model you own.",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What every verb takes."""
+
+    set: Annotated[tuple[str, ...], Parameter(consume_multiple=False, negative="")] = field(default=())
+    "Override a recipe value, for example --set train.epochs=2."
+    run: Path | None = None
+    "The run folder; by default runs/NAME."
+    json: Annotated[bool, Parameter(negative="")] = False
+    "JSON lines for programs instead of bars and tables."
+    offline: Annotated[bool, Parameter(negative="")] = False
+    "Never touch the network."
+    debug: Annotated[bool, Parameter(negative="")] = False
+    "Show tracebacks."
+
+
+_DEFAULTS = Options()
+
+
+@app.command
+def check(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Check a recipe and print the plan: prompts, tokens, time, memory, licences. Loads no weights."""
+    from potstill.plan import plan
+
+    resolved, _ = _resolve(recipe, options)
+    found = plan(resolved)
+    if options.json:
+        console.say_json({"name": resolved.name, "prompts": found.prompts, "licences": list(found.licences)})
+    else:
+        console.show_plan(found)
+
+
+@app.command
+def run(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Run all stages of a recipe, or go on with a run folder: prompts, generate, verify, train, evaluate, report."""
+    _walk(recipe, "report", options)
+
+
+@app.command
+def generate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Let the teacher answer the prompts (of a recipe or a run folder)."""
+    _walk(recipe, "generate", options)
+
+
+@app.command
+def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Check the teacher's answers and keep the good ones. Asks the teacher nothing that it has answered."""
+    _walk(recipe, "verify", options)
+
+
+@app.command
+def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Train the student and its controls."""
+    _walk(recipe, "train", options)
+
+
+@app.command
+def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Compare student, teacher and controls on the test prompts."""
+    _walk(recipe, "evaluate", options)
+
+
+@app.command
+def report(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Write report.html and the model's card."""
+    _walk(recipe, "report", options)
+
+
+@app.command
+def chat(folder: Path, *, text: str | None = None, options: Options = _DEFAULTS) -> None:
+    """Ask the student of a run folder: one --text, or line by line."""
+    recipe_of(folder)
+    from potstill.chat import answerer
+
+    answer = answerer(folder / "model")
+    if text is not None:
+        console.out.print(console.clean(answer(text)))
+        return
+    if sys.stdin.isatty():
+        console.out.print("Type a prompt; an empty line or Ctrl-D ends.")
+    while (line := _ask_line()) is not None:
+        console.out.print(console.clean(answer(line)))
+
+
+@app.command
+def runs(folder: Path = Path("runs"), *, options: Options = _DEFAULTS) -> None:
+    """List the run folders and how far they are."""
+    console.show_runs(folder, as_json=options.json)
+
+
+def main() -> None:
+    """Entry point of the `potstill` command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors become one sentence on stderr."""
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    if "--offline" in arguments:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        stopped = Stopped("stopped", way_out="the same command goes on from here")
+        console.say_error(stopped, as_json=as_json, code=stopped.exit_code)
+        return stopped.exit_code
+    except CycloptsError as error:
+        console.say_error(error, as_json=as_json, code=2)
+        return 2
+    except PotstillError as error:
+        return _failed(error, error.exit_code, as_json=as_json, debug=debug)
+    except Exception as error:
+        # The last net: a full disk surfaces as many types, and what is left is our bug.
+        if disk := as_disk_error(error):
+            return _failed(disk, disk.exit_code, as_json=as_json, debug=debug)
+        bug = PotstillError(
+            f"potstill itself failed: {type(error).__name__}: {error}",
+            way_out="run again with --debug and report the traceback",
+        )
+        return _failed(bug, 1, as_json=as_json, debug=debug)
+    return 0
+
+
+def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    console.say_error(error, as_json=as_json, code=code)
+    return code
+
+
+def _walk(target: Path, through: Stage, options: Options) -> None:
+    recipe, folder = _resolve(target, options)
+    from potstill import pipeline
+
+    with console.watching(as_json=options.json) as watch:
+        run = pipeline.distill(recipe, folder=folder, through=through, watch=watch)
+    if through == "report" and not options.json:
+        console.show_run(run)
+
+
+def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
+    """A recipe file, or a run folder with its own recipe."""
+    if target.is_dir() and (target / "recipe.yaml").is_file():
+        return load(target / "recipe.yaml", options.set), options.run or target
+    recipe = load(target, options.set)
+    return recipe, options.run or Path("runs") / recipe.name
+
+
+def _ask_line() -> str | None:
+    try:
+        line = input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+    return line or None

@@ -1,0 +1,199 @@
+"""What people and programs see: progress, tables, and one sentence when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from potstill.plan import Plan
+from potstill.records import Progress, Watch
+from potstill.store.run import Run
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """Model text without escape sequences, bidi controls and rich markup."""
+    return escape(_CONTROL.sub("", text))
+
+
+@contextmanager
+def watching(*, as_json: bool) -> Iterator[Watch]:
+    """A Watch: JSON lines for programs, live bars on a terminal, else a line a stage and every 30 seconds."""
+    if as_json:
+        yield _json_line
+    elif out.is_terminal:
+        with _bars() as bars:
+            yield _Live(bars)
+    else:
+        yield _Plain()
+
+
+def say_error(error: Exception, *, as_json: bool, code: int) -> None:
+    """One sentence on stderr."""
+    said = " ".join(str(error).split())
+    if as_json:
+        sys.stderr.write(json.dumps({"error": said, "exit_code": code}) + "\n")
+    else:
+        err.print(f"[bold red]error:[/] {clean(said)}", soft_wrap=True)
+
+
+def say_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def show_plan(plan: Plan) -> None:
+    recipe = plan.recipe
+    table = Table(title=f"Plan of '{recipe.name}' (estimates)", title_justify="left")
+    for column in ("stage", "what", "tokens", "time", "memory"):
+        table.add_column(column, justify="right" if column in ("tokens", "time", "memory") else "left")
+    splits = ", ".join(f"{count} {name}" for name, count in plan.prompts.items())
+    table.add_row("prompts", f"{splits} from {clean(recipe.prompts.source)}", "", "", "")
+    for work in plan.work:
+        spent = "?" if work.seconds is None else duration(work.seconds)
+        memory = "?" if work.memory is None else f"{work.memory / 2**30:.1f} GiB"
+        table.add_row(work.stage, clean(work.what), f"~{work.tokens:,}", f"~{spent}", f"~{memory}")
+    out.print(table)
+    if plan.teacher and plan.student_parameters:
+        ratio = plan.teacher.parameters / plan.student_parameters
+        out.print(
+            f"student: {plan.student_parameters / 1e6:.1f} M parameters, {recipe.student.layers} of "
+            f"{plan.teacher.layers} layers, {ratio:.1f} times smaller than the teacher"
+        )
+    for licence, policy in plan.licences.items():
+        out.print(f"licence of {clean(licence)}: {policy.verdict}{f' ({policy.duties})' if policy.duties else ''}")
+    for reason, count in plan.left_out.items():
+        out.print(f"left out: {count:,} rows, {clean(reason)}")
+
+
+def show_run(run: Run) -> None:
+    """The small table at the end, and what to try next."""
+    scores = run.read_scores()
+    assert scores is not None
+    table = Table(title=f"{run.recipe.name}: {run.folder}", title_justify="left")
+    for column in ("arm", "accuracy", "95 %", "agreement", "prompts/s", "parameters"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, metrics in scores["arms"].items():
+        low, high = metrics["accuracy"]["ci95"]
+        table.add_row(
+            arm,
+            f"{metrics['accuracy']['value']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{metrics['agreement']['value']:.1%}",
+            _value(metrics, "prompts_per_second", "{:,.1f}"),
+            _value(metrics, "parameters", "{:,.0f}"),
+        )
+    out.print(table)
+    out.print("next:")
+    for command, why in (
+        (f"xdg-open {run.report}", "the report"),
+        (f"potstill chat {run.folder}", "ask the student something"),
+        ("cp recipes/quickstart.yaml mine.yaml", "a recipe of your own"),
+    ):
+        out.print(f"  [bold]{clean(command)}[/]   {why}")
+
+
+def show_runs(folder: Path, *, as_json: bool) -> None:
+    rows = [_state(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
+    if as_json:
+        say_json(rows)
+        return
+    table = Table(title=str(folder), title_justify="left")
+    for column in ("run", "finished", "student", "teacher"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(clean(str(row[key])) for key in ("run", "finished", "student", "teacher")))
+    out.print(table if rows else f"no runs in '{folder}' yet; start one with: potstill run recipes/quickstart.yaml")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    scores_file = folder / "scores.json"
+    arms: Mapping[str, Any] = json.loads(scores_file.read_text()).get("arms", {}) if scores_file.is_file() else {}
+    done = [name for name, path in (("report", "report.html"), ("train", "model")) if (folder / path).exists()]
+    accuracy = {arm: f"{arms[arm]['accuracy']['value']:.1%}" if arm in arms else "-" for arm in ("student", "teacher")}
+    return {"run": folder.name, "finished": done[0] if done else "-", **accuracy}
+
+
+def _value(metrics: Mapping[str, Any], name: str, form: str) -> str:
+    return form.format(metrics[name]["value"]) if name in metrics else "-"
+
+
+def _json_line(progress: Progress) -> None:
+    say_json(
+        {
+            "stage": progress.stage,
+            "what": progress.what,
+            "done": progress.done,
+            "total": progress.total,
+            "note": progress.note,
+        }
+    )
+    sys.stdout.flush()
+
+
+def _bars() -> Bars:
+    return Bars(
+        TextColumn("[bold]{task.fields[stage]:<9}"),
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=out,
+    )
+
+
+class _Live:
+    """A bar for everything that is counted."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+
+    def __call__(self, p: Progress) -> None:
+        key = (p.stage, p.what)
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(clean(p.what), stage=p.stage, note="", total=p.total)
+        self._bars.update(self._tasks[key], completed=p.done, total=p.total, note=clean(p.note))
+
+
+class _Plain:
+    """A line when something begins, ends, or has been going for another 30 seconds."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], float] = {}
+
+    def __call__(self, p: Progress) -> None:
+        key, now = (p.stage, p.what), time.monotonic()
+        if p.done < p.total and now - self._last.get(key, -1e9) < 30:
+            return
+        self._last[key] = now
+        out.print(f"{p.stage:<9} {clean(p.what)}  {p.done:,}/{p.total:,}  {clean(p.note)}", soft_wrap=True)

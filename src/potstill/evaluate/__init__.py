@@ -1,0 +1,1 @@
+"""Evaluation: student, teacher and controls on held-out prompts, paired, with intervals."""

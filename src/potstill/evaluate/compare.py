@@ -1,0 +1,108 @@
+"""From the arms' answers to the `arms`, `paired` and `gap_recovered` of scores.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from potstill.evaluate.metrics import (
+    Answers,
+    Array,
+    Ints,
+    expected_calibration_error,
+    interval,
+    rank_correlation,
+    resamples,
+)
+from potstill.records import Score
+
+Scores = dict[str, dict[str, Score]]
+PAIRED = ("accuracy", "agreement", "kl_to_teacher")
+
+
+def score_arms(arms: Mapping[str, Answers], *, count: int, seed: int) -> tuple[Scores, dict[str, Any], dict[str, Any]]:
+    """Scores of every arm with 95 % intervals; the student's paired differences to the others; the share of the gap
+    between each control and the teacher that the student closed."""
+    n = len(next(iter(arms.values())).reference_N)
+    rows_BN = resamples(n, count=count, seed=seed)
+    whole_1N = np.arange(n)[None, :]
+    points = {arm: _metrics(answers, whole_1N) for arm, answers in arms.items()}
+    draws = {arm: _metrics(answers, rows_BN) for arm, answers in arms.items()}
+    scores: Scores = {
+        arm: {m: Score(value=float(v[0]), n=n, ci95=interval(draws[arm][m])) for m, v in metrics.items()}
+        for arm, metrics in points.items()
+    }
+    return scores, _paired(points, draws), _gaps(points, draws)
+
+
+def validation_scores(answers: Answers) -> dict[str, Score]:
+    """What the learning curves show: cheap, no intervals."""
+    n = len(answers.reference_N)
+    return {
+        "accuracy": Score(value=float(answers.correct().mean()), n=n),
+        "agreement": Score(value=float(answers.agrees().mean()), n=n),
+        "kl_to_teacher": Score(value=float(answers.kl_to_teacher().mean()), n=n),
+    }
+
+
+def _metrics(answers: Answers, rows_BN: Ints) -> dict[str, Array]:
+    correct_N = answers.correct()
+    metrics = {
+        "accuracy": correct_N[rows_BN].mean(axis=-1),
+        "agreement": answers.agrees()[rows_BN].mean(axis=-1),
+        "kl_to_teacher": answers.kl_to_teacher()[rows_BN].mean(axis=-1),
+        "ece": expected_calibration_error(answers.p_NC.max(axis=-1), correct_N, rows_BN),
+    }
+    if answers.grade_N is not None:
+        metrics["rank_correlation"] = rank_correlation(_expected_grade(answers), answers.grade_N, rows_BN)
+    return metrics
+
+
+def _expected_grade(answers: Answers) -> Array:
+    """The arm's probabilities as one number: the choices' mean human grades, weighted by their probability."""
+    assert answers.grade_N is not None
+    grade_N, reference_N = answers.grade_N, answers.reference_N
+    present = [c for c in range(answers.p_NC.shape[1]) if (reference_N == c).any()]
+    means = np.array([grade_N[reference_N == c].mean() for c in present])
+    return answers.p_NC[:, present] @ means
+
+
+def _paired(points: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"student - {arm}": {
+            m: {
+                "value": float(points["student"][m][0] - points[arm][m][0]),
+                "ci95": list(interval(draws["student"][m] - draws[arm][m])),
+            }
+            for m in PAIRED
+        }
+        for arm in points
+        if arm != "student"
+    }
+
+
+def _gaps(points: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
+    """(student - control) / (teacher - control) in accuracy, by joint resampling; null where the denominator's interval
+    includes 0. It may exceed 1: checks add knowledge that the teacher alone lacks."""
+    gaps: dict[str, Any] = {}
+    for control in points:
+        if control in ("student", "teacher", "teacher_raw"):
+            continue
+        drawn = {arm: draws[arm]["accuracy"] - draws[control]["accuracy"] for arm in ("student", "teacher")}
+        low, high = interval(drawn["teacher"])
+        if low <= 0 <= high:
+            gaps[control] = None
+            continue
+        base, teacher, student = (points[arm]["accuracy"][0] for arm in (control, "teacher", "student"))
+        usable = drawn["teacher"] != 0  # the interval excludes 0, so hardly a resample is lost
+        gaps[control] = {
+            "value": float((student - base) / (teacher - base)),
+            "ci95": list(interval(drawn["student"][usable] / drawn["teacher"][usable])),
+        }
+    return gaps
+
+
+def as_indices(answers: Sequence[str], choices: Sequence[str]) -> Ints:
+    return np.array([choices.index(answer) for answer in answers], dtype=np.int64)

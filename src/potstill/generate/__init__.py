@@ -1,0 +1,1 @@
+"""Generation: ask the teacher what it has not been asked yet."""

@@ -1,0 +1,1 @@
+"""Models: find, read the facts without the weights, load, make a student, save."""

@@ -1,0 +1,166 @@
+"""Where a model named in a recipe lies, and what it is, without reading its weights."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.errors import InputError, MissingEnvironment
+from potstill.models.gguf import read_header
+
+Form = Literal["gguf", "folder", "hub"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """`path` is the file or folder; None for a hub id that is not on this machine yet."""
+
+    name: str
+    form: Form
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    vocabulary: int
+    parameters: int
+    tied: bool
+
+    @property
+    def a_layer(self) -> int:
+        heads = 1 if self.tied else 2
+        return (self.parameters - heads * self.vocabulary * self.hidden - self.hidden) // self.layers
+
+    def with_layers(self, layers: int) -> int:
+        """Parameters of the same model cut to `layers` layers."""
+        return self.parameters - (self.layers - layers) * self.a_layer
+
+
+def locate(name: str) -> Located:
+    """Resolve a hub id, a folder, a `.gguf` file or `package:NAME/FILE`. Raises InputError or MissingEnvironment."""
+    if name.startswith("package:"):
+        return _in_package(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"the folder '{name}' holds no model (no config.json)",
+                way_out="give a folder written by save_pretrained",
+            )
+        return Located(name, "folder", path)
+    if path.is_file():
+        return Located(name, "gguf", path)
+    if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f"did you mean '{path.parent / near[0]}'?" if near else "give a hub id, a folder or a .gguf file"
+        raise InputError(f"there is no model at '{name}'", way_out=hint)
+    return Located(name, "hub", None)
+
+
+def _in_package(name: str) -> Located:
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingEnvironment(
+            f"the model '{name}' needs the Python package '{package}', which is not installed",
+            way_out=f"pip install {package.replace('_', '-')}",
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.is_file():
+        raise InputError(f"the package '{package}' holds no file '{inside}'", way_out="check the name")
+    return Located(name, "gguf", path)
+
+
+def facts(located: Located) -> Facts | None:
+    """Layers, widths and parameters from headers and configs alone; None for a hub id that is not here."""
+    if located.path is None:
+        return None
+    return _gguf_facts(located.path) if located.form == "gguf" else _folder_facts(located.path)
+
+
+def _gguf_facts(path: Path) -> Facts:
+    header = read_header(path)
+    architecture = str(header.values.get("general.architecture", "unknown"))
+    embedding = header.shapes.get("token_embd.weight")
+    layers = header.values.get(f"{architecture}.block_count")
+    if embedding is None or not isinstance(layers, int) or len(embedding) != 2:
+        raise InputError(
+            f"'{path}' holds no language model (no token embeddings or no layer count)",
+            way_out="give the GGUF file of a causal language model",
+        )
+    return Facts(
+        architecture=architecture,
+        layers=layers,
+        hidden=embedding[1],
+        vocabulary=embedding[0],
+        parameters=header.parameters,
+        tied="output.weight" not in header.shapes,
+    )
+
+
+def _folder_facts(folder: Path) -> Facts:
+    config = read_json(folder / "config.json")
+    try:
+        layers, hidden, vocabulary = (int(config[key]) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
+    except KeyError as error:
+        raise InputError(
+            f"'{folder / 'config.json'}' has no {error}",
+            way_out="give the folder of a causal language model",
+        ) from None
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"'{folder}' holds no .safetensors weights", way_out="save the model as safetensors")
+    return Facts(
+        architecture=str(config.get("model_type", "unknown")),
+        layers=layers,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        parameters=sum(_safetensors_parameters(file) for file in files),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _safetensors_parameters(path: Path) -> int:
+    """Counted from the header (8 bytes of length, then JSON); the data must fill the file exactly."""
+    size = path.stat().st_size
+    damaged = InputError(f"'{path}' is a damaged safetensors file", way_out="download it again")
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length > min(100 << 20, size - 8):
+            raise damaged
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+        except ValueError:
+            raise damaged from None
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    if 8 + length + max((t["data_offsets"][1] for t in tensors), default=0) != size:
+        raise damaged
+    return sum(prod(t["shape"]) for t in tensors)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{path}' is not valid JSON: {error}", way_out="mend or replace it") from None
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept between runs: $POTSTILL_CACHE, or potstill in the user's cache folder."""
+    if chosen := os.environ.get("POTSTILL_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "potstill"

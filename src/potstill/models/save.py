@@ -1,0 +1,46 @@
+"""Write a model folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from potstill.text.tokens import Codec
+
+
+def save_model(
+    model: PreTrainedModel,
+    codec: Codec,
+    *,
+    tokenizer_from: Path,
+    end_of_turn: int,
+    max_new_tokens: int,
+    to: Path,
+) -> None:
+    """Weights, tokenizer, the codec's template as chat template, and a generation config that stops at `end_of_turn`.
+
+    Written beside `to` and renamed, so `to` is whole or absent.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, local_files_only=True)
+        tokenizer.chat_template = codec.template.source
+        tokenizer.save_pretrained(draft)
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            bos_token_id=model.config.bos_token_id,
+            eos_token_id=end_of_turn,
+            pad_token_id=end_of_turn if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
+        model.config.eos_token_id = end_of_turn
+        model.save_pretrained(draft)
+        if to.exists():
+            shutil.rmtree(to)
+        draft.replace(to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,135 @@
+"""What a run will do, before it does it: prompts, tokens, time, memory and licences, with no weights loaded.
+
+Tokens are estimated as a quarter of the bytes; time from a matrix product measured on this machine. Both are marked as
+estimates; they are there to tell minutes from hours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from potstill.errors import InputError
+from potstill.licences import Policy, check_licence
+from potstill.models.locate import Facts, facts, locate
+from potstill.prompts import load_prompts
+from potstill.recipe import Recipe
+from potstill.text.template import Template
+
+_BYTES_A_TOKEN = 4
+_SHARE_OF_PEAK = 0.5  # what a training step reaches of a bare matrix product here: docs/results/quickstart.md
+_TRAINING_BYTES = 16  # fp32 weight, gradient and two moments
+_WEIGHT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One stage: what it does, tokens it reads, estimated seconds and peak bytes (None: not known offline)."""
+
+    stage: str
+    what: str
+    tokens: int
+    seconds: float | None
+    memory: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    recipe: Recipe
+    prompts: Mapping[str, int]
+    left_out: Mapping[str, int]
+    work: tuple[Work, ...]
+    teacher: Facts | None
+    student_parameters: int | None
+    licences: Mapping[str, Policy]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Raises a PotstillError for everything that can be known to be wrong before weights are loaded."""
+    licences = {
+        f"{what} ({licence})": check_licence(licence, key=f"{what}.licence")
+        for what, licence in (
+            ("teacher", recipe.teacher.licence),
+            ("prompts", recipe.prompts.licence),
+        )
+    }
+    teacher = facts(locate(recipe.teacher.model))
+    if teacher and recipe.student.layers > teacher.layers:
+        raise InputError(
+            f"student.layers is {recipe.student.layers}, but the teacher has {teacher.layers} layers",
+            way_out=f"choose 1 to {teacher.layers}",
+        )
+    for name, source in (
+        ("teacher", recipe.teacher.template),
+        ("student", recipe.student.template),
+    ):
+        if source is not None:
+            Template(source, name=name)
+    found = load_prompts(recipe)
+    sizes = Counter(p.split for p in found.prompts)
+    mean_tokens = sum(len(p.text.encode()) for p in found.prompts) / len(found.prompts) / _BYTES_A_TOKEN + 8
+    return Plan(
+        recipe=recipe,
+        prompts=dict(sizes),
+        left_out=found.left_out,
+        work=_work(recipe, teacher, mean_tokens),
+        teacher=teacher,
+        student_parameters=teacher.with_layers(recipe.student.layers) if teacher else None,
+        licences=licences,
+    )
+
+
+def _work(recipe: Recipe, teacher: Facts | None, mean_tokens: float) -> tuple[Work, ...]:
+    split, settings = recipe.prompts.split, recipe.train
+    arms = ["student", *(c for c in ("from_scratch", "hard_labels") if c in recipe.controls)]
+    asked = round(split.total * mean_tokens)
+    trained = round(split.train * mean_tokens * settings.epochs * len(arms))
+    evaluated = round(split.test * mean_tokens * (len(arms) + ("base" in recipe.controls)))
+    big = small = rate = None
+    if teacher:
+        rate = _flops_a_second() * _SHARE_OF_PEAK
+        big = teacher.layers * teacher.a_layer
+        small = recipe.student.layers * teacher.a_layer
+    student_bytes = teacher.with_layers(recipe.student.layers) * _TRAINING_BYTES if teacher else None
+
+    def seconds(flops_a_token: int, tokens: int, parameters: int | None) -> float | None:
+        return flops_a_token * tokens * parameters / rate if rate and parameters else None
+
+    return (
+        Work(
+            stage="generate",
+            what=f"{split.total} answers by {recipe.teacher.model}",
+            tokens=asked,
+            seconds=seconds(2, asked, big),
+            memory=teacher.parameters * _WEIGHT_BYTES if teacher else None,
+        ),
+        Work(
+            stage="train",
+            what=f"{', '.join(arms)}: up to {split.train} examples x {settings.epochs} epochs",
+            tokens=trained,
+            seconds=seconds(6, trained, small),
+            memory=student_bytes,
+        ),
+        Work(
+            stage="evaluate",
+            what=f"{split.test} test prompts x {len(arms) + len(recipe.controls)} arms",
+            tokens=evaluated,
+            seconds=seconds(2, evaluated, small),
+            memory=teacher.parameters * _WEIGHT_BYTES if teacher else None,
+        ),
+    )
+
+
+def _flops_a_second() -> float:
+    """What a bare fp32 matrix product reaches here, from a tenth of a second of trying."""
+    a = np.ones((768, 768), dtype=np.float32)
+    a @ a
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.08:
+        a @ a
+        rounds += 1
+    return rounds * 2 * 768**3 / (time.perf_counter() - start)

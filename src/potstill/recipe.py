@@ -1,0 +1,351 @@
+"""The recipe: one YAML file that says which prompts, which teacher, which checks, which student, which method.
+
+Strict, frozen, values only. `load` reads YAML 1.2 with `--set` overrides and refuses what it does not know, naming the
+line and the nearest right key. `as_yaml` writes the resolved recipe back; loading that gives an equal one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from potstill.errors import InputError
+
+Control = Literal["base", "from_scratch", "hard_labels", "floor"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=False)
+
+
+class Columns(_Values):
+    """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
+
+    text: str | None = None
+    messages: str | None = None
+    id: str | None = None
+    answer: str | None = Field(None, description="a person's answer, used to evaluate, never to train")
+    grade: str | None = Field(None, description="a person's graded rating, used to evaluate")
+
+    @model_validator(mode="after")
+    def _one_source_of_text(self) -> Columns:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("name exactly one of 'text' and 'messages'")
+        return self
+
+
+class SplitSizes(_Values):
+    train: Count
+    validation: Count
+    test: Count
+
+    @property
+    def total(self) -> int:
+        return self.train + self.validation + self.test
+
+
+class Prompts(_Values):
+    """Where the prompts come from: a JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`."""
+
+    source: str
+    licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
+    columns: Columns
+    header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
+    answer_by_grade: dict[str, tuple[float, float]] | None = Field(
+        None, description="answer -> [lowest, highest] grade; rows outside every range are left out"
+    )
+    split: SplitSizes
+
+    @model_validator(mode="after")
+    def _people_answered(self) -> Prompts:
+        if self.answer_by_grade and self.columns.grade is None:
+            raise ValueError("'answer_by_grade' needs 'columns.grade'")
+        if not self.answer_by_grade and self.columns.answer is None:
+            raise ValueError("evaluation needs people's answers: name 'columns.answer' or 'answer_by_grade'")
+        return self
+
+
+class Shot(_Values):
+    """A worked example in the teacher's prompt."""
+
+    prompt: str
+    answer: str
+
+
+class Teacher(_Values):
+    """The big frozen model. `template` (Jinja, the chat-template convention) replaces the one it carries."""
+
+    model: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
+    revision: str | None = None
+    licence: str
+    instructions: str | None = None
+    examples: tuple[Shot, ...] = ()
+    template: str | None = None
+    batch_tokens: Count = 1024
+
+
+class Answers(_Values):
+    """The allowed answers. `prior` is what the teacher's average answer is calibrated to."""
+
+    choices: tuple[str, ...] = Field(min_length=2)
+    prior: tuple[Positive, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Answers:
+        if len(set(self.choices)) != len(self.choices) or not all(c.strip() == c != "" for c in self.choices):
+            raise ValueError("'choices' must be distinct, not empty, without surrounding blanks")
+        if self.prior is not None and len(self.prior) != len(self.choices):
+            raise ValueError(f"'prior' has {len(self.prior)} values for {len(self.choices)} choices")
+        if self.prior is not None and abs(sum(self.prior) - 1) > 1e-6:
+            raise ValueError(f"'prior' sums to {sum(self.prior):g}, not to 1")
+        return self
+
+
+class Verify(_Values):
+    """A teacher answer is kept when its mass on the allowed answers and its calibrated confidence suffice."""
+
+    min_allowed_mass: Probability = 0.0
+    min_confidence: Probability = 0.0
+
+
+class Student(_Values):
+    """The teacher's embeddings and its first `layers` layers, with a template of its own."""
+
+    layers: Count
+    freeze_embeddings: bool = Field(True, description="keep the teacher's embeddings, and its head where they are tied")
+    template: str | None = None
+
+
+class Sft(_Values):
+    """Cross-entropy on the teacher's answer (sequence-level KD; Kim and Rush 2016)."""
+
+    kind: Literal["sft"]
+
+
+class LogitKd(_Values):
+    """T² KL(teacher_T || student_T) over the allowed answers + alpha x cross-entropy (Hinton et al. 2015)."""
+
+    kind: Literal["logit_kd"]
+    temperature: Positive = 1.0
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+
+
+Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
+
+
+class Train(_Values):
+    """The loop, the same for every arm."""
+
+    method: Method
+    epochs: Count = 3
+    batch_size: Count = 32
+    learning_rate: Positive = 3e-4
+    warmup: Probability = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Positive = 1.0
+    average: Probability = Field(0.0, description="the model is the mean of its weights over this last share of steps")
+    checkpoint_seconds: Positive = 20.0
+    validations: Count = Field(4, description="how often the validation prompts are scored while training")
+
+
+class Evaluate(_Values):
+    batch_tokens: Count = 1024
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    uncached_prompts: Count = Field(48, description="prompts that time the teacher without its cached prefix")
+    generate_prompts: Count = Field(100, description="test prompts that the saved model answers through generate")
+
+
+class Recipe(_Values):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    prompts: Prompts
+    teacher: Teacher
+    answers: Answers
+    verify: Verify = Verify()
+    student: Student
+    train: Train
+    controls: tuple[Control, ...] = get_args(Control)
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _answers_agree(self) -> Recipe:
+        named = {shot.answer for shot in self.teacher.examples} | set(self.prompts.answer_by_grade or {})
+        if strange := sorted(named - set(self.answers.choices)):
+            raise ValueError(f"answer '{strange[0]}' is not one of answers.choices {list(self.answers.choices)}")
+        return self
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe. Raises InputError (exit 2) with file, line, key, value and the way out."""
+    tree = _parse(path)
+    lines = _line_numbers(tree)
+    values: dict[str, Any] = _plain(tree)
+    for override in overrides:
+        _apply(values, override, lines)
+    try:
+        return Recipe.model_validate_json(_json(values))
+    except ValidationError as error:
+        raise _explain(error, path, lines) from None
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every default spelt out."""
+    yaml = YAML()
+    yaml.width = 100
+    text = io.StringIO()
+    yaml.dump(recipe.model_dump(mode="json"), text)
+    return text.getvalue()
+
+
+def first_difference(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The dotted name of the first key whose values differ, or None."""
+    for key in [*one, *(k for k in two if k not in one)]:
+        left, right = one.get(key), two.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            if deeper := first_difference(left, right, f"{prefix}{key}."):  # pyright: ignore[reportUnknownArgumentType]
+                return deeper
+        elif left != right:
+            return f"{prefix}{key}"
+    return None
+
+
+def _json(values: dict[str, Any]) -> str:
+    # Strict JSON mode takes lists for tuples and refuses "3" for 3, which is what a YAML file needs.
+    import json
+
+    return json.dumps(values, default=str)
+
+
+def _parse(path: Path) -> CommentedMap:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = (
+            f"did you mean '{path.parent / near[0]}'?"
+            if near
+            else "give the path of a recipe such as recipes/quickstart.yaml"
+        )
+        raise InputError(f"there is no recipe at '{path}'", way_out=hint) from None
+    except IsADirectoryError:
+        raise InputError(f"'{path}' is a folder, not a recipe", way_out="give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"'{path}' is not UTF-8 text (byte {error.start})", way_out="save the recipe as UTF-8"
+        ) from None
+    try:
+        tree = YAML().load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = (error.problem or "cannot be read").splitlines()[0]
+        raise InputError(f"{path}, line {line}: not valid YAML: {problem}", way_out="mend that line") from None
+    except YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", way_out="mend the file") from None
+    if not isinstance(tree, CommentedMap):
+        raise InputError(f"{path} holds no keys", way_out="start from recipes/quickstart.yaml")
+    return tree
+
+
+def _line_numbers(tree: object, prefix: str = "") -> dict[str, int]:
+    """Dotted key -> line in the file, counted from 1."""
+    lines: dict[str, int] = {}
+    if isinstance(tree, CommentedMap):
+        for key, value in tree.items():
+            name = f"{prefix}{key}"
+            lines[name] = tree.lc.data[key][0] + 1 if key in tree.lc.data else 1
+            lines |= _line_numbers(value, f"{name}.")
+    elif isinstance(tree, CommentedSeq):
+        for position, value in enumerate(tree):
+            lines |= _line_numbers(value, f"{prefix}{position}.")
+    return lines
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(node, list):
+        return [_plain(value) for value in node]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(node, bool) or node is None:
+        return node
+    for kind in (int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return str(node)
+
+
+def _apply(values: dict[str, Any], override: str, lines: dict[str, int]) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise InputError(
+            f"--set {override}: not of the form key.subkey=value",
+            way_out="write for example --set train.epochs=2",
+        )
+    *parents, last = dotted.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override}: '{parent}' has no sub-keys", way_out="set the whole key instead")
+        node = child  # pyright: ignore[reportUnknownVariableType]
+    try:
+        node[last] = _plain(YAML(typ="safe", pure=True).load(text))
+    except YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML", way_out="quote it") from None
+    for name in [name for name in lines if name == dotted or name.startswith(f"{dotted}.")]:
+        del lines[name]
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[str, int]) -> InputError:
+    """The first complaint of pydantic as one sentence with file, line, key and value."""
+    first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    keys = [str(part) for part in first["loc"] if str(part) not in ("sft", "logit_kd")]
+    dotted = ".".join(keys)
+    where = f"{path}, line {lines[dotted]}" if dotted in lines else str(path)
+    match first["type"]:
+        case "extra_forbidden":
+            known = _fields_at(keys[:-1])
+            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+            inside = f" in '{'.'.join(keys[:-1])}'" if keys[:-1] else ""
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys{inside}: {', '.join(known)}"
+            return InputError(f"{where}: unknown key '{keys[-1]}'{inside}", way_out=hint)
+        case "missing":
+            above = ".".join(keys[:-1])
+            line = f", line {lines[above]}" if above in lines else ""
+            return InputError(f"{path}{line}: '{dotted}' is missing", way_out=f"add '{dotted}'")
+        case "value_error":
+            said = str(first.get("ctx", {}).get("error", first["msg"]))
+            return InputError(f"{where}: {f'{dotted}: ' if dotted else ''}{said}", way_out="mend the recipe")
+        case _:
+            value = repr(first["input"])
+            shown = value if len(value) <= 60 else value[:57] + "..."
+            return InputError(
+                f"{where}: '{dotted}' is {shown}",
+                way_out=first["msg"].replace("Input should be", "it should be"),
+            )
+
+
+def _fields_at(keys: list[str]) -> list[str]:
+    model: Any = Recipe
+    for key in keys:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = _model_of(model.model_fields[key].annotation) if key in model.model_fields else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _model_of(annotation: Any) -> Any:
+    if isinstance(annotation, type):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_of(part)) is not None), None)

@@ -1,0 +1,1 @@
+"""Everything on disk: the run folder, the ledger, examples, checkpoints, metrics."""

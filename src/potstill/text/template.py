@@ -1,0 +1,73 @@
+"""Chat templates, rendered as transformers renders them (sandboxed Jinja), without importing transformers.
+
+A template is a program that came with a model file, so it runs in Jinja's immutable sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from potstill.errors import InputError
+from potstill.records import Message
+
+
+def _refuse(said: str) -> str:
+    raise jinja2.TemplateError(said)
+
+
+def _to_json(value: object, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+class Template:
+    """A compiled chat template. Raises InputError where it does not parse or refuses the messages."""
+
+    def __init__(self, source: str, *, name: str, tokens: dict[str, str] | None = None) -> None:
+        self.source = source
+        self.name = name
+        self._tokens = tokens or {}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._compiled = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(
+                f"the {name} template does not parse at its line {error.lineno}: {error.message}",
+                way_out="mend the template",
+            ) from None
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """The text that the model reads."""
+        turns: list[dict[str, Any]] = [message.as_dict() for message in messages]
+        try:
+            return self._compiled.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._tokens)
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"the {self.name} template refuses these messages: {error}",
+                way_out="mend the template or the prompts",
+            ) from None
+
+    def completion(self, messages: Sequence[Message], answer: str) -> str:
+        """What the template writes after the generation prompt when the assistant says `answer`, its end included.
+
+        The generation prompt must be a prefix of the finished conversation; else training and generation would see
+        different tokens, and that is refused.
+        """
+        prefix = self.render(messages, add_generation_prompt=True)
+        finished = self.render([*messages, Message(role="assistant", content=answer)], add_generation_prompt=False)
+        if not finished.startswith(prefix) or answer not in finished[len(prefix) :]:
+            raise InputError(
+                f"the {self.name} template does not round-trip: the conversation with the answer "
+                f"{answer!r} does not begin with the generation prompt",
+                way_out="make the template write the assistant's turn as generation prompt + answer + end",
+            )
+        return finished[len(prefix) :]

@@ -1,0 +1,84 @@
+"""Token ids of prompts and answers.
+
+The prefix (everything up to the answer) and the answer are tokenised apart and joined, so the training prefix equals
+`apply_chat_template(messages, add_generation_prompt=True)` token for token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from potstill.errors import InputError
+from potstill.records import Message
+from potstill.text.template import Template
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A tokenizer and a template: what one model reads and writes."""
+
+    tokenizer: Tokenizer
+    template: Template
+
+    def prefix(self, messages: Sequence[Message]) -> Ids:
+        """Ids of the rendered messages with the generation prompt."""
+        return self._encode(self.template.render(messages, add_generation_prompt=True))
+
+    def answer(self, answer: str) -> Ids:
+        """Ids of the answer alone, as the template writes it, without the end of the turn."""
+        written = self.template.completion(_ASKED, answer)
+        return self._encode(written[: written.index(answer) + len(answer)])
+
+    def end_of_turn(self, answer: str) -> int:
+        """The one special token that closes the assistant's turn; training teaches it and generation stops at it."""
+        written = self.template.completion(_ASKED, answer)
+        rest = self._encode(written[written.index(answer) + len(answer) :])
+        special = {i for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
+        if not rest or rest[0] not in special:
+            raise InputError(
+                f"the {self.template.name} template does not close the assistant's turn with a "
+                f"special token (after {answer!r} it writes {written[written.index(answer) + len(answer) :]!r})",
+                way_out="end the assistant's turn with the model's end-of-turn token, such as <|im_end|>",
+            )
+        return rest[0]
+
+    def control_token(self, messages: Sequence[Message]) -> str | None:
+        """A special token spelt out in the content, which would become a control id, or None."""
+        names = [t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special]
+        return next((n for n in names if any(n in message.content for message in messages)), None)
+
+    def _encode(self, text: str) -> Ids:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+_ASKED = (Message(role="user", content="x"),)
+
+
+def choice_ids(codec: Codec, choices: Sequence[str]) -> tuple[Ids, ...]:
+    """Ids of every allowed answer. One that begins another is refused: their probabilities would overlap."""
+    ids = tuple(codec.answer(choice) for choice in choices)
+    for i, one in enumerate(ids):
+        for j, other in enumerate(ids):
+            if i != j and other[: len(one)] == one:
+                raise InputError(
+                    f"answers.choices: the tokens of '{choices[i]}' begin those of '{choices[j]}'",
+                    way_out="choose answers of which none begins another",
+                )
+    return ids
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The `tokenizer.json` of a model folder."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            f"'{folder}' has no tokenizer.json",
+            way_out="give a model folder saved with its fast tokenizer",
+        )
+    return Tokenizer.from_file(str(path))

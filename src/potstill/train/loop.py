@@ -1,0 +1,115 @@
+"""The training loop: plain PyTorch, resumable to the bit, the same for every arm."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.errors import GuardStopped
+from potstill.models.forward import head_logits, hidden_states
+from potstill.models.load import compute_dtype
+from potstill.recipe import LogitKd, Sft, Train
+from potstill.records import Progress, Score, Watch
+from potstill.store.checkpoints import Checkpoints
+from potstill.store.metrics import Metrics
+from potstill.text.tokens import Ids
+from potstill.train.batch import Batch, Row, batch_order, collate
+from potstill.train.methods import terms
+from potstill.train.trainee import Trainee
+
+Validate = Callable[[PreTrainedModel], dict[str, Score]]
+"""Scores on the validation prompts, by metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What training took: optimizer steps, tokens read, seconds over all restarts."""
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One arm to train: what it learns from, how, and where its traces go."""
+
+    arm: str
+    rows: Sequence[Row]
+    choices: Sequence[Ids]
+    method: Sft | LogitKd
+    settings: Train
+    seed: int
+    fingerprint: str
+    checkpoints: Checkpoints
+    metrics: Metrics
+    validate: Validate
+    watch: Watch
+
+
+def fit(model: PreTrainedModel, job: Job) -> Fitted:
+    """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped on a loss that is not
+    finite, before the weights are touched."""
+    settings = job.settings
+    lengths = [row.tokens for row in job.rows]
+    per_epoch = math.ceil(len(job.rows) / settings.batch_size)
+    total = per_epoch * settings.epochs
+    validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
+    trainee = Trainee(model, settings)
+    trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
+    job.metrics.rewind(job.arm, trainee.step)
+    before, start = trainee.seconds, time.perf_counter()
+    saved, batches = start, list[list[int]]()
+    while trainee.step < total:
+        epoch, position = divmod(trainee.step, per_epoch)
+        if position == 0 or not batches:
+            batches = batch_order(lengths, batch_size=settings.batch_size, seed=job.seed, epoch=epoch)
+        batch = collate([job.rows[i] for i in batches[position]], job.choices, device=model.device)
+        logged = _step(trainee, batch, job=job, rate=settings.learning_rate * schedule(trainee.step, total, settings))
+        if trainee.step > total * (1 - settings.average):
+            trainee.take_into_average()
+        if trainee.step == total:
+            trainee.settle()
+        if trainee.step in validate_at:
+            logged |= {f"validation_{name}": score.value for name, score in job.validate(model).items()}
+        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged})
+        note = f"loss {logged['loss']:.3f}"
+        job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=note))
+        trainee.seconds = before + time.perf_counter() - start
+        if time.perf_counter() - saved > settings.checkpoint_seconds and trainee.step < total:
+            trainee.save(job.checkpoints, fingerprint=job.fingerprint)
+            saved = time.perf_counter()
+    return Fitted(steps=total, tokens=trainee.tokens, seconds=trainee.seconds)
+
+
+def schedule(step: int, total: int, settings: Train) -> float:
+    """Linear warm-up over the first `warmup` of the steps, then a cosine down to a tenth."""
+    rise = settings.warmup * total
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))) / 2
+
+
+def _step(trainee: Trainee, batch: Batch, *, job: Job, rate: float) -> dict[str, float]:
+    """Forward, backward, update; what is worth logging of it."""
+    model = trainee.model
+    model.train()
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
+        hidden_BLD = hidden_states(model, batch.ids_BL)
+    logits_RV = head_logits(model, hidden_BLD[batch.b_R, batch.l_R])
+    loss, logged = terms(job.method, logits_RV, batch)
+    if not math.isfinite(loss.item()):
+        raise GuardStopped(
+            f"training of '{job.arm}' stopped at step {trainee.step}: the loss is {loss.item()}",
+            way_out="lower train.learning_rate; the last checkpoint is kept",
+        )
+    loss.backward()
+    norm = trainee.update(rate=rate)
+    model.eval()
+    trainee.step, trainee.tokens = trainee.step + 1, trainee.tokens + batch.tokens
+    return {"learning_rate": rate, "loss": loss.item(), **logged, "gradient_norm": norm}

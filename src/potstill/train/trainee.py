@@ -1,0 +1,83 @@
+"""A model in training: its weights, the optimizer's moments, the running average, and how far it is.
+
+All of it goes into a checkpoint and comes back to the bit. Weights that are not trained are in neither.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+from potstill.recipe import Train
+from potstill.store.checkpoints import Checkpoints
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Trainee:
+    def __init__(self, model: PreTrainedModel, settings: Train) -> None:
+        self.model = model
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self._clip_norm = settings.clip_norm
+        self._average: dict[str, Tensor] = {}
+        self._averaged = 0
+        self._trained: dict[str, Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(
+            self._trained.values(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def update(self, *, rate: float) -> float:
+        """One clipped AdamW step at learning rate `rate` from the gradients at hand; returns their norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    @torch.no_grad()
+    def take_into_average(self) -> None:
+        """Equal-weight mean of the weights so far (Polyak and Juditsky 1992; Izmailov et al. 2018)."""
+        self._averaged += 1
+        for name, parameter in self._trained.items():
+            if name in self._average:
+                self._average[name].lerp_(parameter, 1 / self._averaged)
+            else:
+                self._average[name] = parameter.clone()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Put the average in place of the last weights, if one was taken."""
+        for name, value in self._average.items():
+            self._trained[name].copy_(value)
+
+    def save(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
+        tensors: dict[str, Tensor] = {f"average.{name}": value for name, value in self._average.items()}
+        for name, parameter in self._trained.items():
+            tensors[f"model.{name}"] = parameter.detach()
+            state = self._optimizer.state[parameter]
+            tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS}
+        progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
+        checkpoints.save(self.step, tensors, {**progress, "fingerprint": fingerprint})
+
+    @torch.no_grad()
+    def restore(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
+        """Go on from the newest checkpoint; one that was made under another fingerprint is dropped."""
+        found = checkpoints.newest()
+        if found is None or found[1]["fingerprint"] != fingerprint:
+            checkpoints.clear()
+            return
+        tensors, state = found
+        for name, parameter in self._trained.items():
+            parameter.copy_(tensors[f"model.{name}"])
+            self._optimizer.state[parameter] = {k: tensors[f"optimizer.{name}.{k}"] for k in _MOMENTS}
+            if state["averaged"]:
+                self._average[name] = tensors[f"average.{name}"]
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self._averaged = state["averaged"]

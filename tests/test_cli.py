@@ -1,0 +1,52 @@
+"""The light verbs are light, and what the documents name exists."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from potstill.recipe import Recipe, as_yaml, load
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = ("check", "run", "generate", "verify", "train", "evaluate", "report", "chat", "runs")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "recipes/quickstart.yaml"], ["runs"]])
+def test_light_verbs_answer_in_under_a_second_without_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from potstill.cli import execute; code = execute(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules), 'heavy import';"
+        "sys.exit(code)"
+    )
+    took: list[float] = []
+    for _ in range(3):  # the best of three: CI's cores are shared
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        took.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert min(took) < 1.0, took
+
+
+def test_every_recipe_loads_and_its_resolved_form_is_the_same_recipe(tmp_path: Path) -> None:
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        recipe: Recipe = load(path)
+        (tmp_path / path.name).write_text(as_yaml(recipe))
+        assert load(tmp_path / path.name) == recipe
+
+
+def test_readme_names_every_verb_and_every_target_it_names_exists() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for verb in VERBS:
+        assert f"potstill {verb}" in readme, verb
+    for target in ("demo", "test", "check"):
+        assert f"make {target}" in readme and f"\n{target}:" in makefile

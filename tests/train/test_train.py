@@ -1,0 +1,212 @@
+"""The loop learns, sees every example once an epoch, and resumes to the bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from potstill.errors import GuardStopped
+from potstill.models.load import load
+from potstill.models.locate import locate
+from potstill.models.student import first_layers
+from potstill.recipe import LogitKd, Sft, Train
+from potstill.records import Progress, unwatched
+from potstill.store.checkpoints import Checkpoints
+from potstill.store.metrics import Metrics
+from potstill.text.tokens import Ids
+from potstill.train.batch import Row, batch_order, collate
+from potstill.train.loop import Job, fit, schedule
+from potstill.train.methods import terms
+
+ONE_TOKEN: tuple[Ids, ...] = ((7,), (9,))
+SEVERAL: tuple[Ids, ...] = ((7, 8), (9,), (7, 5, 6))
+KD = LogitKd(kind="logit_kd", temperature=2.0, alpha=0.5)
+
+
+def rows(choices: tuple[Ids, ...], n: int = 24, seed: int = 0) -> list[Row]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=draw))
+
+    found: list[Row] = []
+    for _ in range(n):
+        prefix = tuple(number(3, 300) for _ in range(number(2, 12)))
+        logp = torch.log_softmax(torch.randn(len(choices), generator=draw), 0)
+        best = int(logp.argmax())
+        found.append(Row(prefix=prefix, target=(*choices[best], 2), teacher_logp=tuple(logp.tolist())))
+    return found
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> PreTrainedModel:
+    return first_layers(load(locate(str(tiny_model)), dtype=torch.float32).model, 2)
+
+
+def job(folder: Path, choices: tuple[Ids, ...] = ONE_TOKEN, **changed: Any) -> Job:
+    settings = Train(
+        method=KD,
+        epochs=3,
+        batch_size=5,
+        learning_rate=3e-3,
+        validations=1,
+        checkpoint_seconds=1e-9,
+        average=0.5,
+    )
+    given: dict[str, Any] = {
+        "arm": "student",
+        "rows": rows(choices),
+        "choices": choices,
+        "method": KD,
+        "settings": settings,
+        "seed": 0,
+        "fingerprint": "f",
+        "checkpoints": Checkpoints(folder / "checkpoints"),
+        "metrics": Metrics(folder / "metrics.jsonl"),
+        "validate": lambda _: {},
+        "watch": unwatched,
+    }
+    return Job(**{**given, **changed})
+
+
+def naive_loss(
+    model: PreTrainedModel, some: list[Row], choices: tuple[Ids, ...], method: Sft | LogitKd
+) -> torch.Tensor:
+    """The same objective in float64, one sequence at a time, from the definition."""
+    ce, targets, kd = torch.zeros((), dtype=torch.float64), 0, torch.zeros((), dtype=torch.float64)
+    for row in some:
+
+        def logp(answer: Ids, row: Row = row) -> torch.Tensor:
+            out = model(torch.tensor([[*row.prefix, *answer]])).logits[0].log_softmax(-1)
+            return torch.stack([out[len(row.prefix) - 1 + i, token] for i, token in enumerate(answer)])
+
+        ce, targets = ce - logp(row.target).sum(), targets + len(row.target)
+        if isinstance(method, LogitKd):
+            student = torch.stack([logp(choice).sum() for choice in choices])
+            p = torch.softmax(torch.tensor(row.teacher_logp, dtype=torch.float64) / method.temperature, 0)
+            q = torch.log_softmax(student / method.temperature, 0)
+            kd = kd + method.temperature**2 * (p * (p.log() - q)).sum()
+    mean_ce = ce / targets
+    return mean_ce if isinstance(method, Sft) else kd / len(some) + method.alpha * mean_ce
+
+
+@pytest.mark.parametrize("choices", [ONE_TOKEN, SEVERAL])
+@pytest.mark.parametrize("method", [Sft(kind="sft"), KD])
+def test_loss_and_gradient_of_a_batch_equal_the_definition(
+    model: PreTrainedModel, choices: tuple[Ids, ...], method: Sft | LogitKd
+) -> None:
+    from potstill.models.forward import head_logits, hidden_states
+
+    some = rows(choices, n=7, seed=3)
+    batch = collate(some, choices, device=torch.device("cpu"))
+    logits = head_logits(model, hidden_states(model, batch.ids_BL)[batch.b_R, batch.l_R])
+    loss, _ = terms(method, logits, batch)
+    loss.backward()
+    reference = first_layers(model, 2).double()
+    expected = naive_loss(reference, some, choices, method)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=2e-6, rtol=2e-4)
+
+
+@given(
+    n=st.integers(1, 200),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 5),
+)
+def test_an_epoch_sees_every_example_once_in_an_order_of_its_own(n: int, size: int, seed: int, epoch: int) -> None:
+    lengths = [i % 17 for i in range(n)]
+    batches = batch_order(lengths, batch_size=size, seed=seed, epoch=epoch)
+    assert sorted(i for b in batches for i in b) == list(range(n))
+    assert all(len(b) <= size for b in batches)
+    assert batches == batch_order(lengths, batch_size=size, seed=seed, epoch=epoch)
+    if n > 20:
+        assert batches != batch_order(lengths, batch_size=size, seed=seed, epoch=epoch + 1)
+
+
+def test_sorting_within_windows_leaves_little_padding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 60, (2000,), generator=draw).tolist()
+    batches = batch_order(lengths, batch_size=32, seed=0, epoch=0)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert padded / sum(lengths) < 1.15
+
+
+def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
+    rates = [schedule(step, 100, Train(method=KD, warmup=0.1)) for step in range(100)]
+    assert rates[0] < rates[5] < rates[10] == max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_training_brings_the_student_to_the_teacher(model: PreTrainedModel, tmp_path: Path) -> None:
+    settings = Train(method=KD, epochs=40, batch_size=8, learning_rate=3e-3, validations=1)
+    work = job(tmp_path, settings=settings)
+    fitted = fit(model, work)
+    logged = work.metrics.rows("student")
+    assert fitted.steps == 120 == len(logged)
+    assert logged[-1]["kd"] < 0.1 * logged[0]["kd"]
+    assert logged[-1]["tokens"] == fitted.tokens == 40 * sum(row.tokens for row in work.rows)
+
+
+class Killed(BaseException):
+    """Stands in for the process being gone: nothing in the loop may catch it."""
+
+
+@pytest.mark.parametrize("stops", [[3], [1, 2, 9], [14]])
+@pytest.mark.parametrize("method", [Sft(kind="sft"), KD])
+def test_a_killed_training_resumes_to_the_bit(
+    tiny_model: Path, tmp_path: Path, stops: list[int], method: Sft | LogitKd
+) -> None:
+    def fresh() -> PreTrainedModel:
+        return first_layers(load(locate(str(tiny_model)), dtype=torch.float32).model, 2)
+
+    def kill_at(step: int) -> Callable[[Progress], None]:
+        def watch(p: Progress) -> None:
+            if p.done == step:
+                raise Killed
+
+        return watch
+
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    whole = fresh()
+    fitted = fit(whole, job(unbroken, method=method))
+    for stop in stops:
+        with pytest.raises(Killed):
+            fit(fresh(), job(broken, method=method, watch=kill_at(stop)))
+    resumed = fresh()
+    again = fit(resumed, job(broken, method=method))
+    assert (again.steps, again.tokens) == (fitted.steps, fitted.tokens)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert (unbroken / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
+
+
+def test_a_checkpoint_of_another_recipe_is_not_resumed(model: PreTrainedModel, tmp_path: Path) -> None:
+    def stop(p: Progress) -> None:
+        if p.done == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(first_layers(model, 2), job(tmp_path, watch=stop))
+    fit(model, job(tmp_path, fingerprint="other"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 16))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model: PreTrainedModel, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = float("nan")  # pyright: ignore
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(GuardStopped, match="step 0: the loss is nan"):
+        fit(model, job(tmp_path))
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
