@@ -124,7 +124,16 @@ class Student(_Values):
 
     layers: Count
     freeze_embeddings: bool = Field(True, description="keep the teacher's embeddings, and its head where they are tied")
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="keep that many first layers as the teacher's too"
+    )
     template: str | None = None
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Student:
+        if self.freeze_layers >= self.layers:
+            raise ValueError(f"'freeze_layers' is {self.freeze_layers}: no layer of {self.layers} would learn")
+        return self
 
 
 class Sft(_Values):

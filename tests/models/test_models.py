@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from potstill.errors import InputError, MissingEnvironment
-from potstill.models.forward import head_logits, hidden_states
+from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.gguf import read_header
 from potstill.models.load import codec_of, fingerprint, load
 from potstill.models.locate import facts, locate
@@ -31,7 +31,7 @@ def test_facts_of_the_quick_start_teacher_come_from_its_header_alone() -> None:
     assert found is not None
     assert (found.layers, found.hidden, found.vocabulary, found.tied) == (30, 576, 49152, True)
     assert found.parameters == 134_515_008
-    assert found.with_layers(4) == 42_471_360
+    assert found.with_layers(4) == 42_472_512
 
 
 def test_facts_of_a_folder_equal_the_loaded_model(tiny_model: Path) -> None:
@@ -86,13 +86,14 @@ def test_any_claimed_size_is_bounded_by_the_file(
         ("qwen3", {}),
     ],
 )
-def test_head_logits_equal_the_models_own(kind: str, extra: dict[str, object]) -> None:
+def test_logits_of_the_rows_equal_the_models_own(kind: str, extra: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY | extra)).eval()
     ids = torch.randint(3, 60, (2, 7))
+    b_R, l_R = torch.tensor([0, 0, 1]), torch.tensor([2, 6, 4])
     with torch.no_grad():
-        ours = head_logits(model, hidden_states(model, ids).flatten(0, 1)).view(2, 7, -1)
-        torch.testing.assert_close(ours, model(ids).logits.float(), atol=1e-5, rtol=1e-5)
+        ours = head_logits(model, hidden_rows(model, ids, b_R, l_R))
+        torch.testing.assert_close(ours, model(ids).logits[b_R, l_R].float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])

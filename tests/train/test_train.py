@@ -101,11 +101,11 @@ def naive_loss(
 def test_loss_and_gradient_of_a_batch_equal_the_definition(
     model: PreTrainedModel, choices: tuple[Ids, ...], method: Sft | LogitKd
 ) -> None:
-    from potstill.models.forward import head_logits, hidden_states
+    from potstill.models.forward import head_logits, hidden_rows
 
     some = rows(choices, n=7, seed=3)
     batch = collate(some, choices, device=torch.device("cpu"))
-    logits = head_logits(model, hidden_states(model, batch.ids_BL)[batch.b_R, batch.l_R])
+    logits = head_logits(model, hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R))
     loss, _ = terms(method, logits, batch)
     loss.backward()
     reference = first_layers(model, 2).double()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from potstill.models.forward import head_logits, hidden_states
+from potstill.models.forward import head_logits, hidden_rows
 from potstill.text.tokens import Ids
 
 
@@ -80,34 +80,34 @@ class ChoiceScorer:
     @torch.inference_mode()
     def _prefill(self) -> list[tuple[Tensor, Tensor]]:
         cache = DynamicCache()
-        hidden_states(self._model, self._tensor([self._prefix]), cache=cache)
+        self._model.base_model(input_ids=self._tensor([self._prefix]), past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     @torch.inference_mode()
     def _batch(self, suffixes: Sequence[Ids]) -> Tensor:
         cache = self._cache(len(suffixes)) if self._kept else None
-        if any(len(choice) > 1 for choice in self._choices):
-            return self._branches(suffixes, cache)
-        rows, ends = torch.arange(len(suffixes)), torch.tensor([len(s) - 1 for s in suffixes])
-        hidden_BD = hidden_states(self._model, self._tensor(suffixes), cache=cache)[rows, ends]
-        logp_BV = torch.log_softmax(head_logits(self._model, hidden_BD), dim=-1)
-        return logp_BV[:, [choice[0] for choice in self._choices]]
+        if all(len(choice) == 1 for choice in self._choices):
+            logp_BV = self._logp(suffixes, [len(s) - 1 for s in suffixes], cache)
+            return logp_BV[:, [choice[0] for choice in self._choices]]
+        return torch.stack([self._branch(suffixes, choice, cache) for choice in self._choices], dim=-1)
 
-    def _branches(self, suffixes: Sequence[Ids], cache: DynamicCache | None) -> Tensor:
-        """Answers of several tokens: the prompt once per choice, teacher-forced along the answer."""
-        columns: list[Tensor] = []
-        for choice in self._choices:
-            ids_BL = self._tensor([(*suffix, *choice[:-1]) for suffix in suffixes])
-            hidden_BLD = hidden_states(self._model, ids_BL, cache=cache)
-            if cache is not None:
-                cache.crop(-ids_BL.shape[1])
-            total = torch.zeros(len(suffixes), device=hidden_BLD.device)
-            for step, token in enumerate(choice):
-                at = torch.tensor([len(s) - 1 + step for s in suffixes])
-                logits_BV = head_logits(self._model, hidden_BLD[torch.arange(len(suffixes)), at])
-                total += torch.log_softmax(logits_BV, dim=-1)[:, token]
-            columns.append(total)
-        return torch.stack(columns, dim=-1)
+    def _branch(self, suffixes: Sequence[Ids], choice: Ids, cache: DynamicCache | None) -> Tensor:
+        """An answer of several tokens: the prompts again, teacher-forced along the answer."""
+        sequences = [(*suffix, *choice[:-1]) for suffix in suffixes]
+        at = [len(suffix) - 1 + step for suffix in suffixes for step in range(len(choice))]
+        logp_RV = self._logp(sequences, at, cache)
+        if cache is not None:
+            cache.crop(-max(map(len, sequences)))
+        tokens = torch.tensor(choice, device=logp_RV.device).repeat(len(suffixes), 1)
+        return logp_RV.view(len(suffixes), len(choice), -1).gather(-1, tokens.unsqueeze(-1)).sum(dim=(1, 2))
+
+    def _logp(self, sequences: Sequence[Ids], at: Sequence[int], cache: DynamicCache | None) -> Tensor:
+        """ln p of the next token (R, V) at the positions `at`, equally many a sequence."""
+        ids_BL = self._tensor(sequences)
+        b_R = torch.arange(len(sequences), device=ids_BL.device).repeat_interleave(len(at) // len(sequences))
+        l_R = torch.tensor(at, device=ids_BL.device)
+        hidden_RD = hidden_rows(self._model, ids_BL, b_R, l_R, cache=cache)
+        return torch.log_softmax(head_logits(self._model, hidden_RD), dim=-1)
 
     def _cache(self, size: int) -> DynamicCache:
         cache = DynamicCache()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from potstill.models.forward import decoder_layers
 from potstill.models.load import Loaded, codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
@@ -29,11 +30,13 @@ def trained_arms(recipe: Recipe) -> Sequence[str]:
 
 
 def untrained(recipe: Recipe, teacher: PreTrainedModel, arm: str) -> PreTrainedModel:
-    """The arm before its first step. Embeddings are frozen only where they are the teacher's."""
+    """The arm before its first step. Only what is the teacher's is frozen: random weights all learn."""
     if arm == "from_scratch":
         return random_weights(teacher, recipe.student.layers, seed=recipe.seed)
     student = first_layers(teacher, recipe.student.layers)
     student.get_input_embeddings().requires_grad_(not recipe.student.freeze_embeddings)
+    for layer in decoder_layers(student)[: recipe.student.freeze_layers]:
+        layer.requires_grad_(False)
     return student
 
 
