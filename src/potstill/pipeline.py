@@ -53,7 +53,9 @@ def distill(
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
     with open_run(folder or Path("runs") / recipe.name, recipe) as (run, ledger):
+        watch(Progress(stage="prompts", what="opening the teacher", done=0, total=1))
         road = _Road(run, ledger, watch, _fingerprints(recipe))
+        watch(Progress(stage="prompts", what="opening the teacher", done=1, total=1))
         for stage in STAGES[: STAGES.index(through) + 1]:
             road.walk(stage)
     return run

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,8 +39,11 @@ def hidden_rows(model: PreTrainedModel, ids_BL: Tensor, b_R: Tensor, l_R: Tensor
 def head_logits(model: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
     """fp32 logits (R, V) of the rows, with the architecture's own scaling and soft-capping."""
     head: Any = model.get_output_embeddings()
-    bias = None if head.bias is None else head.bias.float()
-    logits_RV = F.linear(hidden_RD.float(), head.weight.float(), bias)
+    # Head times rows, not rows times head: the head's gradient then comes out in its own memory order, and adding it
+    # to that of tied embeddings takes a tenth of the time.
+    logits_RV = (head.weight.float() @ hidden_RD.float().T).T.contiguous()
+    if head.bias is not None:
+        logits_RV = logits_RV + head.bias.float()
     config = model.config
     if getattr(config, "logit_scale", None):  # Cohere
         logits_RV = logits_RV * config.logit_scale

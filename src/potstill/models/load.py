@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -141,8 +143,9 @@ def _converted(path: Path) -> Path:
 
 def _convert(path: Path, folder: Path) -> None:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with redirect_stderr(StringIO()):  # its progress bars cannot be switched off otherwise
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ValueError, KeyError, IndexError) as error:
         raise InputError(
             f"'{path}' cannot be loaded: {str(error).splitlines()[0]}",
