@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def clean(text: str) -> str:
 
 
 @contextmanager
-def watching(*, as_json: bool) -> Iterator[Watch]:
+def watching(*, as_json: bool) -> Generator[Watch]:
     """A Watch: JSON lines for programs, live bars on a terminal, else a line a stage and every 30 seconds."""
     if as_json:
         yield _json_line

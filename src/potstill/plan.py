@@ -127,9 +127,9 @@ def _work(recipe: Recipe, teacher: Facts | None, mean_tokens: float) -> tuple[Wo
 def _flops_a_second() -> float:
     """What a bare fp32 matrix product reaches here, from a tenth of a second of trying."""
     a = np.ones((768, 768), dtype=np.float32)
-    a @ a
+    np.matmul(a, a)
     start, rounds = time.perf_counter(), 0
     while time.perf_counter() - start < 0.08:
-        a @ a
+        np.matmul(a, a)
         rounds += 1
     return rounds * 2 * 768**3 / (time.perf_counter() - start)

@@ -187,7 +187,7 @@ class Recipe(_Values):
     student: Student
     train: Train
     controls: tuple[Control, ...] = get_args(Control)
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate = Evaluate()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")
     def _answers_agree(self) -> Recipe:

@@ -81,7 +81,7 @@ class ChoiceScorer:
     def _prefill(self) -> list[tuple[Tensor, Tensor]]:
         cache = DynamicCache()
         self._model.base_model(input_ids=self._tensor([self._prefix]), past_key_values=cache, use_cache=True)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
 
     @torch.inference_mode()
     def _batch(self, suffixes: Sequence[Ids]) -> Tensor:

@@ -43,7 +43,7 @@ def write_answers(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 
     """What the model folder alone answers through `generate`, and whether it stopped by itself."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(), local_files_only=True)
-    model = model.to(device()).eval()
+    model = model.to(device()).eval()  # pyright: ignore[reportArgumentType]
     answers: list[tuple[str, bool]] = []
     for start in range(0, len(prompts), batch_size):
         some = [[m.as_dict() for m in p.messages] for p in prompts[start : start + batch_size]]
@@ -51,7 +51,7 @@ def write_answers(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 
             some, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
         ).to(model.device)
         with torch.inference_mode():
-            written = model.generate(**asked)[:, asked["input_ids"].shape[1] :]
+            written = model.generate(**asked)[:, asked["input_ids"].shape[1] :]  # pyright: ignore[reportAttributeAccessIssue]
         stop = model.generation_config.eos_token_id
         answers += [
             (tokenizer.decode(row, skip_special_tokens=True).strip(), bool((row == stop).any())) for row in written

@@ -30,5 +30,5 @@ def answer_floor(model: Pipeline, texts: Sequence[str], n_choices: int) -> tuple
     p_NC = np.full((len(texts), n_choices), 1e-9)
     p_NC[:, model.classes_] = np.maximum(p, 1e-9)
     p_NC /= p_NC.sum(axis=-1, keepdims=True)
-    weights = int(model[-1].coef_.size + model[-1].intercept_.size)
+    weights = int(model[-1].coef_.size + model[-1].intercept_.size)  # pyright: ignore[reportAttributeAccessIssue]
     return np.log(p_NC), {"prompts_per_second": len(texts) / seconds, "parameters": float(weights)}

@@ -5,7 +5,7 @@ Dimension key: B sequences, L tokens, R rows kept, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,7 +55,7 @@ def head_logits(model: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
 
 
 @contextmanager
-def _last_mlp_on_rows(model: PreTrainedModel, b_R: Tensor, l_R: Tensor) -> Iterator[None]:
+def _last_mlp_on_rows(model: PreTrainedModel, b_R: Tensor, l_R: Tensor) -> Generator[None]:
     """Attention needs every position, but what the last feed-forward block makes of a row that nobody reads is lost:
     compute it on the rows alone and leave zeros elsewhere. It is a fifth of a four-layer student's work."""
     mlp = getattr(decoder_layers(model)[-1], "mlp", None)

@@ -67,7 +67,7 @@ def load(located: Located, *, revision: str | None = None, dtype: torch.dtype | 
             f"'{located.name}' cannot be loaded: {str(error).splitlines()[0]}",
             way_out="give a causal language model that transformers knows",
         ) from error
-    return Loaded(model.to(device()).eval(), folder, fingerprint(folder))
+    return Loaded(model.to(device()).eval(), folder, fingerprint(folder))  # pyright: ignore[reportArgumentType]
 
 
 def folder_of(located: Located, *, revision: str | None = None) -> Path:
@@ -152,8 +152,8 @@ def _convert(path: Path, folder: Path) -> None:
             way_out="give the GGUF file of an architecture that transformers reads",
         ) from error
     # transformers marks the dequantised weights as quantised and would refuse to save them.
-    del model.config.quantization_config
-    model.hf_quantizer = None
+    del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
+    model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

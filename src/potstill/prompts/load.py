@@ -156,7 +156,7 @@ def _split(drawn: list[_Candidate], ask: Prompts) -> tuple[Prompt, ...]:
     ]
     names = [name for name, size in sizes for _ in range(size)]
     return tuple(
-        Prompt(id=c.id, split=name, messages=c.messages, reference=c.reference, grade=c.grade)
+        Prompt(id=c.id, split=name, messages=c.messages, reference=c.reference, grade=c.grade)  # pyright: ignore[reportArgumentType]
         for c, name in zip(drawn, names, strict=True)
     )
 

@@ -125,9 +125,9 @@ def _arrow(path: Path, _: Sequence[str] | None) -> Iterator[Row]:
         yield from _batches(path, iter(pa.ipc.open_stream(source)))
 
 
-def _batches(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[Row]:
+def _batches(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[Row]:  # pyright: ignore[reportUnknownParameterType]
     number = 0
-    for batch in batches:
+    for batch in batches:  # pyright: ignore[reportUnknownVariableType]
         for row in batch.to_pylist():
             number += 1
             yield f"{path}, row {number}", row

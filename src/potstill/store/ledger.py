@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ class Ledger:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> Generator[None]:
         """All or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -232,7 +232,7 @@ def _prompt_body(prompt: Prompt) -> dict[str, Any]:
 
 
 def _prompt(prompt_id: str, body: dict[str, Any]) -> Prompt:
-    messages = tuple(Message(**{**m, "tool_calls": tuple(m["tool_calls"])}) for m in body.pop("messages"))
+    messages = tuple(Message(**{**m, "tool_calls": tuple(m["tool_calls"])}) for m in body.pop("messages"))  # pyright: ignore[reportArgumentType]
     return Prompt(id=prompt_id, messages=messages, tools=tuple(body.pop("tools")), **body)
 
 

@@ -9,7 +9,7 @@ scores.json      arms and intervals          report.html          for people
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Run:
 
 
 @contextmanager
-def open_run(folder: Path, recipe: Recipe) -> Iterator[tuple[Run, Ledger]]:
+def open_run(folder: Path, recipe: Recipe) -> Generator[tuple[Run, Ledger]]:
     """Open or create the folder for `recipe` and hold its lock.
 
     Raises InputError where another process holds it, or where it was made with other prompts or another teacher.

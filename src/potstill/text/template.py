@@ -36,7 +36,7 @@ class Template:
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
+        environment.globals["raise_exception"] = _refuse  # pyright: ignore[reportArgumentType]
         try:
             self._compiled = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
