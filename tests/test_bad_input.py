@@ -251,7 +251,7 @@ COMMANDS: dict[str, tuple[list[str], int, str]] = {
     "recipe almost there": (["run", "recipes.yaml"], 2, "did you mean 'recipe.yaml'?"),
     "recipe that is a folder": (["run", "model"], 2, "is a folder, not a recipe"),
     "misspelt verb": (["chek", "recipe.yaml"], 2, 'Did you mean "check"?'),
-    "misspelt option": (["check", "recipe.yaml", "--ofline"], 2, 'Did you mean "--offline"?'),
+    "misspelt option": (["check", "recipe.yaml", "--ofline"], 2, "Did you mean --offline?"),
     "no recipe given": (["run"], 2, "recipe"),
     "--set without a value": (
         ["check", "recipe.yaml", "--set", "train.epochs"],

@@ -26,7 +26,7 @@ from potstill.generate.teacher import generate
 from potstill.licences import check_licence
 from potstill.models.load import fingerprint as model_fingerprint
 from potstill.models.load import folder_of
-from potstill.models.locate import locate
+from potstill.models.locate import facts, locate
 from potstill.prompts import load_prompts
 from potstill.recipe import Recipe
 from potstill.records import Message, Progress, Stage, Watch, unwatched
@@ -52,6 +52,7 @@ def distill(
     """
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
+    facts(locate(recipe.teacher.model))  # a damaged file is refused before anything is written
     with open_run(folder or Path("runs") / recipe.name, recipe) as (run, ledger):
         watch(Progress(stage="prompts", what="opening the teacher", done=0, total=1))
         road = _Road(run, ledger, watch, _fingerprints(recipe))

@@ -347,14 +347,15 @@ def _explain(error: ValidationError, path: Path, lines: dict[str, int]) -> Input
 
 
 def _fields_at(keys: list[str]) -> list[str]:
-    model: Any = Recipe
+    """The keys known under a dotted place; of a union, those of all its members."""
+    models: list[type[BaseModel]] = [Recipe]
     for key in keys:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = _model_of(model.model_fields[key].annotation) if key in model.model_fields else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        inside = [m.model_fields[key].annotation for m in models if key in m.model_fields]
+        models = [found for annotation in inside for found in _models_of(annotation)]
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
-def _model_of(annotation: Any) -> Any:
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_of(part)) is not None), None)
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for part in get_args(annotation) for found in _models_of(part)]

@@ -21,6 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from potstill.models.load import fingerprint, folder_of
 from potstill.models.locate import locate
 
+# Written, not yet run to the end in CI time: started by hand (make soak) until it has been.
+pytestmark = pytest.mark.soak
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "prompts.split={train: 96, validation: 24, test: 48}",
