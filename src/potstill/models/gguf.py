@@ -112,8 +112,13 @@ class _Reader:
         if kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
         elif kind == _STRING and count * 8 <= self._size:
+            read, seek = self._file.read, self._file.seek  # a vocabulary has a hundred thousand of them
             for _ in range(count):
-                self._skip(self._scalar("<Q"))
+                length = int.from_bytes(read(8), "little")
+                if length > self._size:
+                    raise self._bad("it is cut short")
+                seek(length, 1)
+            self._skip(0)
         else:
             raise self._bad(f"an array of {count} values of type {kind}")
 
