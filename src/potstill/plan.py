@@ -21,7 +21,7 @@ from potstill.recipe import Recipe
 from potstill.text.template import Template
 
 _BYTES_A_TOKEN = 4
-_SHARE_OF_PEAK = 0.5  # what a training step reaches of a bare matrix product here: docs/results/quickstart.md
+_SHARE_OF_PEAK = 0.5  # an assumption, not a measurement: what a model reaches of a bare product
 _TRAINING_BYTES = 16  # fp32 weight, gradient and two moments
 _WEIGHT_BYTES = 4
 

@@ -39,8 +39,8 @@ def hidden_rows(model: PreTrainedModel, ids_BL: Tensor, b_R: Tensor, l_R: Tensor
 def head_logits(model: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
     """fp32 logits (R, V) of the rows, with the architecture's own scaling and soft-capping."""
     head: Any = model.get_output_embeddings()
-    # Head times rows, not rows times head: the head's gradient then comes out in its own memory order, and adding it
-    # to that of tied embeddings takes a tenth of the time.
+    # Head times rows, not rows times head: the head's gradient then comes out in its own memory order, so that
+    # adding it to that of tied embeddings is no strided walk.
     logits_RV = (head.weight.float() @ hidden_RD.float().T).T.contiguous()
     if head.bias is not None:
         logits_RV = logits_RV + head.bias.float()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,11 +60,3 @@ def read_examples(path: Path) -> list[Example]:
         )
         for row in pq.read_table(path).to_pylist()
     ]
-
-
-def example_digest(examples: Sequence[Example]) -> str:
-    """A short text that changes whenever training data changes."""
-    import hashlib
-
-    body = json.dumps([(e.prompt_id, e.answer, e.choice_p) for e in examples])
-    return hashlib.sha256(body.encode()).hexdigest()

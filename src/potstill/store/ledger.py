@@ -207,9 +207,6 @@ class Ledger:
     def measured(self, arm: str) -> dict[str, float]:
         return dict(self._db.execute("SELECT name, value FROM measured WHERE arm = ?", (arm,)))
 
-    def arms(self) -> list[str]:
-        return [row[0] for row in self._db.execute("SELECT DISTINCT arm FROM predictions ORDER BY arm")]
-
     def put_timing(self, arm: str, batch: int, timing: Timing) -> None:
         self._db.execute(
             "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?)",
