@@ -9,7 +9,7 @@ SHORT_FORM := --set name=quickstart-short \
 	--set prompts.split='{train: 300, validation: 60, test: 200}' \
 	--set train.epochs=2 --set evaluate.uncached_prompts=12 --set evaluate.generate_prompts=50
 
-.PHONY: help setup data demo test soak check format clean
+.PHONY: help setup data demo test check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,9 +35,6 @@ demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short fo
 
 test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm and gpu
 	$(BIN)/python -m pytest
-
-soak: $(SETUP) $(REVIEWS) ## long fault-injection runs
-	$(BIN)/python -m pytest -m soak
 
 check: $(SETUP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ app = App(
     help="Distil a big model's ability on a job into a small model you own.",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `execute` answers it with 75, not 130
 )
 
 
