@@ -39,6 +39,7 @@ def save_model(
         )
         model.config.eos_token_id = end_of_turn
         model.save_pretrained(draft)
+        draft.chmod(0o755)  # a temporary folder is private, a model is not
         if to.exists():
             shutil.rmtree(to)
         draft.replace(to)
