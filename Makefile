@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
+BENCH := .venv-bench/.setup-done
 REVIEWS := data/movie_reviews.tsv
 
 # The short form of the demo, for CI: the same road with fewer prompts, in its own run folder.
@@ -9,7 +10,7 @@ SHORT_FORM := --set name=quickstart-short \
 	--set prompts.split='{train: 300, validation: 60, test: 200}' \
 	--set train.epochs=2 --set evaluate.uncached_prompts=12 --set evaluate.generate_prompts=50
 
-.PHONY: help setup data demo test check format clean
+.PHONY: help setup data demo test bench-losses check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +37,16 @@ demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short fo
 test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm and gpu
 	$(BIN)/python -m pytest
 
+$(BENCH): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $(BENCH)
+
+bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first, then seconds and memory
+	.venv-bench/bin/python -m pytest -m bench tests/losses
+	.venv-bench/bin/python benchmarks/losses.py
+
 check: $(SETUP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +58,4 @@ format: $(SETUP) ## format and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made, run folders excepted
-	rm -rf .venv data .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench data .pytest_cache .ruff_cache .hypothesis

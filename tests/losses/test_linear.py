@@ -246,7 +246,7 @@ def test_engines_agree_on_any_problem(seed: int, spread: float, index: int) -> N
                 signal = signal_of(kind, case, Options())
                 one, other = (backward(case, signal, ALL[index], **options) for options in (whole, engine))
                 for a, b in zip(one, other, strict=True):
-                    assert (a - b).norm() <= 1e-5 * b.norm() + 1e-6
+                    assert (a - b).norm() <= 5e-5 * b.norm() + 1e-6
 
 
 def backward(case: Case, signal: Signal, value: Divergence, **options: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,6 +33,10 @@ def check_call(
     for column in columns:
         if column is not None and column.shape != (count,):
             raise ValueError(f"weights_N or targets_N has shape {tuple(column.shape)} for {count} rows")
+    _check_teacher(teacher, divergence, temperature, count)
+
+
+def _check_teacher(teacher: Signal, divergence: Divergence, temperature: float, count: int) -> None:
     match teacher:
         case Hidden(hidden, head):
             _check_rows(len(hidden), count)
@@ -41,22 +45,20 @@ def check_call(
         case Logits(logits):
             _check_rows(len(logits), count)
         case TopK(ids, logp, temperature=taken, tail=tail):
-            _check_rows(len(ids), count)
-            _check_same_shape(ids, logp)
+            _check_few(ids, logp, count)
             _check_temperature(taken, temperature, "TopK")
             if not tail and not isinstance(divergence, ForwardKl):
                 raise ValueError(
-                    f"a top-k without its tail does not define '{_name(divergence)}': "
+                    f"a top-k without its tail does not define '{form_of(divergence).name}': "
                     "keep the tail (TopK(..., tail=True)) or use 'forward_kl'"
                 )
         case Sampled(ids, counts, taken):
-            _check_rows(len(ids), count)
-            _check_same_shape(ids, counts)
+            _check_few(ids, counts, count)
             _check_temperature(taken, temperature, "Sampled")
             if not isinstance(divergence, ForwardKl):
                 raise ValueError(
-                    f"sampled counts do not define '{_name(divergence)}', which needs the teacher's probability of "
-                    "tokens that were not drawn: use 'forward_kl', or TopK or Hidden signals"
+                    f"sampled counts do not define '{form_of(divergence).name}', which needs the teacher's "
+                    "probability of tokens that were not drawn: use 'forward_kl', or TopK or Hidden signals"
                 )
 
 
@@ -115,7 +117,8 @@ def _check_rows(found: int, wanted: int) -> None:
         raise ValueError(f"the teacher's signal has {found} rows, but student_hidden_ND has {wanted}")
 
 
-def _check_same_shape(ids_NK: Tensor, values_NK: Tensor) -> None:
+def _check_few(ids_NK: Tensor, values_NK: Tensor, count: int) -> None:
+    _check_rows(len(ids_NK), count)
     if ids_NK.shape != values_NK.shape:
         raise ValueError(f"ids have shape {tuple(ids_NK.shape)}, their values {tuple(values_NK.shape)}")
 
@@ -126,7 +129,3 @@ def _check_temperature(taken: float, asked: float, kind: str) -> None:
             f"the {kind} was taken at temperature {taken}, the loss asks for {asked}: use temperature={taken}, "
             "or Hidden or Logits signals, which fit any"
         )
-
-
-def _name(divergence: Divergence) -> str:
-    return form_of(divergence).name

@@ -139,7 +139,7 @@ class _Plan:
 
 
 class _LinearDivergence(torch.autograd.Function):
-    """Gradients for an upstream gradient of 1 are computed in the forward. They are handed out once, scaled in place."""
+    """Gradients for an upstream of 1 are computed in the forward. They are handed out once and scaled in place."""
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, plan: _Plan) -> Tensor:

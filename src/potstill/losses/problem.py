@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from potstill.losses.divergences import Divergence
+from potstill.losses.native import bf16_product, fits
 from potstill.losses.observed import Observed, joined
 from potstill.losses.tiles import Candidates
 from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
@@ -81,13 +82,16 @@ def _fine(few: Tensor) -> Tensor:
 
 
 def product(hidden_CD: Tensor, weight_VD: Tensor, *, alpha: float, out_CV: Tensor) -> None:
-    """out = alpha * h W', in fp32 whatever the inputs are."""
+    """out = alpha * h W', summed and kept in fp32 whatever the inputs are: a logit rounded to bf16 would cost up to 5 %
+    of a probability. On a CPU without `native` half-precision logits are rounded all the same."""
     if hidden_CD.dtype == torch.float32:
         torch.addmm(out_CV, hidden_CD, weight_VD.T, beta=0, alpha=alpha, out=out_CV)
     elif hidden_CD.device.type == "cuda":
         torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32, out=out_CV)
         if alpha != 1:
             out_CV.mul_(alpha)
+    elif fits(hidden_CD, weight_VD) and (native := bf16_product()):
+        native(hidden_CD, weight_VD, alpha, out_CV)
     else:
         torch.mul(hidden_CD @ weight_VD.T, alpha, out=out_CV)
 

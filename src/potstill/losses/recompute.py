@@ -156,7 +156,8 @@ def _dense(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Scor
             here = tile(rows, z_CW, teacher_CW)
             _, slope_BW, _ = terms_of(chunk.problem.divergence, here)
             slope_BW.addcmul_(here.q_BV, mean_C[rows].unsqueeze(-1), value=-1)
-            _settle(chunk, rows, columns, z_CW[rows], slope_BW, hard, factor_C)
+            slope_BW = _settled(chunk, z_CW[rows], slope_BW, hard, (rows, columns))
+            _replace(z_CW[rows], slope_BW, factor_C, rows)
         gradients.add(chunk.head(columns), chunk.hidden_CD, z_CW, row=chunk.rows.start, column=columns.start)
     return Scores(value_C, hard.value_C(), None)
 
@@ -181,7 +182,8 @@ def _sparse(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Sco
             slope_BW = running.softmax(rows, z_CW[rows]).mul_(sides.q_factor_C[rows].unsqueeze(-1))
             row_J, slot_J, local_J = _inside(teacher.ids_BK[rows], columns)
             slope_BW.index_put_((row_J, local_J), sides.slope_CK[rows][row_J, slot_J], accumulate=not teacher.tail)
-            _settle(chunk, rows, columns, z_CW[rows], slope_BW, hard, factor_C)
+            slope_BW = _settled(chunk, z_CW[rows], slope_BW, hard, (rows, columns))
+            _replace(z_CW[rows], slope_BW, factor_C, rows)
         gradients.add(chunk.head(columns), chunk.hidden_CD, z_CW, row=chunk.rows.start, column=columns.start)
     return Scores(sides.value_C, hard.value_C(), None)
 
@@ -209,22 +211,17 @@ def _against_candidates(chunk: _Chunk, teacher: Candidates, z_CK: Tensor, runnin
     return _Sides(found.value_B.to(z_CK.dtype), found.slope_BK.to(z_CK.dtype), found.tail_factor_B.to(z_CK.dtype))
 
 
-def _settle(
-    chunk: _Chunk,
-    rows: slice,
-    columns: slice,
-    z_BW: Tensor,
-    slope_BW: Tensor,
-    hard: _Hard,
-    factor_C: Tensor | None,
-) -> None:
-    """The divergence's slope becomes the loss's, and takes the place of the logits."""
+def _settled(chunk: _Chunk, z_BW: Tensor, slope_BW: Tensor, hard: _Hard, here: tuple[slice, slice]) -> Tensor:
+    """The divergence's slope becomes the whole loss's, in place. `here` is rows and columns."""
     cap_slope_BW = chunk.problem.head.softcap_slope(z_BW)
     if chunk.problem.divergence_scale != 1:
         slope_BW.mul_(chunk.problem.divergence_scale)
-    hard.push(rows, columns, z_BW, slope_BW)
-    if cap_slope_BW is not None:
-        slope_BW.mul_(cap_slope_BW)
+    hard.push(*here, z_BW, slope_BW)
+    return slope_BW if cap_slope_BW is None else slope_BW.mul_(cap_slope_BW)
+
+
+def _replace(z_BW: Tensor, slope_BW: Tensor, factor_C: Tensor | None, rows: slice) -> None:
+    """The slope, weighted, takes the place of the logits."""
     if factor_C is None:
         z_BW.copy_(slope_BW)
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from potstill.losses.divergences import Divergence, Terms, Tile, terms_of
 
 TAIL_FLOOR = 1e-7
-"""Least mass of a top-k's tail: 1 - sum of p knows no better in fp32, and a tail of 0 would make KL(q || p) infinite."""
+"""Least mass of a top-k's tail: fp32 log-probabilities know no better, and a tail of 0 makes KL(q || p) infinite."""
 
 
 @dataclass(frozen=True, slots=True)
