@@ -66,8 +66,8 @@ def test_divergences_hang_together(seed: int) -> None:
     # both skews of one half are the two halves of the Jensen-Shannon divergence
     halves = of(SkewForwardKl(0.5), student=q, teacher=p) + of(SkewReverseKl(0.5), student=q, teacher=p)
     torch.testing.assert_close(halves / 2, of("jsd", student=q, teacher=p))
-    torch.testing.assert_close(of(SkewForwardKl(1e-9), student=q, teacher=p), there)
-    torch.testing.assert_close(of(SkewReverseKl(1e-9), student=q, teacher=p), back)
+    torch.testing.assert_close(of(SkewForwardKl(1e-15), student=q, teacher=p), there, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(of(SkewReverseKl(1e-15), student=q, teacher=p), back, rtol=1e-5, atol=1e-6)
 
 
 @given(seed=seeds)
@@ -112,7 +112,7 @@ def test_t_squared_keeps_the_gradient_from_vanishing(seed: int) -> None:
     """At high temperature T² KL tends to half the squared distance of the centred logits (Hinton et al. 2015)."""
     teacher, student = log_probs(seed, v=4), log_probs(seed + 1, v=4)
     gap = (teacher - student) - (teacher - student).mean(-1, keepdim=True)
-    nats = choice_kd(student_logp_NC=student, teacher_logp_NC=teacher, temperature=1000.0)
+    nats = choice_kd(student_logp_NC=student, teacher_logp_NC=teacher, temperature=100.0)
     torch.testing.assert_close(nats, (gap**2).sum(-1) / (2 * 4), rtol=0.15, atol=5e-2)
 
 
