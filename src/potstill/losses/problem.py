@@ -101,8 +101,11 @@ def _accumulate(sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor, *, alpha: f
         sum_VD.addmm_(slope_CV.T, hidden_CD, alpha=alpha)
         return
     step = 8192  # a narrow product is rounded once and added in fp32, a slice at a time to save its memory
+    part_WD = hidden_CD.new_empty((min(step, len(sum_VD)), hidden_CD.shape[1]))
     for start in range(0, len(sum_VD), step):
-        sum_VD[start : start + step].add_(slope_CV[:, start : start + step].T @ hidden_CD, alpha=alpha)
+        slope_CW = slope_CV[:, start : start + step]
+        out_WD = torch.mm(slope_CW.T, hidden_CD, out=part_WD[: slope_CW.shape[1]])
+        sum_VD[start : start + step].add_(out_WD, alpha=alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
