@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from potstill.harvest import Harvest
 from potstill.plan import Plan
 from potstill.records import Progress, Watch
 from potstill.store.run import Run
@@ -114,6 +115,30 @@ def show_run(run: Run) -> None:
         out.print(f"  [bold]{clean(command)}[/]   {why}")
 
 
+def show_harvest(found: Harvest, *, as_json: bool) -> None:
+    """What the teacher's answers came to, and where they are."""
+    totals = found.totals
+    if as_json:
+        say_json({"folder": str(found.folder), "answers": found.exported, "prompts": found.prompts} | totals)
+        return
+    settled = ", ".join(f"{n:,} {how}" for how, n in sorted(found.settled.items())) or "none"
+    out.print(f"{found.exported:,} answers in {clean(str(found.answers))}")
+    out.print(f"prompts: {found.prompts:,} ({settled})", soft_wrap=True)
+    out.print(
+        f"tokens: {totals.get('prompt tokens', 0):,} read, {totals.get('completion tokens', 0):,} written, "
+        f"in {totals.get('attempts', 0):,} requests",
+        soft_wrap=True,
+    )
+    money = {name: totals.get(name, 0) / 1e12 for name in ("paid", "wasted", "maybe")}
+    out.print(
+        f"spent: ${money['paid']:.4f}, possibly paid beyond that: ${money['maybe']:.4f} "
+        f"({totals.get('maybe attempts', 0):,} requests whose outcome is not known), wasted: ${money['wasted']:.4f}",
+        soft_wrap=True,
+    )
+    for name in sorted(name for name in totals if name.startswith("failure: ")):
+        out.print(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests", soft_wrap=True)
+
+
 def show_runs(folder: Path, *, as_json: bool) -> None:
     rows = [_state(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
     if as_json:
@@ -153,6 +178,7 @@ def _json_line(progress: Progress) -> None:
             "done": progress.done,
             "total": progress.total,
             "note": progress.note,
+            **({"facts": progress.facts} if progress.facts else {}),
         }
     )
     sys.stdout.flush()
