@@ -8,20 +8,29 @@ class Window:
     """Requests in flight, by additive increase and multiplicative decrease.
 
     Looked at once a round (as many replies as the window is wide). It doubles until something complains, then grows by
-    one and 2 % a round. Complaints (429, 503, 529, too slow) shrink it by half of their smoothed share, so that a storm
-    halves it and a stray one costs little (after DCTCP: Alizadeh et al. 2010). A server that never complains but queues
-    shows in the rate: where the window grew by a quarter and the replies a second by less than a fifth of that, the
-    growth is taken back, and tried again later and later.
+    one and 1 % a round. Complaints (429, 503, 529, too slow) shrink it by twice the square of their smoothed share, at
+    most by half: a storm halves it every round, one in ten costs 2 % (the idea is DCTCP's: Alizadeh et al. 2010). A
+    server that never complains but queues shows in the rate: where the window grew by a quarter and the replies a
+    second by less than a fifth of that, the growth is taken back, and tried again later and later.
     """
 
     def __init__(self, *, start: int, most: int, now: float) -> None:
-        self.size = min(start, most)
+        self._size = float(min(start, most))
         self._most = most
         self._doubling = True
         self._share = 0.0
-        self._anchor: tuple[int, float] | None = None
+        self._anchor: tuple[float, float] | None = None
         self._hold, self._next_hold = 0, 4
         self._begin(now)
+
+    @property
+    def size(self) -> int:
+        return int(self._size)
+
+    @property
+    def storm(self) -> bool:
+        """More complaints than answers."""
+        return self._share > 0.5
 
     def _begin(self, now: float) -> None:
         self._since, self._good, self._bad, self._idle = now, 0, 0, False
@@ -35,14 +44,11 @@ class Window:
             self._turn(now)
 
     def _turn(self, now: float) -> None:
-        share = self._bad / (self._good + self._bad)
-        self._share = (self._share + share) / 2
-        if self._bad:
-            self._doubling = False
-            self.size = max(1, int(self.size * (1 - self._share / 2)))
-        elif not self._idle and not self._queueing(self._good / max(1e-9, now - self._since)):
-            grown = self.size * 2 if self._doubling else self.size + 1 + self.size // 50
-            self.size = min(self._most, grown)
+        self._share = (self._share + self._bad / (self._good + self._bad)) / 2
+        self._doubling = self._doubling and not self._bad
+        if not self._idle and not self._queueing(self._good / max(1e-9, now - self._since)):
+            self._size = min(self._most, self._size * (2 if self._doubling else 1.01) + 1)
+        self._size = max(1.0, self._size * (1 - min(0.5, 2 * self._share**2)))
         self._begin(now)
 
     def _queueing(self, rate: float) -> bool:
@@ -50,15 +56,15 @@ class Window:
         if self._hold:
             self._hold -= 1
             return True
-        if self._anchor is None or self.size < self._anchor[0]:
-            self._anchor = (self.size, rate)
-        elif self.size >= 1.25 * self._anchor[0]:
-            grew, gained = self.size / self._anchor[0] - 1, rate / self._anchor[1] - 1
+        if self._anchor is None or self._size < self._anchor[0]:
+            self._anchor = (self._size, rate)
+        elif self._size >= 1.25 * self._anchor[0]:
+            grew, gained = self._size / self._anchor[0] - 1, rate / max(1e-9, self._anchor[1]) - 1
             if gained < grew / 5:
-                self.size, self._doubling = self._anchor[0], False
+                self._size, self._doubling = self._anchor[0], False
                 self._hold, self._next_hold = self._next_hold, min(256, 2 * self._next_hold)
                 return True
-            self._anchor = (self.size, rate)
+            self._anchor = (self._size, rate)
         return False
 
 

@@ -200,7 +200,7 @@ class Dispatcher:
 
     def _close(self, now: float, number: int, job: Job, said: bytes | Failure, _: float) -> Outcome:
         full = len(self._flying) >= self._window.size * 0.9
-        _, worst = self._flying.pop(number)
+        worst = self._flying.pop(number)[1]
         if isinstance(said, bytes):
             try:
                 reading = self._sampler.read(said)
@@ -256,8 +256,8 @@ class Dispatcher:
         else:
             wait = delay(self._limits.retry_seconds, job.retries, failure.retry_after, self._draw)
             self._retry(now + wait, replace(job, failed=failed, retries=job.retries + 1))
-            if means.complaint and self._window.size == 1:  # a storm, not a stray one: everybody waits
-                self._hold_until = max(self._hold_until, now + wait)
+            if means.complaint and self._window.storm:  # not a stray one: everybody waits
+                self._hold_until = max(self._hold_until, now + (failure.retry_after or self._limits.retry_seconds))
         return Outcome(
             attempt=number,
             state="maybe" if means.billed else "free",

@@ -43,6 +43,7 @@ class CannedSampler:
 def canned_from(path: Path) -> CannedSampler:
     """The answers of a JSONL file of {"prompt": ..., "answer": ...}; several lines with one prompt take turns."""
     answers: dict[str, list[str]] = {}
+    number = 0
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             row = json.loads(line)

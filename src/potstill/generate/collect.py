@@ -17,7 +17,7 @@ from potstill.data_recipe import Batches, DataRecipe, Server
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
-from potstill.generate.waves import Wanted, Waves, question_key, usable
+from potstill.generate.waves import Wanted, Waves, question_key
 from potstill.prompts.stream import source_mark, stream_prompts
 from potstill.records import Progress, Watch
 from potstill.store.answers import write_answers

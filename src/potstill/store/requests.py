@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from potstill.errors import InputError
 from potstill.records import Finish, Message, Sample
@@ -348,8 +348,16 @@ class Requests:
 
 
 def messages_of(body: str) -> tuple[Message, ...]:
-    turns = json.loads(body)
-    return tuple(Message(**{**turn, "tool_calls": tuple(turn.get("tool_calls", ()))}) for turn in turns)
+    turns: list[dict[str, Any]] = json.loads(body)
+    return tuple(
+        Message(
+            role=turn["role"],
+            content=turn["content"],
+            reasoning_content=turn.get("reasoning_content"),
+            tool_calls=tuple(turn.get("tool_calls", ())),
+        )
+        for turn in turns
+    )
 
 
 def _all(limit: int | None) -> int:

@@ -106,7 +106,8 @@ def open_data_run(folder: Path, recipe: DataRecipe) -> Generator[Requests]:
 def _locked(folder: Path) -> Generator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file, not a run folder", way_out="choose another --run")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.yaml").is_file():
+    strange = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
+    if strange and not (folder / "recipe.yaml").is_file():
         raise InputError(
             f"'{folder}' is not empty and not a run folder (no recipe.yaml)",
             way_out="choose another --run",
