@@ -3,11 +3,14 @@ given, in seconds."""
 
 from __future__ import annotations
 
+_A_ROUND = 8  # replies: fewer say nothing about a rate
+_HOLD = 4  # rounds without growth after growth did not pay; doubles up to 256
+
 
 class Window:
     """Requests in flight, by additive increase and multiplicative decrease.
 
-    Looked at once a round (as many replies as the window is wide). It doubles until something complains, then grows by
+    Looked at once a round (as many replies as the window is wide, and at least eight). It doubles until something complains, then grows by
     one and 1 % a round. Complaints (429, 503, 529, too slow) shrink it by twice the square of their smoothed share, at
     most by half: a storm halves it every round, one in ten costs 2 % (the idea is DCTCP's: Alizadeh et al. 2010). A
     server that never complains but queues shows in the rate: where the window grew by a quarter and the replies a
@@ -20,7 +23,7 @@ class Window:
         self._doubling = True
         self._share = 0.0
         self._anchor: tuple[float, float] | None = None
-        self._hold, self._next_hold = 0, 4
+        self._hold, self._next_hold = 0, _HOLD
         self._begin(now)
 
     @property
@@ -40,7 +43,7 @@ class Window:
         self._good += not complaint
         self._bad += complaint
         self._idle = self._idle or not full
-        if self._good + self._bad >= self.size:
+        if self._good + self._bad >= max(_A_ROUND, self.size):
             self._turn(now)
 
     def _turn(self, now: float) -> None:
@@ -64,7 +67,7 @@ class Window:
                 self._size, self._doubling = self._anchor[0], False
                 self._hold, self._next_hold = self._next_hold, min(256, 2 * self._next_hold)
                 return True
-            self._anchor = (self._size, rate)
+            self._anchor, self._next_hold = (self._size, rate), _HOLD
         return False
 
 
