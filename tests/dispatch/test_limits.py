@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,53 +14,64 @@ from potstill.dispatch.money import DOLLAR, Budget, Price, prompt_bound
 from potstill.engines.sampler import Ask, Usage
 
 
-def feed(window: Window, *, seconds: float, capacity: int, turns_away: bool) -> list[int]:
+def feed(window: Window, *, rounds: int, capacity: int, turns_away: bool) -> list[int]:
     """A server with 0.1 s latency up to `capacity`; past it, it queues, or turns the excess away."""
-    now, sizes = 0.0, list[int]()
-    while now < seconds:
+    sizes = list[int]()
+    for _ in range(rounds):
         size = window.size
-        now += 0.1 if turns_away else 0.1 * max(1.0, size / capacity)
         for number in range(size):
-            window.heard(now, complaint=turns_away and number >= capacity, full=True)
+            if turns_away and number >= capacity:
+                window.failed(complaint=True, late=False, full=True)
+            else:
+                window.answered(0.1 if turns_away else 0.1 * max(1.0, size / capacity), full=True)
         sizes.append(size)
     return sizes
 
 
 def test_the_window_doubles_until_it_is_as_wide_as_allowed() -> None:
-    assert max(feed(Window(start=16, most=1000, now=0), seconds=2, capacity=10**6, turns_away=False)) == 1000
+    assert max(feed(Window(start=16, most=1000), rounds=20, capacity=10**6, turns_away=False)) == 1000
 
 
 def test_a_server_that_turns_requests_away_is_kept_full_but_not_flooded() -> None:
-    sizes = feed(Window(start=16, most=1000, now=0), seconds=60, capacity=100, turns_away=True)[100:]
+    sizes = feed(Window(start=16, most=1000), rounds=600, capacity=100, turns_away=True)[100:]
     assert 80 <= min(sizes) and max(sizes) <= 130, (min(sizes), max(sizes))
 
 
 def test_a_server_that_only_queues_is_not_flooded_either() -> None:
-    sizes = feed(Window(start=16, most=1000, now=0), seconds=60, capacity=100, turns_away=False)
-    assert sum(sizes[20:]) / len(sizes[20:]) < 250, sizes[-20:]
+    sizes = feed(Window(start=16, most=1000), rounds=600, capacity=100, turns_away=False)
+    assert sum(sizes[20:]) / len(sizes[20:]) < 200, sizes[-20:]
     assert min(sizes[20:]) >= 64
 
 
-def replies(window: Window, draw: random.Random, *, share: float, count: int, now: float) -> float:
-    """A server with room for everybody and 0.1 s latency that complains about a share of requests at random."""
+def replies(window: Window, draw: random.Random, *, share: float, count: int) -> None:
+    """A server with room for everybody that complains about a share of requests at random."""
     for _ in range(count):
-        now += 0.1 / window.size
-        window.heard(now, complaint=draw.random() < share, full=True)
-    return now
+        if draw.random() < share:
+            window.failed(complaint=True, late=False, full=True)
+        else:
+            window.answered(0.1 * draw.uniform(0.5, 2), full=True)
 
 
 def test_a_storm_shrinks_the_window_to_one_and_calm_opens_it_again() -> None:
-    window, draw = Window(start=256, most=256, now=0), random.Random(0)
-    now = replies(window, draw, share=1.0, count=1000, now=0)
+    window, draw = Window(start=256, most=256), random.Random(0)
+    replies(window, draw, share=1.0, count=1000)
     assert window.size == 1 and window.storm
-    replies(window, draw, share=0.0, count=5000, now=now)
+    replies(window, draw, share=0.0, count=10_000)
     assert window.size > 20 and not window.storm
 
 
-def test_a_few_complaints_at_random_do_not_close_the_window() -> None:
-    window = Window(start=64, most=256, now=0)
-    replies(window, random.Random(0), share=0.05, count=50_000, now=0)
-    assert window.size > 100
+def test_a_server_that_answers_nothing_in_time_is_asked_less() -> None:
+    window = Window(start=256, most=256)
+    for number in range(2000):
+        window.answered(0.1, full=True) if number % 8 == 0 else window.failed(complaint=False, late=True, full=True)
+    assert window.size < 8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_few_complaints_at_random_do_not_close_the_window(seed: int) -> None:
+    window = Window(start=64, most=256)
+    replies(window, random.Random(seed), share=0.06, count=50_000)
+    assert window.size > 60
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=20, max_size=200))

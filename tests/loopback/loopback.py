@@ -77,7 +77,7 @@ class Teacher(asyncio.Protocol):
         fault = self.fault(identity, len(self.books.seen[identity]))
         if self.options.key and self.options.key not in (headers.get("authorization", "") + headers.get("x-api-key", "")):
             fault = "401"
-        if "REFUSE" in str(asked["messages"][-1]["content"]):
+        if not asked["messages"] or "REFUSE" in str(asked["messages"][-1]["content"]):
             fault = "400"
         self.books.seen[identity].append(fault)
         self.books.at_once += 1
@@ -94,6 +94,9 @@ class Teacher(asyncio.Protocol):
 
     def answer(self, fault: str, asked: dict[str, Any], anthropic: bool, headers: dict[str, str]) -> None:
         self.books.at_once -= 1
+        if fault == "400":
+            self.reply(400, b'{"error": {"message": "these messages are not answered", "code": "bad_request"}}')
+            return
         reply = _anthropic(asked) if anthropic else _openai(asked)
         if fault in BILLED:
             prompt, completion = _usage(asked, reply)
@@ -105,7 +108,7 @@ class Teacher(asyncio.Protocol):
                 self.reply(200, said)
             case "429":
                 self.reply(429, b'{"error": {"message": "slow down"}}', extra=f"Retry-After: {self.options.retry_after}\r\n")
-            case "400" | "401" | "500" | "503":
+            case "401" | "500" | "503":
                 message = f"no: {headers.get('authorization', '')}"
                 self.reply(int(fault), json.dumps({"error": {"message": message}}).encode())
             case "reset before" | "reset after":

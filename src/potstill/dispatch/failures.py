@@ -29,7 +29,7 @@ _MEANINGS: dict[FailureKind, Meaning] = {
     "server error": Meaning(counts=True),
     "gateway": Meaning(counts=True, billed=True),
     "connection lost": Meaning(counts=True, billed=True),
-    "too slow": Meaning(counts=True, billed=True, complaint=True),
+    "too slow": Meaning(counts=True, billed=True),
     "unreadable": Meaning(counts=True, billed=True),
     "too large": Meaning(counts=True, billed=True),
     "refused": Meaning(then="give up"),

@@ -113,7 +113,7 @@ class Dispatcher:
         self._limits, self._price, self._budget, self._pulse = limits, price, budget, pulse
         # Under a budget the first request goes alone: it shows whether the server keeps to max_tokens.
         start = limits.start if budget.cap is None else 1
-        self._window = Window(start=start, most=limits.most, now=now)
+        self._window = Window(start=start, most=limits.most)
         self._requests_left = Allowance(limits.requests_a_minute, now)
         self._tokens_left = Allowance(limits.tokens_a_minute, now)
         self._draw = random.Random(0)
@@ -198,7 +198,7 @@ class Dispatcher:
 
     # what was heard
 
-    def _close(self, now: float, number: int, job: Job, said: bytes | Failure, _: float) -> Outcome:
+    def _close(self, now: float, number: int, job: Job, said: bytes | Failure, seconds: float) -> Outcome:
         full = len(self._flying) >= self._window.size * 0.9
         worst = self._flying.pop(number)[1]
         if isinstance(said, bytes):
@@ -207,9 +207,9 @@ class Dispatcher:
             except Failure as failure:
                 said = failure
             else:
-                self._window.heard(now, complaint=False, full=full)
+                self._window.answered(seconds, full=full)
                 return self._success(now, number, job, reading, worst)
-        self._window.heard(now, complaint=meaning(said.kind).complaint, full=full)
+        self._window.failed(complaint=meaning(said.kind).complaint, late=said.kind == "too slow", full=full)
         return self._failure(now, number, job, said, worst)
 
     def _success(self, now: float, number: int, job: Job, reading: Reading, worst: int) -> Outcome:
