@@ -25,7 +25,7 @@ class Window:
         self._doubling = True
         self._share = 0.0
         self._anchor: tuple[float, float] | None = None
-        self._hold, self._next_hold = 0, _HOLD
+        self._hold, self._next_hold, self._ceiling = 0, _HOLD, 0.0
         self._begin()
 
     @property
@@ -67,16 +67,16 @@ class Window:
         self._begin()
 
     def _queueing(self, seconds: float) -> bool:
-        """Whether growing has stopped paying; if so, back to where it did."""
+        """Whether growing has stopped paying; if so, back to where it did, and no further for a while."""
         if self._hold:
             self._hold -= 1
-            return True
+            return self._size >= self._ceiling
         if self._anchor is None or self._size < self._anchor[0]:
             self._anchor = (self._size, seconds)
         elif self._size >= 1.25 * self._anchor[0]:
             grew, slowed = self._size / self._anchor[0] - 1, seconds / max(1e-9, self._anchor[1]) - 1
             if slowed > 0.8 * grew:
-                self._size, self._doubling = self._anchor[0], False
+                self._size, self._ceiling, self._doubling = self._anchor[0], self._anchor[0], False
                 self._hold, self._next_hold = self._next_hold, min(256, 2 * self._next_hold)
                 return True
             self._anchor, self._next_hold = (self._size, seconds), _HOLD

@@ -24,6 +24,7 @@ from potstill.errors import BudgetReached, PotstillError, Stopped, TeacherError
 from potstill.store.requests import Intent, Outcome, Replied, Requests
 
 _TURN = 0.004  # seconds between turns: replies that come meanwhile share a transaction
+_AT_ONCE = 128  # replies read and requests sent a turn, so that no turn holds the loop for long
 _DRAIN = 10.0  # seconds that requests in flight are given when the run is stopped
 _REFUSED_AT_ONCE = 20  # so many refusals and not one success: the recipe is wrong, not the prompts
 
@@ -155,6 +156,9 @@ class Dispatcher:
     async def _pause(self) -> None:
         now = time.monotonic()
         due = self._retries[0][0] - now if self._retries else 0.5
+        if self._heard:
+            await asyncio.sleep(0)
+            return
         try:
             async with asyncio.timeout(min(0.5, max(due, _TURN))):
                 await self._wake.wait()
@@ -164,7 +168,7 @@ class Dispatcher:
         self._wake.clear()
 
     def _turn(self) -> None:
-        heard, self._heard = self._heard, []
+        heard, self._heard = self._heard[:_AT_ONCE], self._heard[_AT_ONCE:]
         self._keep(heard)
         now = time.monotonic()
         if not heard and not self._room():
@@ -175,6 +179,8 @@ class Dispatcher:
             numbers = self._requests.send([_intent(job, worst) for job, worst in jobs])
         for number, (job, worst) in zip(numbers, jobs, strict=True):
             self._flying[number] = (asyncio.create_task(self._attempt(number, job)), worst)
+        if len(jobs) == _AT_ONCE:
+            self._wake.set()  # there may be room for more
         self._look_around(now)
 
     def _keep(self, heard: list[_Heard]) -> None:
@@ -271,7 +277,8 @@ class Dispatcher:
 
     def _choose(self, now: float) -> list[tuple[Job, int]]:
         chosen: list[tuple[Job, int]] = []
-        while len(self._flying) + len(chosen) < self._window.size and self._may_send(now):
+        room = min(_AT_ONCE, self._window.size - len(self._flying))
+        while len(chosen) < room and self._may_send(now):
             job = self._next(now)
             if job is None:
                 break

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill.data_recipe import Batches, DataRecipe, Server
+from potstill.data_recipe import Batches, Canned, DataRecipe, Gguf, Local, Server
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
@@ -152,7 +152,9 @@ def _limits(recipe: DataRecipe) -> Limits:
             )
         case Batches() as b:
             return Limits(start=b.requests_a_file, most=b.requests_a_file, attempts=b.attempts)
-        case _:
+        case Gguf(slots=slots) | Local(slots=slots):
+            return Limits(start=4 * slots, most=4 * slots, attempts=2)
+        case Canned():
             return Limits(start=1000, most=1000)
 
 
