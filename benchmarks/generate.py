@@ -28,8 +28,8 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "loopback"))
 from data_runs import write_recipe
-from loopback import loopback
 
+from loopback import loopback
 from potstill.data_recipe import Server, load
 from potstill.engines.server import ServerSampler
 from potstill.generate.collect import Asking, collect, export, load_asks
@@ -131,7 +131,7 @@ def main() -> None:
         our_rate = statistics.median(options.prompts / seconds for _, (seconds, _) in pairs)
         lag = max(lag for _, (_, lag) in pairs)
         lines = [
-            f"| bare aiohttp loop {version('aiohttp')} (keeps nothing) | {bare_rate:,.0f} | {our_rate / bare_rate:.2f} |",
+            f"| bare aiohttp {version('aiohttp')}, keeps nothing | {bare_rate:,.0f} | {our_rate / bare_rate:.2f} |",
             f"| **Potstill** | **{our_rate:,.0f}** | 1 |",
         ]
         for name in PEERS:
@@ -149,8 +149,8 @@ def main() -> None:
             "|---|---|---|",
             *lines,
             "",
-            f"Event-loop lag of Potstill: p99 {lag * 1000:.0f} ms (worst of {options.rounds} rounds). Peak memory of the "
-            f"benchmark process: {memory:.0f} MB. {options.prompts:,} prompts a round for the first two (median of "
+            f"Event-loop lag of Potstill: p99 {lag * 1000:.0f} ms (worst of {options.rounds} rounds). Peak memory of "
+            f"the benchmark process: {memory:.0f} MB. {options.prompts:,} prompts a round for the first two (median of "
             f"{options.rounds} rounds, interleaved), {options.peer_prompts:,} for the others. Python "
             f"{platform.python_version()}, {os.cpu_count()} cores shared with the server, {time.strftime('%Y-%m-%d')}.",
         ]

@@ -9,7 +9,9 @@ import time
 
 import tiktoken
 
-BYTES = tiktoken.Encoding("bytes", pat_str=r"\S+|\s+", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={})
+BYTES = tiktoken.Encoding(
+    "bytes", pat_str=r"\S+|\s+", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
+)
 tiktoken.get_encoding = tiktoken.encoding_for_model = lambda _: BYTES
 
 from bespokelabs import curator  # noqa: E402

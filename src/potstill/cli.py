@@ -54,8 +54,19 @@ _DEFAULTS = Options()
 
 
 @app.command
-def check(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Check a recipe and print the plan: prompts, tokens, time, memory, licences. Loads no weights."""
+def check(recipe: Path, *, probe: int | None = None, options: Options = _DEFAULTS) -> None:
+    """Check a recipe and print the plan: prompts, tokens, time, memory, money, licences. Loads no weights.
+
+    Parameters
+    ----------
+    probe
+        Ask the teacher the first so many prompts of a recipe with `generate:`, keep the answers, estimate the rest.
+    """
+    if _writes_data(recipe):
+        _check_data(recipe, probe, options)
+        return
+    if probe is not None:
+        raise InputError("--probe needs a recipe with a 'generate:' section", way_out="leave it out")
     from potstill.plan import plan
 
     resolved, _ = _resolve(recipe, options)
@@ -198,6 +209,18 @@ def _harvest(target: Path, limit: int | None, budget: float | None, options: Opt
     with console.watching(as_json=options.json) as watch:
         found = harvest(recipe, folder=folder, limit=limit, watch=watch)
     console.show_harvest(found, as_json=options.json)
+
+
+def _check_data(target: Path, prompts: int | None, options: Options) -> None:
+    from potstill.data_plan import plan_data, probe
+
+    recipe, folder = _resolve_data(target, options.set, options)
+    plan = plan_data(recipe)
+    probed = None
+    if prompts is not None:
+        with console.watching(as_json=options.json) as watch:
+            probed = probe(recipe, folder, prompts, total=plan.prompts, watch=watch)
+    console.show_data_plan(plan, probed, as_json=options.json)
 
 
 def _writes_data(target: Path) -> bool:

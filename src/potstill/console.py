@@ -24,7 +24,9 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from potstill.data_plan import DataPlan, Probed
 from potstill.harvest import Harvest
+from potstill.licences import Policy
 from potstill.plan import Plan
 from potstill.records import Progress, Watch
 from potstill.store.run import Run
@@ -82,9 +84,13 @@ def show_plan(plan: Plan) -> None:
             f"student: {plan.student_parameters / 1e6:.1f} M parameters, {recipe.student.layers} of "
             f"{plan.teacher.layers} layers, {ratio:.1f} times smaller than the teacher"
         )
-    for licence, policy in plan.licences.items():
+    _show_terms(plan.licences, plan.left_out)
+
+
+def _show_terms(licences: Mapping[str, Policy], left_out: Mapping[str, int]) -> None:
+    for licence, policy in licences.items():
         out.print(f"licence of {clean(licence)}: {policy.verdict}{f' ({policy.duties})' if policy.duties else ''}")
-    for reason, count in plan.left_out.items():
+    for reason, count in left_out.items():
         out.print(f"left out: {count:,} rows, {clean(reason)}")
 
 
@@ -113,6 +119,33 @@ def show_run(run: Run) -> None:
         ("cp recipes/quickstart.yaml mine.yaml", "a recipe of your own"),
     ):
         out.print(f"  [bold]{clean(command)}[/]   {why}")
+
+
+def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> None:
+    """What will be asked, and what it can cost."""
+    if as_json:
+        facts = {"requests": plan.requests, "tokens_read": plan.tokens_read, "dollars_at_most": plan.dollars}
+        estimate = {"tokens_written": probed.tokens_written, "dollars": probed.dollars} if probed else None
+        licences = list(plan.licences)
+        say_json(
+            {"name": plan.recipe.name, "prompts": plan.prompts, **facts, "licences": licences, "estimate": estimate}
+        )
+        return
+    how = plan.recipe.generate
+    out.print(f"{plan.prompts:,} prompts x {how.n} answers by {clean(plan.recipe.teacher.model)}", soft_wrap=True)
+    out.print(f"tokens: ~{plan.tokens_read:,} read, at most {plan.tokens_written:,} written", soft_wrap=True)
+    cap = "no budget" if how.budget is None else f"budget ${how.budget:,.2f}"
+    price = f"at most ${plan.dollars:,.2f}" if how.prices else "no price file, so not counted"
+    out.print(f"money: {price}, {cap}", soft_wrap=True)
+    if probed:
+        (low, middle, high), (least, cost, most) = probed.tokens_written, probed.dollars
+        out.print(
+            f"probe of {probed.prompts:,} prompts ({probed.answers:,} answers, kept): all will write about "
+            f"{middle:,.0f} tokens ({low:,.0f} to {high:,.0f}) and cost about ${cost:,.2f} (${least:,.2f} to "
+            f"${most:,.2f}), if the first prompts are like the others",
+            soft_wrap=True,
+        )
+    _show_terms(plan.licences, plan.left_out)
 
 
 def show_harvest(found: Harvest, *, as_json: bool) -> None:

@@ -162,7 +162,7 @@ class Generate(Values):
     max_tokens: Count = 512
     truncated: Truncated = "keep"
     longest: Count | None = None
-    parameters: dict[str, JsonValue] = {}
+    parameters: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     budget: Positive | None = Field(None, description="US dollars that are never exceeded")
     prices: str | None = Field(None, description="a price file such as recipes/prices.yaml")
 

@@ -23,6 +23,7 @@ from potstill.values import Count, Name, Positive, Probability, Seed, Values
 Kind = TypeVar("Kind", bound=BaseModel)
 Control = Literal["base", "from_scratch", "hard_labels", "floor"]
 
+
 class Columns(Values):
     """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
 

@@ -59,7 +59,13 @@ def test_tags_in_the_middle_belong_to_the_answer(thought: str, answer: str) -> N
 
 @pytest.mark.parametrize(
     ("said", "finish"),
-    [("stop", "stop"), ("length", "length"), ("content_filter", "filtered"), ("tool_calls", "tool_calls"), (None, "unknown")],
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "filtered"),
+        ("tool_calls", "tool_calls"),
+        (None, "unknown"),
+    ],
 )
 def test_every_way_to_finish_has_one_name(said: str | None, finish: str) -> None:
     assert openai({"content": "x"}, said).finish == finish
@@ -108,7 +114,11 @@ def test_what_is_no_reply_is_unreadable(raw: bytes) -> None:
     assert said.value.kind == "unreadable"
 
 
-@given(raw=st.binary() | st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["choices", "message", "content", "usage", "finish_reason", "index"]), x)).map(lambda v: json.dumps(v).encode()))  # fmt: skip
+names = st.sampled_from(["choices", "message", "content", "usage", "finish_reason", "index", "reasoning_details"])
+values = st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(names, x))
+
+
+@given(raw=st.binary() | values.map(lambda value: json.dumps(value).encode()))
 def test_no_reply_breaks_the_reader(raw: bytes) -> None:
     for read in (read_openai, read_anthropic):
         try:

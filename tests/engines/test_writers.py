@@ -109,7 +109,9 @@ def test_the_real_llama_cpp_server_answers_and_what_is_cut_off_is_asked_longer(l
 
 def test_a_gguf_in_this_process_answers_alike(llama: str, tmp_path: Path) -> None:
     how = Generate(temperature=0.0)
-    inside = answers(GgufSampler(gguf(), how, Gguf(kind="gguf", slots=2, threads=1)), asks("Say hello.", "Name a colour."))
+    inside = answers(
+        GgufSampler(gguf(), how, Gguf(kind="gguf", slots=2, threads=1)), asks("Say hello.", "Name a colour.")
+    )
     assert all(inside)
     path = write_recipe(tmp_path, llama, prompts=1, engine={"deadline": 120.0}, n=1, temperature=0.0, max_tokens=8)
     (tmp_path / "prompts.jsonl").write_text('{"text": "Say hello."}\n{"text": "Name a colour."}\n')

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from data_runs import query, write_recipe
-from loopback import loopback
 
+from loopback import loopback
 from potstill.data_recipe import load
 from potstill.errors import BudgetReached, InputError
 from potstill.harvest import harvest

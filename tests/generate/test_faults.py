@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from data_runs import attempts_by_identity, command, exported, generate, query, write_recipe
+
 from loopback import BILLED, Loopback, loopback
 
 ENGINE = {"deadline": 1.5, "in_flight": 256, "start_in_flight": 64, "attempts": 20, "max_reply_bytes": 100_000}
@@ -24,7 +25,9 @@ def check_books(server: Loopback, run: Path) -> None:
     seen, ours = server.ledger()["seen"], attempts_by_identity(run)
     assert {identity: len(what) for identity, what in seen.items()} == {i: len(s) for i, s in ours.items()}
     for identity, faults in seen.items():
-        theirs = Counter("read" if f == "ok" else "maybe" if f in BILLED or f == "reset before" else "free" for f in faults)
+        theirs = Counter(
+            "read" if f == "ok" else "maybe" if f in BILLED or f == "reset before" else "free" for f in faults
+        )
         assert theirs == Counter(ours[identity]), (identity, faults, ours[identity])
 
 

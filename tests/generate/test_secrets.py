@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 from data_runs import command, write_recipe
-from loopback import loopback
 from ruamel.yaml import YAML
+
+from loopback import loopback
 
 Edit = Callable[[dict[str, Any], str, Path], None]
 
 
 def engine(**values: Any) -> Edit:
     def edit(recipe: dict[str, Any], canary: str, _: Path) -> None:
-        recipe["teacher"]["engine"] |= {k: v.replace("CANARY", canary) if isinstance(v, str) else v for k, v in values.items()}
+        recipe["teacher"]["engine"] |= {
+            k: v.replace("CANARY", canary) if isinstance(v, str) else v for k, v in values.items()
+        }
 
     return edit
 
@@ -35,9 +38,8 @@ def key_file(mode: int, content: str = "CANARY") -> Edit:
     return edit
 
 
-
-
 ENV = engine(key_env="TEACHER_KEY")
+TWICE = engine(key_env="TEACHER_KEY", attempts=2)
 # what is written into the recipe · how the server misbehaves · more arguments · exit codes that are right
 CASES: dict[str, tuple[Edit, dict[str, Any], tuple[str, ...], set[int]]] = {
     "a key that works": (ENV, {"key": "CANARY"}, (), {0}),
@@ -49,9 +51,9 @@ CASES: dict[str, tuple[Edit, dict[str, Any], tuple[str, ...], set[int]]] = {
     "refused, debug": (ENV, {"key": "another"}, ("--debug",), {4}),
     "refused, json": (ENV, {"key": "another"}, ("--json",), {4}),
     "anthropic, refused": (engine(key_env="TEACHER_KEY", form="anthropic"), {"key": "another"}, (), {4}),
-    "every request fails and repeats it": (engine(key_env="TEACHER_KEY", attempts=2), {"faults": 1, "kinds": "500"}, (), {0}),
-    "resets": (engine(key_env="TEACHER_KEY", attempts=2), {"faults": 1, "kinds": "reset after"}, ("--debug",), {0}),
-    "wrong type": (engine(key_env="TEACHER_KEY", attempts=2), {"faults": 1, "kinds": "wrong type"}, (), {0}),
+    "every request fails and repeats it": (TWICE, {"faults": 1, "kinds": "500"}, (), {0}),
+    "resets": (TWICE, {"faults": 1, "kinds": "reset after"}, ("--debug",), {0}),
+    "wrong type": (TWICE, {"faults": 1, "kinds": "wrong type"}, (), {0}),
     "a key others can read": (key_file(0o644), {}, (), {2}),
     "a key others can read, debug": (key_file(0o644), {}, ("--debug",), {2}),
     "a key file of two words": (key_file(0o600, "CANARY and more"), {}, (), {2}),

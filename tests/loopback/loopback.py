@@ -27,7 +27,7 @@ FAULTS = (
     "429", "503", "500", "reset before", "reset after", "hang", "drip", "cut json", "wrong type", "huge", "empty",
 )  # fmt: skip
 BILLED = {"ok", "reset after", "hang", "drip", "cut json", "wrong type", "huge", "empty"}
-WORDS = "film plot actor scene light music quiet loud slow fast warm cold clever dull brave small".split()
+WORDS = tuple("film plot actor scene light music quiet loud slow fast warm cold clever dull brave small".split())  # noqa: SIM905
 
 
 class Books:
@@ -75,7 +75,9 @@ class Teacher(asyncio.Protocol):
         identity = headers.get("idempotency-key", "")
         asked = json.loads(body)
         fault = self.fault(identity, len(self.books.seen[identity]))
-        if self.options.key and self.options.key not in (headers.get("authorization", "") + headers.get("x-api-key", "")):
+        if self.options.key and self.options.key not in (
+            headers.get("authorization", "") + headers.get("x-api-key", "")
+        ):
             fault = "401"
         if not asked["messages"] or "REFUSE" in str(asked["messages"][-1]["content"]):
             fault = "400"
@@ -92,7 +94,9 @@ class Teacher(asyncio.Protocol):
             return "ok"
         return draw.choice(self.options.kinds.split(",") if self.options.kinds else FAULTS)
 
-    def answer(self, fault: str, asked: dict[str, Any], anthropic: bool, headers: dict[str, str]) -> None:
+    def answer(  # noqa: C901
+        self, fault: str, asked: dict[str, Any], anthropic: bool, headers: dict[str, str]
+    ) -> None:
         self.books.at_once -= 1
         if fault == "400":
             self.reply(400, b'{"error": {"message": "these messages are not answered", "code": "bad_request"}}')
@@ -107,7 +111,9 @@ class Teacher(asyncio.Protocol):
             case "ok":
                 self.reply(200, said)
             case "429":
-                self.reply(429, b'{"error": {"message": "slow down"}}', extra=f"Retry-After: {self.options.retry_after}\r\n")
+                self.reply(
+                    429, b'{"error": {"message": "slow down"}}', extra=f"Retry-After: {self.options.retry_after}\r\n"
+                )
             case "401" | "500" | "503":
                 message = f"no: {headers.get('authorization', '')}"
                 self.reply(int(fault), json.dumps({"error": {"message": message}}).encode())

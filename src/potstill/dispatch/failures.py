@@ -1,4 +1,4 @@
-"""What a failed attempt means: for its row, for the window, and for the money. By kind, never by what a message says."""
+"""What a failed attempt means: for its row, the window and the money. By kind, never by what a message says."""
 
 from __future__ import annotations
 

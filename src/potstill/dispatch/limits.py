@@ -14,9 +14,11 @@ class Window:
     Looked at once a round (as many replies as the window is wide, and at least eight). It doubles until something
     complains, then grows by one and 1 % a round. Complaints (429, 503, 529) shrink it by twice the square of their
     smoothed share, at most by half: a storm halves it every round, one in ten costs 2 % (the idea is DCTCP's: Alizadeh
-    et al. 2010). Requests that passed their deadline complain too where they outnumber the answers. A server that never complains but queues shows in the time of its answers: where the window
-    grew by a quarter or more and the median answer slowed by most of that, growing gained nothing; it is taken back,
-    and tried again later and later.
+    et al. 2010). Requests that passed their deadline complain too where they outnumber the answers.
+
+    A server that never complains but queues shows in the time of its answers: where the window grew by a quarter or
+    more and the median answer slowed by most of that, growing gained nothing; it is taken back, and tried again later
+    and later.
     """
 
     def __init__(self, *, start: int, most: int) -> None:

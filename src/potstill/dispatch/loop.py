@@ -18,7 +18,7 @@ from typing import Protocol
 
 from potstill.dispatch.failures import delay, meaning
 from potstill.dispatch.limits import Allowance, Window
-from potstill.dispatch.money import FREE, Budget, Price, prompt_bound
+from potstill.dispatch.money import FREE, Budget, prompt_bound
 from potstill.engines.sampler import Ask, Failure, Reading, Sampler, Usage
 from potstill.errors import BudgetReached, PotstillError, Stopped, TeacherError
 from potstill.store.requests import Intent, Outcome, Replied, Requests
@@ -31,7 +31,7 @@ _REFUSED_AT_ONCE = 20  # so many refusals and not one success: the recipe is wro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One request still to be answered. `failed` attempts count against it, `retries` is how often it was sent again."""
+    """One request still to be answered. `failed` attempts count against it; `retries` are all that were sent again."""
 
     question: int
     sample: int
@@ -105,13 +105,12 @@ class Dispatcher:
         work: Work,
         *,
         limits: Limits,
-        price: Price,
         budget: Budget,
         pulse: Callable[[Pulse], None],
     ) -> None:
         now = time.monotonic()
         self._sampler, self._requests, self._work = sampler, requests, work
-        self._limits, self._price, self._budget, self._pulse = limits, price, budget, pulse
+        self._limits, self._budget, self._pulse = limits, budget, pulse
         # Under a budget the first request goes alone: it shows whether the server keeps to max_tokens.
         start = limits.start if budget.cap is None else 1
         self._window = Window(start=start, most=limits.most)
@@ -127,7 +126,7 @@ class Dispatcher:
         self._hold_until = 0.0
         self._began = self._last_pulse = now
         self._failing_since: float | None = None
-        self._abandoned = False
+        self._abandoned = self._full = False
         self._successes = self._refused = self._completion_tokens = 0
         self._failures: dict[str, int] = {}
         self._why_stop: Exception | None = None
@@ -173,6 +172,7 @@ class Dispatcher:
         now = time.monotonic()
         if not heard and not self._room():
             return
+        self._full = len(self._flying) >= self._window.size * 0.9
         with self._requests.transaction():
             self._requests.close([self._close(now, *one) for one in heard])
             jobs = [] if self._why_stop else self._choose(now)
@@ -205,7 +205,6 @@ class Dispatcher:
     # what was heard
 
     def _close(self, now: float, number: int, job: Job, said: bytes | Failure, seconds: float) -> Outcome:
-        full = len(self._flying) >= self._window.size * 0.9
         worst = self._flying.pop(number)[1]
         if isinstance(said, bytes):
             try:
@@ -213,21 +212,23 @@ class Dispatcher:
             except Failure as failure:
                 said = failure
             else:
-                self._window.answered(seconds, full=full)
+                self._window.answered(seconds, full=self._full)
                 return self._success(now, number, job, reading, worst)
-        self._window.failed(complaint=meaning(said.kind).complaint, late=said.kind == "too slow", full=full)
+        self._window.failed(complaint=meaning(said.kind).complaint, late=said.kind == "too slow", full=self._full)
         return self._failure(now, number, job, said, worst)
 
     def _success(self, now: float, number: int, job: Job, reading: Reading, worst: int) -> Outcome:
         self._failing_since = None
         self._successes += 1
         usage = reading.usage or Usage(prompt=0, completion=0)
-        cost = self._price.of(usage) if reading.usage else worst
+        cost = self._budget.price.of(usage) if reading.usage else worst
         self._budget.settle(worst, cost)
         self._completion_tokens += usage.completion
         self._tokens_left.take(usage.prompt + usage.completion - self._guess(job.ask))
         if self._budget.cap is not None and cost > worst:
-            problem = f"the teacher billed {usage.completion} tokens where {job.ask.count * job.ask.max_tokens} was the limit"
+            problem = (
+                f"the teacher billed {usage.completion} tokens where {job.ask.count * job.ask.max_tokens} was the limit"
+            )
             self._end(TeacherError(problem, way_out="set teacher.engine.limit_field, or run without a budget"))
         taken = self._work.answered(job, number, reading)
         for following in taken.then:
@@ -282,7 +283,7 @@ class Dispatcher:
             job = self._next(now)
             if job is None:
                 break
-            worst = 0 if self._price == FREE else self._price.worst(job.ask)
+            worst = 0 if self._budget.price == FREE else self._budget.price.worst(job.ask)
             if not self._budget.reserve(worst):
                 self._put_back = job
                 if not self._flying and not chosen:
@@ -371,14 +372,14 @@ _AGAIN = "mend it, then the same command goes on from here"
 
 def _intent(job: Job, worst: int) -> Intent:
     ask = job.ask
-    return Intent(
-        question=job.question, sample=job.sample, samples=ask.count, max_tokens=ask.max_tokens, worst=worst
-    )
+    return Intent(question=job.question, sample=job.sample, samples=ask.count, max_tokens=ask.max_tokens, worst=worst)
 
 
 def _lost(failure: Failure) -> TeacherError:
     status = f" with status {failure.status}" if failure.status else ""
-    return TeacherError(f"the teacher said no{status} ({failure.kind}): {failure.detail or 'no reason'}", way_out=_AGAIN)
+    return TeacherError(
+        f"the teacher said no{status} ({failure.kind}): {failure.detail or 'no reason'}", way_out=_AGAIN
+    )
 
 
 def _budget_reached(budget: Budget, worst: int) -> BudgetReached:

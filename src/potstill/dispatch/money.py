@@ -60,8 +60,8 @@ def _bytes_in(values: Iterable[object]) -> int:
 class Budget:
     """Never lets `spent + reserved` pass the cap. Without a cap it only counts."""
 
-    def __init__(self, cap: int | None, *, spent: int) -> None:
-        self.cap, self.spent, self.reserved = cap, spent, 0
+    def __init__(self, cap: int | None, *, spent: int, price: Price = FREE) -> None:
+        self.cap, self.spent, self.price, self.reserved = cap, spent, price, 0
 
     def reserve(self, worst: int) -> bool:
         if self.cap is not None and self.spent + self.reserved + worst > self.cap:

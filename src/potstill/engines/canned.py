@@ -43,18 +43,19 @@ class CannedSampler:
 def canned_from(path: Path) -> CannedSampler:
     """The answers of a JSONL file of {"prompt": ..., "answer": ...}; several lines with one prompt take turns."""
     answers: dict[str, list[str]] = {}
-    number = 0
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"teacher.engine.answers: '{path}' cannot be read", way_out="give a JSONL file") from None
+    for number, line in enumerate(lines, 1):
+        try:
             row = json.loads(line)
             answers.setdefault(str(row["prompt"]), []).append(str(row["answer"]))
-    except OSError:
-        raise InputError(f"teacher.engine.answers: '{path}' cannot be read", way_out="give a JSONL file") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"teacher.engine.answers: '{path}', line {number}: not an object with 'prompt' and 'answer'",
-            way_out="mend the line",
-        ) from None
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"teacher.engine.answers: '{path}', line {number}: not an object with 'prompt' and 'answer'",
+                way_out="mend the line",
+            ) from None
 
     def answer(prompt: str, seed: int) -> str | None:
         found = answers.get(prompt)

@@ -1,7 +1,7 @@
 """Replies to canonical answers: every name that reasoning goes by, and every shape that usage comes in.
 
-Reasoning is found in the message's fields (`reasoning_content`, `reasoning`, `thinking`, `reasoning_details`), in content
-parts of type thinking or reasoning, or inline between tags at the start of the text.
+Reasoning is found in the message's fields (`reasoning_content`, `reasoning`, `thinking`, `reasoning_details`), in
+content parts of type thinking or reasoning, or inline between tags at the start of the text.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_anthropic(raw: bytes) -> Reading:
 def split_inline(text: str) -> tuple[str | None, str, bool]:
     """(reasoning, answer, whether the reasoning was closed) of text that may think between tags.
 
-    A closing tag alone counts too: some templates put the opening one into the prompt. Tags further on are the answer's.
+    A closing tag alone counts too: some templates put the opening one into the prompt. Later tags are the answer's.
     """
     thoughts: list[str] = []
     rest = text

@@ -17,11 +17,11 @@ from potstill.data_recipe import Batches, Canned, DataRecipe, Gguf, Local, Serve
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
-from potstill.generate.waves import Wanted, Waves, question_key
+from potstill.generate.waves import Wanted, Waves, question_key, written
 from potstill.prompts.stream import source_mark, stream_prompts
 from potstill.records import Progress, Watch
 from potstill.store.answers import write_answers
-from potstill.store.requests import Outcome, Requests, Written
+from potstill.store.requests import Outcome, Requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,44 +60,29 @@ def load_asks(recipe: DataRecipe, requests: Requests) -> None:
 
 def read_kept(requests: Requests, sampler: Sampler, price: Price) -> None:
     """Replies that were kept but not read when a process died are read now; nothing is asked again for them."""
-    kept = requests.unread()
-    with requests.transaction():
-        for k in kept:
+    for kept in requests.unread():
+        with requests.transaction():
             try:
-                reading = sampler.read(k.raw)
+                reading = sampler.read(kept.raw)
             except Failure as failure:
-                state, cost, usage, rows = "maybe", k.worst, Usage(prompt=0, completion=0), ()
-                said = failure.kind
-            else:
-                usage = reading.usage or Usage(prompt=0, completion=0)
-                state, cost, said = "read", price.of(usage) if reading.usage else k.worst, None
-                rows = tuple(
-                    Written(
-                        question=k.question,
-                        sample=k.sample + i,
-                        attempt=k.attempt,
-                        max_tokens=k.max_tokens,
-                        text=answer.text,
-                        reasoning=answer.reasoning,
-                        finish=answer.finish,
-                        cut_off=answer.cut_off,
-                    )
-                    for i, answer in enumerate(reading.answers[: k.samples])
-                )
-            requests.put_written(rows)
-            requests.close(
-                [
-                    Outcome(
-                        attempt=k.attempt,
-                        state=state,
-                        failure=said,
-                        status=200,
-                        prompt_tokens=usage.prompt,
-                        completion_tokens=usage.completion,
-                        cost=cost,
-                    )
-                ]
+                lost = Outcome(attempt=kept.attempt, state="maybe", failure=failure.kind, status=200, cost=kept.worst)
+                requests.close([lost])
+                continue
+            rows = zip(range(kept.sample, kept.sample + kept.samples), reading.answers, strict=False)
+            requests.put_written(
+                written(kept.question, number, answer, attempt=kept.attempt, max_tokens=kept.max_tokens)
+                for number, answer in rows
             )
+            usage = reading.usage or Usage(prompt=0, completion=0)
+            outcome = Outcome(
+                attempt=kept.attempt,
+                state="read",
+                status=200,
+                prompt_tokens=usage.prompt,
+                completion_tokens=usage.completion,
+                cost=price.of(usage) if reading.usage else kept.worst,
+            )
+            requests.close([outcome])
 
 
 def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: Asking, watch: Watch) -> None:
@@ -108,7 +93,7 @@ def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: As
     requests.reopen("failed")
     totals = requests.totals()
     cap = None if recipe.generate.budget is None else int(recipe.generate.budget * DOLLAR)
-    budget = Budget(cap, spent=totals.get("paid", 0) + totals.get("maybe", 0))
+    budget = Budget(cap, spent=totals.get("paid", 0) + totals.get("maybe", 0), price=price)
     work = Waves(recipe, requests, wanted=asking.wanted, most=asking.most, limit=asking.limit)
     total = requests.count_asks(limit=asking.limit)
     before = requests.count_asks(limit=asking.limit, settled=True)
@@ -118,9 +103,7 @@ def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: As
 
     async def run() -> None:
         async with sampler:
-            dispatcher = Dispatcher(
-                sampler, requests, work, limits=_limits(recipe), price=price, budget=budget, pulse=pulse
-            )
+            dispatcher = Dispatcher(sampler, requests, work, limits=_limits(recipe), budget=budget, pulse=pulse)
             with _stopping(dispatcher):
                 await dispatcher.run()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from potstill.data_recipe import DataRecipe, Generate, Local, Server, Writer
 from potstill.dispatch.loop import Job, Taken
-from potstill.engines.sampler import Ask, Reading
+from potstill.engines.sampler import Answer, Ask, Reading
 from potstill.records import Message, Prompt, Sample
 from potstill.store.requests import Open, Requests, Settled, Written
 
@@ -99,17 +99,7 @@ class Waves:
     def answered(self, job: Job, attempt: int, reading: Reading) -> Taken:
         asked = self._asked[job.question]
         rows = [
-            Written(
-                question=job.question,
-                sample=job.sample + i,
-                attempt=attempt,
-                max_tokens=job.ask.max_tokens,
-                text=answer.text,
-                reasoning=answer.reasoning,
-                finish=answer.finish,
-                cut_off=answer.cut_off,
-                given_up="filtered by the provider" if answer.finish == "filtered" else None,
-            )
+            written(job.question, job.sample + i, answer, attempt=attempt, max_tokens=job.ask.max_tokens)
             for i, answer in enumerate(reading.answers[: job.ask.count])
         ]
         self._requests.put_written(rows)
@@ -197,6 +187,21 @@ class Waves:
         return Job(question=asked.open.question, sample=sample, ask=ask)
 
 
+def written(question: int, sample: int, answer: Answer, *, attempt: int, max_tokens: int) -> Written:
+    """The ledger's row of an answer; one that the provider filtered is given up, and kept for the record."""
+    return Written(
+        question=question,
+        sample=sample,
+        attempt=attempt,
+        max_tokens=max_tokens,
+        text=answer.text,
+        reasoning=answer.reasoning,
+        finish=answer.finish,
+        cut_off=answer.cut_off,
+        given_up="filtered by the provider" if answer.finish == "filtered" else None,
+    )
+
+
 def usable(row: Written, how: Generate) -> bool:
     """Whether a stored answer is one, under the recipe's word on those that were cut off."""
     return row.given_up is None and not (row.cut_off and how.truncated != "keep")
@@ -224,8 +229,3 @@ def _sample(prompt_id: str, row: Written) -> Sample:
         finish=row.finish,
         cut_off=row.cut_off,
     )
-
-
-def as_counts(reasons: Mapping[str, int]) -> str:
-    """For people: "12 refused, 3 too slow"."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda r: -r[1]))

@@ -264,10 +264,7 @@ class Requests:
         self._db.executemany(
             "UPDATE attempts SET state = ?, failure = ?, status = ?, prompt_tokens = ?, completion_tokens = ?, "
             "cost = ? WHERE id = ?",
-            (
-                (o.state, o.failure, o.status, o.prompt_tokens, o.completion_tokens, o.cost, o.attempt)
-                for o in outcomes
-            ),
+            ((o.state, o.failure, o.status, o.prompt_tokens, o.completion_tokens, o.cost, o.attempt) for o in outcomes),
         )
         sums: dict[str, int] = {}
         for o in outcomes:
@@ -318,6 +315,14 @@ class Requests:
 
     def totals(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT name, value FROM totals ORDER BY name"))
+
+    def spent_by_prompt(self, *, limit: int) -> list[tuple[int, int]]:
+        """(completion tokens, picodollars) of each of the first `limit` prompts that has an answer."""
+        return self._db.execute(
+            "SELECT sum(t.completion_tokens), sum(t.cost) FROM asks k JOIN attempts t ON t.question = k.question "
+            "WHERE position < ? AND t.state IN ('read', 'maybe') GROUP BY k.question HAVING sum(t.state = 'read') > 0",
+            (limit,),
+        ).fetchall()
 
     def _add(self, sums: Mapping[str, int]) -> None:
         self._db.executemany(
