@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=10_000)
-    parser.add_argument("--peer-prompts", type=int, default=3_000)
+    parser.add_argument("--peer-prompts", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("check", "run", "generate", "verify", "train", "evaluate", "report", "chat", "runs")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check", "recipes/quickstart.yaml"], ["check", "recipes/answers.yaml"], ["runs"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check", "recipes/quickstart.yaml"], ["check", "recipes/answers.yaml"], ["runs"]]
+)
 def test_light_verbs_answer_in_under_a_second_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from potstill.cli import execute; code = execute(sys.argv[1:]);"

@@ -23,7 +23,7 @@ from potstill.engines.sampler import Ask, Failure, Reading, Sampler, Usage
 from potstill.errors import BudgetReached, PotstillError, Stopped, TeacherError
 from potstill.store.requests import Intent, Outcome, Replied, Requests
 
-_TURN = 0.004  # seconds between turns: replies that come meanwhile share a transaction
+_TURN = 0.01  # seconds between turns: replies that come meanwhile share a transaction
 _AT_ONCE = 128  # replies read and requests sent a turn, so that no turn holds the loop for long
 _DRAIN = 10.0  # seconds that requests in flight are given when the run is stopped
 _REFUSED_AT_ONCE = 20  # so many refusals and not one success: the recipe is wrong, not the prompts

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+from yarl import URL
 
 from potstill.data_recipe import Generate, Server, Writer
 from potstill.engines.address import GuardedResolver, check_address
@@ -37,7 +38,7 @@ class ServerSampler:
         self._key = find_key(server.key_env, server.key_file)
         check_address(server.url, with_key=bool(self._key))
         path = "/messages" if server.form == "anthropic" else "/chat/completions"
-        self._url = server.url + path
+        self._url = URL(server.url + path)
         self._constant: dict[str, object] = {
             "model": writer.model,
             "temperature": how.temperature,

@@ -6,10 +6,9 @@ Sorted by prompt and index; no times, prices or request ids: the same answers gi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,8 +40,8 @@ def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str
     try:
         with pq.ParquetWriter(draft, _SCHEMA, compression="zstd") as writer:
             stream = iter(rows)
-            while group := list(islice(_as_dicts(stream, teacher, licence), _GROUP)):
-                writer.write_table(pa.Table.from_pylist(group, schema=_SCHEMA))
+            while group := list(islice(stream, _GROUP)):
+                writer.write_table(_table(group, teacher, licence))
                 count += len(group)
         with draft.open("rb") as file:
             os.fsync(file.fileno())
@@ -53,18 +52,27 @@ def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str
     return count
 
 
-def _as_dicts(rows: Iterator[Row], teacher: str, licence: str) -> Iterator[dict[str, Any]]:
-    for prompt_id, messages, sample in rows:
-        answer = Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning)
-        yield {
-            "prompt_id": prompt_id,
-            "index": sample.index,
-            "messages": [
-                {"role": m.role, "content": m.content, "reasoning_content": m.reasoning_content}
-                for m in (*messages, answer)
-            ],
-            "finish": sample.finish,
-            "cut_off": sample.cut_off,
-            "teacher": teacher,
-            "licence": licence,
-        }
+def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:
+    """Column by column: a tenth of the time that a million dicts would take."""
+    turns = [
+        (*messages, Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
+        for _, messages, sample in group
+    ]
+    flat = [message for row in turns for message in row]
+    parts = [
+        pa.array([m.role for m in flat], pa.string()),
+        pa.array([m.content for m in flat], pa.string()),
+        pa.array([m.reasoning_content for m in flat], pa.string()),
+    ]
+    offsets = pa.array(accumulate((len(row) for row in turns), initial=0), pa.int32())
+    samples = [sample for _, _, sample in group]
+    columns = [
+        pa.array([prompt_id for prompt_id, _, _ in group], pa.string()),
+        pa.array([s.index for s in samples], pa.int32()),
+        pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, fields=list(_TURN))),
+        pa.array([s.finish for s in samples], pa.string()),
+        pa.array([s.cut_off for s in samples], pa.bool_()),
+        pa.array([teacher] * len(group), pa.string()),
+        pa.array([licence] * len(group), pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
