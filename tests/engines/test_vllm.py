@@ -44,8 +44,9 @@ def vllm() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = "--dtype bfloat16 --enforce-eager --max-logprobs 64 --no-enable-prefix-caching --max-model-len 1024"
-    command = [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder_of(TEACHER)),
-               "--served-model-name", "loopback", "--host", "127.0.0.1", "--port", str(port), *settings.split()]  # fmt: skip
+    where = ["--served-model-name", "loopback", "--host", "127.0.0.1", "--port", str(port), *settings.split()]
+    serve = [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*serve, "--model", str(folder_of(TEACHER)), *where]
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)

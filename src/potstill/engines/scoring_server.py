@@ -1,8 +1,8 @@
 """A teacher behind vLLM that scores: `prompt_logprobs` on token ids.
 
 Traps that this file knows: the server caps k (`--max-logprobs`); positions read from a prefix cache can carry stale
-numbers, so a reply that used one is refused; the actual token stands in the list beyond the k and is no part of the top;
-the JSON takes about 70 bytes a token and candidate, so a reply past the bound is refused before it is asked for.
+numbers, so a reply that used one is refused; the actual token stands in the list beyond the k and is no part of the
+top; the JSON takes about 70 bytes a token and candidate, so a reply past the bound is refused before it is asked for.
 """
 
 from __future__ import annotations

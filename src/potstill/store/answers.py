@@ -52,7 +52,7 @@ def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str
     return count
 
 
-def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:
+def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
     """Column by column: a tenth of the time that a million dicts would take."""
     turns = [
         (*messages, Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
