@@ -44,7 +44,7 @@ class PromptFile(Values):
     header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
 
 
-class _Http(Values):
+class Http(Values):
     """How a server is reached. A key stands in an environment variable or in a file of mode 0600, never here."""
 
     url: str = Field(description="the base address, such as http://127.0.0.1:8000/v1")
@@ -73,13 +73,13 @@ class _Http(Values):
         return name
 
     @model_validator(mode="after")
-    def _one_key(self) -> _Http:
+    def _one_key(self) -> Http:
         if self.key_env and self.key_file:
             raise ValueError("name one of 'key_env' and 'key_file'")
         return self
 
 
-class Server(_Http):
+class Server(Http):
     """An OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, commercial APIs) or Anthropic's messages."""
 
     kind: Literal["server"]
@@ -101,7 +101,7 @@ class Server(_Http):
         return self
 
 
-class Batches(_Http):
+class Batches(Http):
     """Provider batch files in OpenAI's form: upload, wait, download; slower and cheaper."""
 
     kind: Literal["batches"]

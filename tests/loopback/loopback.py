@@ -37,6 +37,8 @@ class Books:
         self.seen: dict[str, list[str]] = defaultdict(list)
         self.prompt_tokens = self.completion_tokens = 0
         self.most_at_once = self.at_once = 0
+        self.files: list[str] = []
+        self.batches: list[dict[str, Any]] = []
 
 
 class Teacher(asyncio.Protocol):
@@ -64,12 +66,50 @@ class Teacher(asyncio.Protocol):
             self.reply(200, json.dumps(vars(self.books)).encode())
         elif line.startswith("GET /v1/models"):
             self.reply(200, b'{"data": [{"id": "loopback"}]}')
+        elif "/v1/files" in line or "/v1/batches" in line:
+            self.batch(line, headers, body)
         elif line.startswith("POST /redirect"):
             self.reply(307, b"", extra="Location: http://127.0.0.1:9/v1/chat/completions\r\n")
         elif line.startswith(("POST /v1/chat/completions", "POST /v1/messages")):
             self.teach(line, headers, body)
         else:
             self.reply(404, b'{"error": {"message": "no such path"}}')
+
+    def batch(self, line: str, headers: dict[str, str], body: bytes) -> None:
+        """Batch files: a batch is worked through when it has been asked about often enough."""
+        books, path = self.books, line.split()[1]
+        if line.startswith("POST /v1/files"):
+            boundary = b"--" + headers["content-type"].partition("boundary=")[2].encode()
+            part = next(p for p in body.split(boundary) if b'name="file"' in p)
+            books.files.append(part.partition(b"\r\n\r\n")[2].rstrip(b"\r\n").decode())
+            self.reply(200, json.dumps({"id": f"file-{len(books.files) - 1}"}).encode())
+        elif line.startswith("POST /v1/batches"):
+            asked = json.loads(body)
+            books.batches.append({**asked, "id": f"batch-{len(books.batches)}", "status": "in_progress", "polls": 0})
+            self.reply(200, json.dumps(books.batches[-1]).encode())
+        elif path.startswith("/v1/batches?"):
+            self.reply(200, json.dumps({"data": books.batches}).encode())
+        elif path.startswith("/v1/batches/"):
+            batch = books.batches[int(path.rpartition("-")[2])]
+            batch["polls"] += 1
+            if batch["polls"] >= self.options.polls and batch["status"] == "in_progress":
+                self.work_through(batch)
+            self.reply(200, json.dumps(batch).encode())
+        else:
+            self.reply(200, books.files[int(path.split("/")[-2].rpartition("-")[2])].encode())
+
+    def work_through(self, batch: dict[str, Any]) -> None:
+        books, rows = self.books, list[str]()
+        for line in books.files[int(batch["input_file_id"].rpartition("-")[2])].splitlines():
+            asked = json.loads(line)
+            identity = asked["custom_id"]
+            fault = self.fault(identity, len(books.seen[identity]))
+            books.seen[identity].append(fault)
+            status = 200 if fault == "ok" else 500
+            body = _openai(asked["body"]) if fault == "ok" else {"error": {"message": "no"}}
+            rows.append(json.dumps({"custom_id": identity, "response": {"status_code": status, "body": body}}))
+        books.files.append("\n".join(rows))
+        batch |= {"status": "completed", "output_file_id": f"file-{len(books.files) - 1}"}
 
     def teach(self, line: str, headers: dict[str, str], body: bytes) -> None:
         identity = headers.get("idempotency-key", "")
@@ -228,5 +268,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--huge", type=int, default=1 << 20, help="bytes of a huge reply")
     parser.add_argument("--retry-after", default="0.1")
+    parser.add_argument("--polls", type=int, default=2, help="how often a batch is asked about before it is done")
     parser.add_argument("--key", default="", help="the key that is asked for")
     asyncio.run(serve(parser.parse_args()))

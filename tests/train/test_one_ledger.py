@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from data_runs import write_recipe
-from loopback import loopback
 
+from loopback import loopback
 from potstill.data_recipe import DataRecipe, load
 from potstill.harvest import harvest
 from potstill.models.load import codec_of
@@ -34,7 +34,7 @@ METHODS: tuple[Method, ...] = (
 
 
 def examples(ledger: Path) -> list[Example]:
-    """A check of our own: an answer of an even number of words is "good". The share of the samples is the soft label."""
+    """A check of our own: an answer of an even number of words is "good"; the samples' shares are the soft label."""
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     asked: dict[str, tuple[Message, ...]] = {}
     with Requests(ledger) as requests:

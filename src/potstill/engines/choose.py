@@ -30,8 +30,10 @@ def sampler_for(recipe: DataRecipe) -> Sampler:
             from potstill.engines.writer import LocalSampler  # torch takes seconds
 
             return LocalSampler(writer.model, writer.revision, how, engine)
-        case Batches():
-            raise NotImplementedError
+        case Batches() as engine:
+            from potstill.engines.batches import BatchSampler
+
+            return BatchSampler(writer, how, engine)
         case _:
             assert_never(writer.engine)
 

@@ -12,13 +12,10 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
 import numpy as np
 
 from potstill.data_recipe import Server, Writer
-from potstill.engines.address import GuardedResolver, check_address
-from potstill.engines.keys import find_key
-from potstill.engines.sampler import Failure
+from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
 
@@ -30,17 +27,11 @@ class ServerScorer:
 
     def __init__(self, writer: Writer, server: Server, *, k: int) -> None:
         self._model, self._server, self._k = writer.model, server, k
-        self._key = find_key(server.key_env, server.key_file)
-        check_address(server.url, with_key=bool(self._key))
+        self._key = key_for(server)
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._server.in_flight, resolver=GuardedResolver()),
-            timeout=aiohttp.ClientTimeout(total=self._server.deadline),
-            headers={"Accept-Encoding": "identity", **self._key.headers(self._server.form)},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        headers = self._key.headers(self._server.form)
+        self._session = open_session(self._server, headers, at_once=self._server.in_flight)
         return self
 
     async def __aexit__(
@@ -61,12 +52,10 @@ class ServerScorer:
             "temperature": 0,
             "prompt_logprobs": self._k,
         }
-        try:
+        with named_failures(self._server.deadline):
             url = f"{self._server.url}/completions"
             async with self._session.post(url, json=asked, allow_redirects=False) as response:
-                said = self._key.struck_out(await response.read())
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Failure("connection lost", type(error).__name__) from None
+                said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
         if response.status != 200:
             detail = said[:300].decode(errors="replace")
             raise TeacherError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.utils
 import json
 import time
@@ -13,8 +12,7 @@ import aiohttp
 from yarl import URL
 
 from potstill.data_recipe import Generate, Server, Writer
-from potstill.engines.address import GuardedResolver, check_address
-from potstill.engines.keys import find_key
+from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.reply import read_anthropic, read_openai
 from potstill.engines.sampler import Ask, Failure, FailureKind, Reading
 
@@ -31,12 +29,11 @@ _USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
 
 
 class ServerSampler:
-    """One `ask` is one POST: no redirects, no cookies, no proxies, no compression, and a bounded reply."""
+    """One `ask` is one POST."""
 
     def __init__(self, writer: Writer, how: Generate, server: Server) -> None:
         self._server = server
-        self._key = find_key(server.key_env, server.key_file)
-        check_address(server.url, with_key=bool(self._key))
+        self._key = key_for(server)
         path = "/messages" if server.form == "anthropic" else "/chat/completions"
         self._url = URL(server.url + path)
         self._constant: dict[str, object] = {
@@ -47,19 +44,9 @@ class ServerSampler:
         }
 
     async def __aenter__(self) -> Self:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            **({"anthropic-version": "2023-06-01"} if self._server.form == "anthropic" else {}),
-            **self._key.headers(self._server.form),
-        }
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, resolver=GuardedResolver()),
-            timeout=aiohttp.ClientTimeout(total=self._server.deadline, sock_connect=min(30, self._server.deadline)),
-            headers=headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        version = {"anthropic-version": "2023-06-01"} if self._server.form == "anthropic" else {}
+        headers = {"Content-Type": "application/json", **version, **self._key.headers(self._server.form)}
+        self._session = open_session(self._server, headers)
         return self
 
     async def __aexit__(
@@ -69,18 +56,12 @@ class ServerSampler:
 
     async def ask(self, ask: Ask) -> bytes:
         body = json.dumps(self._body(ask), ensure_ascii=False).encode()
-        try:
-            headers = {"Idempotency-Key": ask.identity}
+        headers = {"Idempotency-Key": ask.identity}
+        with named_failures(self._server.deadline):
             async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-                said = self._key.struck_out(await self._bounded(response))
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Failure("no connection", type(error).__name__) from None
-        except TimeoutError:
-            raise Failure("too slow", f"no reply within {self._server.deadline:g} s") from None
-        except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            raise Failure("connection lost", type(error).__name__) from None
+                said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
         if response.status != 200:
-            raise _failure(response, said)
+            raise failure_of(response.status, said, retry_after=_retry_after(response))
         if "json" not in response.content_type:
             raise Failure("unreadable", f"content type {response.content_type}", status=200)
         return said
@@ -96,27 +77,15 @@ class ServerSampler:
             return {**body, "messages": turns, **({"system": "\n\n".join(system)} if system else {})}
         return {**body, "seed": ask.seed, **({"n": ask.count} if ask.count > 1 else {})}
 
-    async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
-        limit, chunks, size = self._server.max_reply_bytes, list[bytes](), 0
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise Failure("unreadable", "a compressed reply that was not asked for", status=response.status)
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > limit:
-                response.close()
-                raise Failure("too large", f"a reply above {limit:,} bytes", status=response.status)
-            chunks.append(chunk)
-        return b"".join(chunks)
 
-
-def _failure(response: aiohttp.ClientResponse, said: bytes) -> Failure:
-    status = response.status
+def failure_of(status: int, said: bytes, *, retry_after: float | None = None) -> Failure:
+    """A reply that is no answer, by its status."""
     other: FailureKind = "server error" if status >= 500 else "wrong address" if 300 <= status < 400 else "refused"
     kind = _KINDS.get(status, other)
     code, message = _error_of(said)
     if kind == "rate limited" and code in _USED_UP:
         kind = "not allowed"
-    return Failure(kind, message, status=status, retry_after=_retry_after(response))
+    return Failure(kind, message, status=status, retry_after=retry_after)
 
 
 def _error_of(said: bytes) -> tuple[str, str]:
