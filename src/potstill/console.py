@@ -29,6 +29,7 @@ from potstill.harvest import Harvest
 from potstill.licences import Policy
 from potstill.plan import Plan
 from potstill.records import Progress, Watch
+from potstill.store.requests import glance
 from potstill.store.run import Run
 
 out = Console(highlight=False)
@@ -178,10 +179,11 @@ def show_runs(folder: Path, *, as_json: bool) -> None:
         say_json(rows)
         return
     table = Table(title=str(folder), title_justify="left")
-    for column in ("run", "finished", "student", "teacher"):
+    columns = ("run", "finished", "answers", "student", "teacher")
+    for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(clean(str(row[key])) for key in ("run", "finished", "student", "teacher")))
+        table.add_row(*(clean(str(row[key])) for key in columns))
     out.print(table if rows else f"no runs in '{folder}' yet; start one with: potstill run recipes/quickstart.yaml")
 
 
@@ -196,7 +198,13 @@ def _state(folder: Path) -> dict[str, Any]:
     arms: Mapping[str, Any] = json.loads(scores_file.read_text()).get("arms", {}) if scores_file.is_file() else {}
     done = [name for name, path in (("report", "report.html"), ("train", "model")) if (folder / path).exists()]
     accuracy = {arm: f"{arms[arm]['accuracy']['value']:.1%}" if arm in arms else "-" for arm in ("student", "teacher")}
-    return {"run": folder.name, "finished": done[0] if done else "-", **accuracy}
+    asked = glance(folder)
+    answers = "-"
+    if asked and asked["prompts"]:
+        spent = (asked.get("paid", 0) + asked.get("maybe", 0)) / 1e12
+        answers = f"{asked['settled']:,} of {asked['prompts']:,} prompts" + (f", ${spent:,.2f}" if spent else "")
+        done += ["generate"] if asked["settled"] == asked["prompts"] else []
+    return {"run": folder.name, "finished": done[0] if done else "-", "answers": answers, **accuracy}
 
 
 def _value(metrics: Mapping[str, Any], name: str, form: str) -> str:

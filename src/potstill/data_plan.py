@@ -19,7 +19,7 @@ from potstill.generate.collect import price_of
 from potstill.generate.waves import told_first
 from potstill.harvest import harvest
 from potstill.licences import Policy, check_licence
-from potstill.prompts.stream import stream_prompts
+from potstill.prompts.stream import described, stream_prompts
 from potstill.records import Watch, unwatched
 from potstill.store.requests import Requests
 
@@ -67,7 +67,7 @@ def plan_data(recipe: DataRecipe) -> DataPlan:
         read += prompt_bound(ask) // _BYTES_A_TOKEN
         worst += 0 if price == FREE else price.worst(ask)
     if not prompts:
-        raise InputError(f"prompts.source: '{recipe.prompts.source}' holds no prompts", way_out="give some")
+        raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
     return DataPlan(
         recipe=recipe,
         prompts=prompts,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from potstill import recipe as recipes
 from potstill.recipe import Shot
@@ -42,6 +42,28 @@ class PromptFile(Values):
     licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
     columns: TextColumns
     header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
+
+
+class ReasoningGym(Values):
+    """Procedural tasks from the package reasoning-gym: as many as wanted, the same for the same seed."""
+
+    kind: Literal["reasoning_gym"]
+    task: str = Field(description="a name such as chain_sum")
+    size: Count
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict[str, JsonValue], description="the task's own settings, such as {max_terms: 2}"
+    )
+    licence: Literal["apache-2.0"] = "apache-2.0"
+
+
+def _source_kind(given: object) -> str:
+    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+    return str(kind or "file")
+
+
+Source = Annotated[
+    Annotated[PromptFile, Tag("file")] | Annotated[ReasoningGym, Tag("reasoning_gym")], Discriminator(_source_kind)
+]
 
 
 class Http(Values):
@@ -182,7 +204,7 @@ class DataRecipe(Values):
 
     name: Name
     seed: Seed = 0
-    prompts: PromptFile
+    prompts: Source
     teacher: Writer
     generate: Generate = Generate()  # pyright: ignore[reportCallIssue]
 

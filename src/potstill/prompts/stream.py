@@ -5,16 +5,43 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import assert_never
 
-from potstill.data_recipe import PromptFile
+from potstill.data_recipe import PromptFile, ReasoningGym, Source
+from potstill.errors import InputError, MissingEnvironment
 from potstill.prompts.columns import column, messages_of
 from potstill.prompts.rows import read_rows
 from potstill.records import Message
 
 
-def stream_prompts(ask: PromptFile, left_out: Counter[str]) -> Iterator[tuple[str, tuple[Message, ...]]]:
-    """(id, messages) in the order of the source; empty ones are counted in `left_out`. Raises InputError."""
+def stream_prompts(ask: Source, left_out: Counter[str]) -> Iterator[tuple[str, tuple[Message, ...]]]:
+    """(id, messages) in the order of the source; empty ones are counted in `left_out`. Raises a PotstillError."""
+    match ask:
+        case PromptFile():
+            yield from _from_file(ask, left_out)
+        case ReasoningGym():
+            yield from _from_gym(ask)
+        case _:
+            assert_never(ask)
+
+
+def source_mark(ask: Source) -> str:
+    """Changes when a file of the source does: names, sizes and times, so that a gigabyte is not read to know."""
+    if isinstance(ask, ReasoningGym):
+        return version("reasoning-gym")
+    path = Path(ask.source).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    return repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+
+def described(ask: Source) -> str:
+    """The source, for people."""
+    return ask.source if isinstance(ask, PromptFile) else f"reasoning-gym's {ask.task}"
+
+
+def _from_file(ask: PromptFile, left_out: Counter[str]) -> Iterator[tuple[str, tuple[Message, ...]]]:
     for where, row in read_rows(ask.source, ask.header):
         messages = messages_of(ask.columns, where, row)
         if not messages or not messages[-1].content.strip():
@@ -23,11 +50,24 @@ def stream_prompts(ask: PromptFile, left_out: Counter[str]) -> Iterator[tuple[st
         yield (str(column(row, ask.columns.id, "id", where)) if ask.columns.id else _id(messages)), messages
 
 
-def source_mark(ask: PromptFile) -> str:
-    """Changes when a file of the source does: names, sizes and times, so that a gigabyte is not read to know."""
-    path = Path(ask.source).expanduser()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
-    return repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+def _from_gym(ask: ReasoningGym) -> Iterator[tuple[str, tuple[Message, ...]]]:
+    try:
+        import reasoning_gym  # the extra `reasoning`
+    except ImportError:
+        raise MissingEnvironment(
+            "prompts of kind 'reasoning_gym' need the package reasoning-gym",
+            way_out="pip install 'potstill[reasoning]'",
+        ) from None
+    try:
+        tasks = reasoning_gym.create_dataset(ask.task, size=ask.size, **{"seed": 0, **ask.config})
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(
+            f"prompts: reasoning-gym refuses the task '{ask.task}' with {ask.config}: {error}",
+            way_out="see its gallery of tasks and their settings",
+        ) from None
+    for number, task in enumerate(tasks):
+        messages = (Message(role="user", content=str(task["question"])),)
+        yield f"{ask.task}-{number}", messages
 
 
 def _id(messages: tuple[Message, ...]) -> str:

@@ -15,7 +15,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -350,6 +350,17 @@ class Requests:
                     cut_off=bool(cut_off),
                 ),
             )
+
+
+def glance(folder: Path) -> Mapping[str, int] | None:
+    """Prompts, settled prompts and the sums of a run folder's ledger, without waiting for who writes it; None where it
+    holds no such thing."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder / 'ledger.sqlite'}?mode=ro", uri=True)) as db:
+            prompts, settled = db.execute("SELECT count(*), count(settled) FROM asks").fetchone()
+            return {**dict(db.execute("SELECT name, value FROM totals")), "prompts": prompts, "settled": settled}
+    except sqlite3.Error:
+        return None
 
 
 def messages_of(body: str) -> tuple[Message, ...]:
