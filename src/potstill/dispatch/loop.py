@@ -138,9 +138,10 @@ class Dispatcher:
     async def run(self) -> None:
         """Raises BudgetReached, TeacherError or Stopped; whatever it raises, everything heard is in the ledger."""
         try:
+            self._turn()
             while not self._over():
-                self._turn()
                 await self._pause()
+                self._turn()
         finally:
             await self._land()
         self._pulse(self._state(time.monotonic()))
