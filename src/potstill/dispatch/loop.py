@@ -111,9 +111,7 @@ class Dispatcher:
         now = time.monotonic()
         self._sampler, self._requests, self._work = sampler, requests, work
         self._limits, self._budget, self._pulse = limits, budget, pulse
-        # Under a budget the first request goes alone: it shows whether the server keeps to max_tokens.
-        start = limits.start if budget.cap is None else 1
-        self._window = Window(start=start, most=limits.most)
+        self._window = Window(start=limits.start, most=limits.most)
         self._requests_left = Allowance(limits.requests_a_minute, now)
         self._tokens_left = Allowance(limits.tokens_a_minute, now)
         self._draw = random.Random(0)
@@ -162,7 +160,9 @@ class Dispatcher:
         try:
             async with asyncio.timeout(min(0.5, max(due, _TURN))):
                 await self._wake.wait()
-            await asyncio.sleep(_TURN)
+            await asyncio.sleep(0)
+            if len(self._heard) < _AT_ONCE:
+                await asyncio.sleep(_TURN)
         except TimeoutError:
             pass
         self._wake.clear()
@@ -171,12 +171,13 @@ class Dispatcher:
         heard, self._heard = self._heard[:_AT_ONCE], self._heard[_AT_ONCE:]
         self._keep(heard)
         now = time.monotonic()
-        if not heard and not self._room():
+        if not heard and self._room() <= 0:
+            self._look_around(now)
             return
         self._full = len(self._flying) >= self._window.size * 0.9
         with self._requests.transaction():
             self._requests.close([self._close(now, *one) for one in heard])
-            jobs = [] if self._why_stop else self._choose(now)
+            jobs = self._choose(now)
             numbers = self._requests.send([_intent(job, worst) for job, worst in jobs])
         for number, (job, worst) in zip(numbers, jobs, strict=True):
             self._flying[number] = (asyncio.create_task(self._attempt(number, job)), worst)
@@ -279,7 +280,7 @@ class Dispatcher:
 
     def _choose(self, now: float) -> list[tuple[Job, int]]:
         chosen: list[tuple[Job, int]] = []
-        room = min(_AT_ONCE, self._window.size - len(self._flying))
+        room = self._room()
         while len(chosen) < room and self._may_send(now):
             job = self._next(now)
             if job is None:
@@ -295,8 +296,13 @@ class Dispatcher:
             chosen.append((job, worst))
         return chosen
 
-    def _room(self) -> bool:
-        return self._why_stop is None and len(self._flying) < self._window.size
+    def _room(self) -> int:
+        """Requests that may be sent now. Under a budget the first goes alone: it shows whether the server keeps to
+        max_tokens."""
+        if self._why_stop:
+            return 0
+        width = self._window.size if self._successes or self._budget.cap is None else 1
+        return min(_AT_ONCE, width - len(self._flying))
 
     def _may_send(self, now: float) -> bool:
         if now < self._hold_until:
