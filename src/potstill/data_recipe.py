@@ -56,13 +56,33 @@ class ReasoningGym(Values):
     licence: Literal["apache-2.0"] = "apache-2.0"
 
 
+class Expand(Values):
+    """New prompts that the teacher writes after a few of yours. It is asked until there are `to`, or five times the
+    requests that should do."""
+
+    kind: Literal["expand"]
+    seeds: PromptFile
+    to: Count = Field(description="how many prompts, the seeds among them")
+    show: Count = Field(4, description="seeds shown in a request")
+    a_request: Count = Field(5, description="new prompts asked for in a request")
+    overlap: Probability = Field(0.5, description="share of word triples above which a prompt is a near-duplicate")
+    max_tokens: Count = 512
+
+    @property
+    def licence(self) -> str:
+        return self.seeds.licence
+
+
 def _source_kind(given: object) -> str:
     kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
     return str(kind or "file")
 
 
 Source = Annotated[
-    Annotated[PromptFile, Tag("file")] | Annotated[ReasoningGym, Tag("reasoning_gym")], Discriminator(_source_kind)
+    Annotated[PromptFile, Tag("file")]
+    | Annotated[ReasoningGym, Tag("reasoning_gym")]
+    | Annotated[Expand, Tag("expand")],
+    Discriminator(_source_kind),
 ]
 
 

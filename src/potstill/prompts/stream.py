@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import assert_never
 
-from potstill.data_recipe import PromptFile, ReasoningGym, Source
+from potstill.data_recipe import Expand, PromptFile, ReasoningGym, Source
 from potstill.errors import InputError, MissingEnvironment
 from potstill.prompts.columns import column, messages_of
 from potstill.prompts.rows import read_rows
@@ -23,6 +23,8 @@ def stream_prompts(ask: Source, left_out: Counter[str]) -> Iterator[tuple[str, t
             yield from _from_file(ask, left_out)
         case ReasoningGym():
             yield from _from_gym(ask)
+        case Expand():
+            yield from _from_file(ask.seeds, left_out)  # what the teacher adds to them is not written yet
         case _:
             assert_never(ask)
 
@@ -31,6 +33,8 @@ def source_mark(ask: Source) -> str:
     """Changes when a file of the source does: names, sizes and times, so that a gigabyte is not read to know."""
     if isinstance(ask, ReasoningGym):
         return version("reasoning-gym")
+    if isinstance(ask, Expand):
+        return source_mark(ask.seeds)
     path = Path(ask.source).expanduser()
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
     return repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
@@ -38,7 +42,11 @@ def source_mark(ask: Source) -> str:
 
 def described(ask: Source) -> str:
     """The source, for people."""
-    return ask.source if isinstance(ask, PromptFile) else f"reasoning-gym's {ask.task}"
+    match ask:
+        case PromptFile(source=source) | Expand(seeds=PromptFile(source=source)):
+            return f"'{source}'"
+        case ReasoningGym(task=task):
+            return f"reasoning-gym's {task}"
 
 
 def _from_file(ask: PromptFile, left_out: Counter[str]) -> Iterator[tuple[str, tuple[Message, ...]]]:
