@@ -122,13 +122,12 @@ def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> D
 
 def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
     """The recipe that asks for prompts: one answer each, and without the teacher's instructions for the real ones."""
+    prompts = PromptFile(source=str(asks), licence=source.licence, columns=TextColumns(text="text"), header=None)
     plain = {"n": 1, "max_tokens": source.max_tokens, "truncated": "keep", "longest": None}
     return recipe.model_copy(
         update={
             "name": f"{recipe.name}-expansion",
-            "prompts": PromptFile(
-                source=str(asks), licence=source.licence, columns=TextColumns(text="text"), header=None
-            ),
+            "prompts": prompts,
             "teacher": recipe.teacher.model_copy(update={"instructions": None, "examples": ()}),
             "generate": recipe.generate.model_copy(update=plain),
         }
