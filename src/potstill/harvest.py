@@ -66,9 +66,9 @@ def harvest(
         try:
             collect(recipe, requests, sampler, asking, watch)
         except (BudgetReached, TeacherError):
-            export(recipe, requests, answers)
+            export(recipe, requests, answers, most=asking.most)
             raise
-        exported = export(recipe, requests, answers)
+        exported = export(recipe, requests, answers, most=asking.most)
         watch(Progress(stage="generate", what="exported", done=exported, total=exported))
         return _harvest(place, answers, exported, requests)
 

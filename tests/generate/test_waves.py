@@ -103,6 +103,19 @@ def test_a_cut_off_answer_is_kept_dropped_or_asked_longer(
         assert server.attempts() - before == cut
 
 
+def test_a_longer_answer_that_is_refused_is_given_up_and_fewer_are_exported_where_fewer_are_wanted(
+    tmp_path: Path,
+) -> None:
+    with loopback(most_tokens=6) as server:
+        longer = ("generate.truncated=longer", "generate.longest=64")
+        found = harvest(recipe(tmp_path, server, *longer, n=2, max_tokens=3), folder=tmp_path / "run")
+        short = query(tmp_path / "run", "SELECT count(*) FROM answers WHERE NOT cut_off")[0][0]
+        assert found.exported == short < 20 and set(found.settled) <= {"done", "gave up"}
+        assert server.attempts() <= 3 * 20
+        kept = recipe(tmp_path, server, n=1, max_tokens=3)
+        assert harvest(kept, folder=tmp_path / "run").exported == 10
+
+
 def test_prompts_that_ask_the_same_are_asked_once(tmp_path: Path) -> None:
     with loopback() as server:
         asked = recipe(tmp_path, server)

@@ -119,7 +119,11 @@ class Teacher(asyncio.Protocol):
             headers.get("authorization", "") + headers.get("x-api-key", "")
         ):
             fault = "401"
-        if not asked["messages"] or "REFUSE" in str(asked["messages"][-1]["content"]):
+        if (
+            asked.get("max_tokens", 0) > self.options.most_tokens
+            or not asked["messages"]
+            or "REFUSE" in str(asked["messages"][-1]["content"])
+        ):
             fault = "400"
         self.books.seen[identity].append(fault)
         self.books.at_once += 1
@@ -269,5 +273,6 @@ if __name__ == "__main__":
     parser.add_argument("--huge", type=int, default=1 << 20, help="bytes of a huge reply")
     parser.add_argument("--retry-after", default="0.1")
     parser.add_argument("--polls", type=int, default=2, help="how often a batch is asked about before it is done")
+    parser.add_argument("--most-tokens", type=int, default=1 << 30, help="a higher max_tokens is refused")
     parser.add_argument("--key", default="", help="the key that is asked for")
     asyncio.run(serve(parser.parse_args()))

@@ -6,6 +6,7 @@ billed without our hearing of it stays reserved, so the cap holds even if all of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -39,10 +40,9 @@ class Price:
         return prompt_bound(ask) * max(self.prompt, self.cached) + ask.count * ask.max_tokens * self.completion
 
     def times(self, factor: float) -> Price:
-        scale = Decimal(str(factor))
-        return Price(
-            prompt=int(self.prompt * scale), completion=int(self.completion * scale), cached=int(self.cached * scale)
-        )
+        """Rounded up to whole picodollars."""
+        prompt, completion, cached = (math.ceil(p * factor) for p in (self.prompt, self.completion, self.cached))
+        return Price(prompt=prompt, completion=completion, cached=cached)
 
 
 FREE = Price()

@@ -110,9 +110,9 @@ def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: As
     asyncio.run(run())
 
 
-def export(recipe: DataRecipe, requests: Requests, path: Path) -> int:
-    """The usable answers as Parquet; returns how many."""
-    rows = (row for row in requests.samples() if not (row[2].cut_off and recipe.generate.truncated != "keep"))
+def export(recipe: DataRecipe, requests: Requests, path: Path, *, most: int) -> int:
+    """The usable ones of the first `most` answers a prompt as Parquet; returns how many."""
+    rows = (row for row in requests.samples(most=most) if not (row[2].cut_off and recipe.generate.truncated != "keep"))
     return write_answers(
         path,
         rows,

@@ -54,12 +54,14 @@ def told_first(writer: Writer) -> tuple[Message, ...]:
 
 @dataclass(slots=True)
 class _Asked:
-    """A prompt in work: its answers by number, and the numbers that are on their way."""
+    """A prompt in work: its answers by number, the numbers that are on their way, and those that this run has given up
+    (`failed`: some of them for now only)."""
 
     open: Open
     written: dict[int, Written]
-    failed: set[int] = field(default_factory=set[int])
     away: set[int] = field(default_factory=set[int])
+    given_up: set[int] = field(default_factory=set[int])
+    failed: bool = False
 
 
 class Waves:
@@ -128,7 +130,8 @@ class Waves:
         ]
         self._requests.put_written(rows)
         asked.written |= {row.sample: row for row in rows}
-        asked.failed |= set() if final else set(numbers)
+        asked.given_up |= set(numbers)
+        asked.failed = asked.failed or not final
         asked.away -= set(numbers)
         return tuple(self._next_wave(asked))
 
@@ -141,7 +144,7 @@ class Waves:
         """The requests of the next wave, none where the prompt is settled. Two neighbours may share a request."""
         good = [w for w in asked.written.values() if usable(w, self._how) and not self._owed(asked, w.sample)]
         more = self._wanted(_prompt(asked.open), [_sample(asked.open.prompt_id, w) for w in good])
-        free = [number for number in range(self._most) if number not in asked.failed and self._owed(asked, number)]
+        free = [number for number in range(self._most) if number not in asked.given_up and self._owed(asked, number)]
         numbers = free[: max(0, more)]
         if not numbers:
             self._settle(asked, "done" if more <= 0 else "failed" if asked.failed else "gave up")

@@ -330,12 +330,14 @@ class Requests:
             sums.items(),
         )
 
-    def samples(self) -> Iterator[tuple[str, tuple[Message, ...], Sample]]:
-        """(prompt id, messages, sample) of every answer to the prompts as they are now, by prompt and index."""
+    def samples(self, *, most: int | None = None) -> Iterator[tuple[str, tuple[Message, ...], Sample]]:
+        """(prompt id, messages, sample) of the first `most` answers (default all) to every prompt as they are now, by
+        prompt and index."""
         rows = self._db.execute(
             "SELECT prompt_id, messages, sample, text, reasoning, finish, cut_off FROM asks k "
             "JOIN questions q ON q.id = k.question JOIN answers a ON a.question = q.id "
-            "WHERE given_up IS NULL ORDER BY position, sample"
+            "WHERE given_up IS NULL AND sample < ? ORDER BY position, sample",
+            (_all(most),),
         )
         for prompt_id, messages, index, text, reasoning, finish, cut_off in rows:
             yield (
