@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.setup-done
+BENCH := .venv-bench/.setup-done
 REVIEWS := data/movie_reviews.tsv
 
 # The short form of the demo, for CI: the same road with fewer prompts, in its own run folder.
@@ -12,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data demo test check format soak bench-generate test-vllm clean
+.PHONY: help setup data demo test test-vllm soak bench-generate bench-losses check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -65,6 +66,16 @@ $(PEERS)/.done:
 	$(PEERS)/distilabel/bin/python -m pip install --quiet 'distilabel[openai]==1.5.3' requests
 	touch $(PEERS)/.done
 
+$(BENCH): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $(BENCH)
+
+bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first, then seconds and memory
+	.venv-bench/bin/python -m pytest -m bench tests/losses
+	.venv-bench/bin/python benchmarks/losses.py
+
 check: $(SETUP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -76,4 +87,4 @@ format: $(SETUP) ## format and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made, run folders excepted
-	rm -rf .venv data .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench data .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,230 @@
+"""A divergence straight from hidden states: logits never exist for more than a chunk of rows, and the gradient is
+computed, in closed form, while they do.
+
+Dimension key: N rows, D student width, V vocabulary, K candidates or allowed outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
+
+from potstill.losses.calls import check_call, cut_teacher, name_nan, shared_vocabulary
+from potstill.losses.divergences import Divergence, Name, resolve
+from potstill.losses.observed import Observed
+from potstill.losses.problem import Gradients, Head, Problem, Scores
+from potstill.losses.recompute import recompute
+from potstill.losses.stored import stored
+from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
+
+Engine = Literal["auto", "stored", "recompute"]
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """`weight` times -ln q(target), at temperature 1, from the same logits as the divergence."""
+
+    targets_N: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Row by row what a call found, before weights and scales: for logs, without gradient."""
+
+    divergence_N: Tensor
+    cross_entropy_N: Tensor
+    observed: Observed
+
+
+def linear_divergence(  # noqa: PLR0913
+    student_hidden_ND: Tensor,
+    student_head_VD: Tensor,
+    *,
+    teacher: Signal,
+    divergence: Name | Divergence = "forward_kl",
+    weights_N: Tensor | None = None,
+    temperature: float = 1.0,
+    t_squared: bool = False,
+    cross_entropy: CrossEntropy | None = None,
+    student_bias_V: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocabulary: int | None = None,
+    support_K: Tensor | None = None,
+    observe: Callable[[Account], None] | None = None,
+    engine: Engine = "auto",
+    memory_bytes: int | None = None,
+) -> Tensor:
+    """`weights_N * (scale * divergence + weight * cross-entropy)` in nats, shape (N,): sum it and divide by your count.
+
+    Gradients go to `student_hidden_ND`, `student_head_VD` and `student_bias_V`, as far as they require them, and are
+    ready when the forward ends: an upstream gradient that is the same for all rows only scales them. Any other is exact
+    too, by a second pass in the backward.
+
+    divergence: a name of `FORMS` (its defaults) or a value such as `Jsd(beta=0.3)`.
+    temperature: both distributions are softmax(logits / temperature). `t_squared` multiplies the divergence by its
+        square, which keeps the gradient's size (Hinton et al. 2015, section 2). Cross-entropy stays at 1.
+    logit_scale, softcap: the student's own, logits are softcap * tanh(logit_scale * (h W' + b) / softcap).
+    vocabulary: how many entries are real, where heads are padded; the rest is in neither normaliser.
+    support_K: ids of the only allowed outcomes; both distributions are renormalised on them, and targets and the
+        signal's ids count within them.
+    observe: is given the `Account` of the call; costs a few passes over the logits, no matrix product.
+    engine, memory_bytes: "stored" keeps chunks of logits of at most `memory_bytes` (default 96 MiB on a CPU, 256 MiB
+        elsewhere), "recompute" needs the least; "auto" stores unless the budget is too small for 32 rows.
+
+    Raises ValueError where shapes, temperatures or the divergence do not fit the signal, and where a row is NaN.
+    """
+    value = resolve(divergence)
+    targets_N = None if cross_entropy is None else cross_entropy.targets_N
+    weight_VD, bias_V = _gathered(student_head_VD), None if student_bias_V is None else _gathered(student_bias_V)
+    check_call(student_hidden_ND, weight_VD, teacher, value, temperature, (weights_N, targets_N))
+    if support_K is not None:
+        weight_VD, bias_V, teacher = _restricted(weight_VD, bias_V, teacher, support_K)
+    real = shared_vocabulary(weight_VD, teacher, vocabulary)
+    sizes = _chunk(student_hidden_ND, real, teacher, engine, memory_bytes)
+    if observe is not None and sizes[1] < real:
+        raise ValueError("the recompute engine observes nothing: raise memory_bytes, or leave out observe")
+    plan = _Plan(
+        teacher=cut_teacher(teacher, real),
+        divergence=value,
+        divergence_scale=temperature**2 if t_squared else 1.0,
+        targets_N=targets_N,
+        cross_entropy_weight=0.0 if cross_entropy is None else cross_entropy.weight,
+        weights_N=None if weights_N is None else weights_N.detach().float(),
+        temperature=temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        vocabulary=real,
+        chunk=sizes,
+        observe=observe,
+    )
+    return cast(Tensor, _LinearDivergence.apply(student_hidden_ND, weight_VD, bias_V, plan))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A call without its differentiable tensors."""
+
+    teacher: Signal
+    divergence: Divergence
+    divergence_scale: float
+    targets_N: Tensor | None
+    cross_entropy_weight: float
+    weights_N: Tensor | None
+    temperature: float
+    logit_scale: float
+    softcap: float | None
+    vocabulary: int
+    chunk: tuple[int, int]
+    observe: Callable[[Account], None] | None
+
+    def problem(self, weight_VD: Tensor, bias_V: Tensor | None, *, observe: bool) -> Problem:
+        padded = Head(weight_VD, bias_V, self.logit_scale, self.softcap, self.temperature)
+        return Problem(
+            head=padded.columns(0, self.vocabulary),
+            teacher=self.teacher,
+            divergence=self.divergence,
+            divergence_scale=self.divergence_scale,
+            targets_N=self.targets_N,
+            cross_entropy_weight=self.cross_entropy_weight,
+            chunk=self.chunk,
+            observe=observe,
+        )
+
+
+class _LinearDivergence(torch.autograd.Function):
+    """Gradients for an upstream of 1 are computed in the forward. They are handed out once and scaled in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, plan: _Plan) -> Tensor:
+        problem = plan.problem(weight_VD, bias_V, observe=plan.observe is not None)
+        gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V)
+        scores = _run(problem, hidden_ND, gradients, plan.weights_N)
+        nats_N = scores.divergence_N * plan.divergence_scale + scores.cross_entropy_N * plan.cross_entropy_weight
+        name_nan(nats_N, hidden_ND, plan.teacher)
+        if plan.observe is not None and scores.observed is not None:
+            plan.observe(Account(scores.divergence_N, scores.cross_entropy_N, scores.observed))
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V)
+        ctx.plan, ctx.gradients = plan, gradients
+        return nats_N if plan.weights_N is None else nats_N * plan.weights_N
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_N,) = upstream
+        hidden_ND, weight_VD, bias_V = ctx.saved_tensors
+        gradients: Gradients | None = ctx.gradients
+        ctx.gradients = None
+        if gradients is not None and _is_uniform(grad_N):
+            gradients.scale(grad_N[0] if len(grad_N) else grad_N.sum())
+        else:
+            del gradients
+            plan: _Plan = ctx.plan
+            factor_N = grad_N.float() if plan.weights_N is None else grad_N.float() * plan.weights_N
+            gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V)
+            _run(plan.problem(weight_VD, bias_V, observe=False), hidden_ND, gradients, factor_N)
+        weight_grad = None if gradients.weight_VD is None else gradients.weight_VD.to(weight_VD.dtype)
+        bias_grad = None if gradients.bias_V is None or bias_V is None else gradients.bias_V.to(bias_V.dtype)
+        return gradients.hidden_ND, weight_grad, bias_grad, None
+
+
+def _run(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: Tensor | None) -> Scores:
+    engine = stored if problem.chunk[1] == problem.vocabulary else recompute
+    return engine(problem, hidden_ND, gradients, factor_N)
+
+
+def _no_gradients(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Gradients:
+    """Zeros for what is asked for; a frozen head's gradient is never computed."""
+    wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    return Gradients(
+        torch.zeros_like(hidden_ND) if wants_hidden else None,
+        torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None,
+        torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias and bias_V is not None else None,
+    )
+
+
+def _is_uniform(grad_N: Tensor) -> bool:
+    if grad_N.stride() == (0,) or len(grad_N) < 2:  # what `sum` and `mean` hand down
+        return True
+    return bool((grad_N == grad_N[0]).all())
+
+
+def _chunk(
+    hidden_ND: Tensor, vocabulary: int, teacher: Signal, engine: Engine, memory_bytes: int | None
+) -> tuple[int, int]:
+    """Rows by columns of the vocabulary that are in memory at once."""
+    on_cpu = hidden_ND.device.type == "cpu"
+    numbers = 8 if isinstance(teacher, Hidden | Logits) else 4
+    each = numbers + (0 if hidden_ND.dtype == torch.float32 else hidden_ND.element_size())
+    rows = (memory_bytes or (96 if on_cpu else 256) * 2**20) // (each * vocabulary)
+    if engine == "stored" or (engine == "auto" and rows >= min(32, len(hidden_ND))):
+        return max(rows // 8 * 8, rows if rows < 8 else 8, 1), vocabulary
+    budget = (memory_bytes or 16 * 2**20) // each
+    columns = max(1, min(vocabulary - 1, 4096, budget // 16))  # at least 16 rows, while a column is left
+    return max(1, min(1024, budget // columns)), columns
+
+
+def _gathered(head: Tensor) -> Tensor:
+    """An FSDP2 parameter whole, once a call. Its gradient goes back sharded and averaged over ranks, as FSDP2's own."""
+    if not isinstance(head, DTensor):
+        return head
+    return head.full_tensor(grad_placements=[Partial("avg")] * head.device_mesh.ndim)
+
+
+def _restricted(
+    weight_VD: Tensor, bias_V: Tensor | None, teacher: Signal, support_K: Tensor
+) -> tuple[Tensor, Tensor | None, Signal]:
+    """Both heads on the allowed outcomes alone. Sparse signals are taken to count within them already."""
+    match teacher:
+        case Hidden(head_VD=head, bias_V=bias):
+            teacher = replace(teacher, head_VD=head[support_K], bias_V=None if bias is None else bias[support_K])
+        case Logits(logits_NV):
+            teacher = Logits(logits_NV[:, support_K])
+        case TopK() | Sampled():
+            pass
+    return weight_VD[support_K], None if bias_V is None else bias_V[support_K], teacher

@@ -1,0 +1,76 @@
+"""By-products of a pass that are worth logging. They cost no matrix product.
+
+Dimension key: N rows, B rows of a block, V vocabulary, K stored candidates, k candidates and the tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from potstill.losses.tiles import Candidates, Softmax, buckets, mass_outside
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Row by row, shape (N,); None where the signal does not say.
+
+    Entropies (nats) and total variation are at the loss's temperature; a top-k's tail counts as one outcome in both.
+    `agreement_N` is 1 where student and teacher have the same most probable token. `teacher_mass_N` is the probability
+    that the signal's candidates cover.
+    """
+
+    student_entropy_N: Tensor
+    teacher_entropy_N: Tensor | None = None
+    agreement_N: Tensor | None = None
+    total_variation_N: Tensor | None = None
+    teacher_mass_N: Tensor | None = None
+
+
+def observe_dense(z_BV: Tensor, student: Softmax, teacher_z_BV: Tensor, teacher: Softmax) -> Observed:
+    agreement_B = z_BV.argmax(-1) == teacher_z_BV.argmax(-1)
+    return Observed(
+        _entropy(z_BV, student),
+        _entropy(teacher_z_BV, teacher),
+        agreement_B.float(),
+        torch.sub(student.p_BV, teacher.p_BV).abs_().sum(-1).div_(2),
+        torch.ones_like(student.lse_B),
+    )
+
+
+def observe_sparse(z_BV: Tensor, student: Softmax, teacher: Candidates) -> Observed:
+    entropy_B = _entropy(z_BV, student)
+    if teacher.logp_BK is None:
+        return Observed(entropy_B)
+    q_BK = student.p_BV.gather(-1, teacher.ids_BK).to(teacher.p_BK.dtype)
+    tile = buckets(q_BK.log(), mass_outside(student.p_BV, teacher.ids_BK).to(q_BK.dtype), teacher)
+    best_B = teacher.ids_BK.gather(-1, teacher.logp_BK.argmax(-1, keepdim=True)).squeeze(-1)
+    return Observed(
+        entropy_B,
+        torch.special.entr(tile.p_BV).sum(-1).float(),
+        (z_BV.argmax(-1) == best_B).float(),
+        (tile.q_BV - tile.p_BV).abs_().sum(-1).div_(2).float(),
+        teacher.p_BK.sum(-1).float(),
+    )
+
+
+def joined(parts: Sequence[Observed]) -> Observed:
+    """Rows of several blocks, in order."""
+
+    def column(name: str) -> Tensor | None:
+        values: list[Tensor | None] = [getattr(part, name) for part in parts]
+        return None if any(v is None for v in values) else torch.cat([v for v in values if v is not None])
+
+    return Observed(**{field.name: column(field.name) for field in fields(Observed)})  # pyright: ignore[reportArgumentType]
+
+
+def _entropy(z_BV: Tensor, made: Softmax) -> Tensor:
+    """-sum p ln p = lse - sum p z; a logit of -inf weighs nothing."""
+    product_BV = made.p_BV * z_BV
+    mean_B = product_BV.sum(-1)
+    if z_BV.device.type != "cpu" or not mean_B.isfinite().all():
+        mean_B = torch.where(made.p_BV == 0, 0.0, product_BV).sum(-1)
+    return made.lse_B - mean_B

@@ -1,0 +1,178 @@
+"""What both engines work on: the student's head, the teacher's side, where gradients go, what comes out a row.
+
+Dimension key: N rows, C rows of a chunk, D width, V vocabulary, K stored candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from potstill.losses.divergences import Divergence
+from potstill.losses.native import bf16_product, fits
+from potstill.losses.observed import Observed, joined
+from potstill.losses.tiles import Candidates
+from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Logits are softcap(scale * (h W' + b)) / temperature; `softcap` c is c tanh(x / c) (Gemma), `scale` Cohere's."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float
+    softcap: float | None
+    temperature: float
+
+    def columns(self, start: int, end: int) -> Head:
+        bias_V = None if self.bias_V is None else self.bias_V[start:end]
+        return Head(self.weight_VD[start:end], bias_V, self.scale, self.softcap, self.temperature)
+
+    def logits(self, hidden_CD: Tensor, *, out_CV: Tensor) -> Tensor:
+        """Written into `out_CV` (fp32), which is returned."""
+        alpha = self.scale if self.softcap else self.scale / self.temperature
+        product(hidden_CD, self.weight_VD, alpha=alpha, out_CV=out_CV)
+        if self.bias_V is not None:
+            out_CV.add_(self.bias_V, alpha=alpha)
+        if self.softcap:
+            out_CV.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        return out_CV
+
+    def softcap_slope(self, z_BV: Tensor) -> Tensor | None:
+        """d softcap(x) / dx from the scaled logits; None where there is no soft-capping."""
+        if self.softcap is None:
+            return None
+        return torch.mul(z_BV, self.temperature / self.softcap).square_().neg_().add_(1.0)
+
+
+@dataclass(slots=True)
+class Gradients:
+    """Accumulators of dL/dh, dL/dW, dL/db; None where nobody wants it. Weights' gradients are summed in fp32."""
+
+    hidden_ND: Tensor | None
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+
+    def add(self, head: Head, hidden_CD: Tensor, slope_CV: Tensor, *, row: int, column: int) -> None:
+        """Take in dL/d(scaled logits) of the rows from `row` and the vocabulary from `column` on."""
+        alpha = head.scale / head.temperature
+        rows = slice(row, row + len(slope_CV))
+        columns = slice(column, column + slope_CV.shape[1])
+        if self.bias_V is not None:
+            self.bias_V[columns].add_(slope_CV.sum(0), alpha=alpha)
+        narrow_CV = slope_CV.to(hidden_CD.dtype)
+        if self.hidden_ND is not None:
+            # Addition in the accumulator's own dtype: one rounding a vocabulary tile, and by default there is one.
+            self.hidden_ND[rows].addmm_(narrow_CV, head.weight_VD, alpha=alpha)
+        if self.weight_VD is not None:
+            _accumulate(self.weight_VD[columns], narrow_CV, hidden_CD, alpha=alpha)
+
+    def scale(self, factor: Tensor) -> None:
+        for gradient in (self.hidden_ND, self.weight_VD, self.bias_V):
+            if gradient is not None:
+                gradient.mul_(factor)
+
+
+def _fine(few: Tensor) -> Tensor:
+    return few.float() if few.device.type == "mps" else few.double()  # Apple's GPUs know no float64
+
+
+def product(hidden_CD: Tensor, weight_VD: Tensor, *, alpha: float, out_CV: Tensor) -> None:
+    """out = alpha * h W', summed and kept in fp32 whatever the inputs are: a logit rounded to bf16 would cost up to 5 %
+    of a probability. On a CPU without `native` half-precision logits are rounded all the same."""
+    if hidden_CD.dtype == torch.float32:
+        torch.addmm(out_CV, hidden_CD, weight_VD.T, beta=0, alpha=alpha, out=out_CV)
+    elif hidden_CD.device.type == "cuda":
+        torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32, out=out_CV)
+        if alpha != 1:
+            out_CV.mul_(alpha)
+    elif fits(hidden_CD, weight_VD) and (native := bf16_product()):
+        native(hidden_CD, weight_VD, alpha, out_CV)
+    else:
+        torch.mul(hidden_CD @ weight_VD.T, alpha, out=out_CV)
+
+
+def _accumulate(sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor, *, alpha: float) -> None:
+    if sum_VD.dtype == slope_CV.dtype:
+        sum_VD.addmm_(slope_CV.T, hidden_CD, alpha=alpha)
+        return
+    step = 8192  # a narrow product is rounded once and added in fp32, a slice at a time to save its memory
+    for start in range(0, len(sum_VD), step):
+        sum_VD[start : start + step].add_(slope_CV[:, start : start + step].T @ hidden_CD, alpha=alpha)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Everything a pass needs but the hidden states. `divergence_scale` is T² or 1; `chunk` is what is in memory at
+    once, rows by columns of the vocabulary."""
+
+    head: Head
+    teacher: Signal
+    divergence: Divergence
+    divergence_scale: float
+    targets_N: Tensor | None
+    cross_entropy_weight: float
+    chunk: tuple[int, int]
+    observe: bool
+
+    @property
+    def temperature(self) -> float:
+        return self.head.temperature
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.head.weight_VD)
+
+    @property
+    def dense(self) -> bool:
+        return isinstance(self.teacher, Hidden | Logits)
+
+    def teacher_logits(self, rows: slice, columns: slice, *, out_CV: Tensor) -> Tensor:
+        """The dense teacher's scaled logits, written into `out_CV`."""
+        match self.teacher:
+            case Hidden(hidden_ND, head_VD, bias_V, scale, softcap):
+                head = Head(head_VD, bias_V, scale, softcap, self.temperature)
+                return head.columns(columns.start, columns.stop).logits(hidden_ND[rows], out_CV=out_CV)
+            case Logits(logits_NV):
+                return out_CV.copy_(logits_NV[rows, columns]).div_(self.temperature)
+            case TopK() | Sampled():
+                raise AssertionError("a sparse teacher has no logits")
+
+    def candidates(self, rows: slice) -> Candidates:
+        """The sparse teacher's probabilities."""
+        match self.teacher:
+            case TopK(ids_NK, logp_NK, tail=tail):
+                logp_CK = _fine(logp_NK[rows])
+                return Candidates(ids_NK[rows].long(), logp_CK.exp(), logp_CK, tail)
+            case Sampled(ids_NK, counts_NK):
+                counts_CK = _fine(counts_NK[rows])
+                total_C1 = counts_CK.sum(-1, keepdim=True).clamp(min=1)
+                return Candidates(ids_NK[rows].long(), counts_CK / total_C1, None, tail=False)
+            case Hidden() | Logits():
+                raise AssertionError("a dense teacher has logits")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per row, before weights: the divergence, the cross-entropy with the targets (0 without), what was observed."""
+
+    divergence_N: Tensor
+    cross_entropy_N: Tensor
+    observed: Observed | None
+
+    @staticmethod
+    def joined(parts: Sequence[Scores], device: torch.device) -> Scores:
+        """Rows of several blocks, in order."""
+        if not parts:
+            nothing = torch.zeros(0, device=device)
+            return Scores(nothing, nothing, None)
+        seen = [part.observed for part in parts if part.observed is not None]
+        return Scores(
+            torch.cat([part.divergence_N for part in parts]),
+            torch.cat([part.cross_entropy_N for part in parts]),
+            joined(seen) if seen else None,
+        )

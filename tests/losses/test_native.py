@@ -1,0 +1,58 @@
+"""The compiled bf16 product: the same numbers as float64 to fp32's last digits, at any shape."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.losses.native import bf16_product, fits
+from potstill.losses.problem import product
+
+native = pytest.mark.skipif(
+    not (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()),
+    reason="this processor has no AVX512-BF16",
+)
+
+
+@native
+def test_it_is_there_where_the_processor_and_a_compiler_are() -> None:
+    assert shutil.which("c++") or shutil.which("g++"), "the test machine has no C++ compiler"
+    assert bf16_product() is not None
+
+
+@native
+@given(
+    rows=st.integers(1, 40),
+    vocabulary=st.integers(1, 200),
+    half=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+    alpha=st.sampled_from([1.0, 0.5, -2.0]),
+)
+def test_it_equals_float64(rows: int, vocabulary: int, half: int, seed: int, alpha: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, 2 * half, generator=draw).bfloat16()
+    weight = torch.randn(vocabulary + 3, 2 * half, generator=draw).bfloat16()[3:]
+    wide = torch.full((rows, vocabulary + 5), 7.0)
+    product(hidden, weight, alpha=alpha, out_CV=wide[:, :vocabulary])
+    exact = alpha * hidden.double() @ weight.double().T
+    torch.testing.assert_close(wide[:, :vocabulary].double(), exact, rtol=1e-5, atol=1e-5)
+    assert (wide[:, vocabulary:] == 7.0).all()
+
+
+def test_what_it_cannot_take_it_leaves() -> None:
+    odd = torch.zeros(2, 3).bfloat16()
+    assert not fits(odd, odd)
+    assert not fits(torch.zeros(2, 4), torch.zeros(2, 4))
+    assert not fits(torch.zeros(4, 2).bfloat16().T, torch.zeros(2, 4).bfloat16())
+
+
+def test_without_it_logits_are_rounded_but_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.losses.problem.bf16_product", lambda: None)
+    hidden, weight = torch.randn(5, 8).bfloat16(), torch.randn(11, 8).bfloat16()
+    out = torch.empty(5, 11)
+    product(hidden, weight, alpha=2.0, out_CV=out)
+    torch.testing.assert_close(out.double(), 2 * hidden.double() @ weight.double().T, rtol=2e-2, atol=5e-2)
