@@ -1,6 +1,6 @@
 """The second seam: a `Scorer` says how probable a teacher finds given tokens.
 
-Dimension key: N scored positions, K most probable tokens kept.
+Dimension key: N scored positions.
 """
 
 from __future__ import annotations
@@ -10,26 +10,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
+
+from potstill.signals import Hidden, TopK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The teacher's distribution at N positions: its K most probable next tokens, and the token that came.
+    """The teacher's distribution at N positions as a typed signal, and ln p of the tokens that came (temperature 1)."""
 
-    Natural logarithms at temperature 1 under the full vocabulary. There is no log-sum-exp of the logits in a served
-    top-k, so what is not in it is known by its mass alone.
-    """
-
-    ids_NK: NDArray[np.int64]
-    logp_NK: NDArray[np.float32]
-    token_logp_N: NDArray[np.float32]
-
-    @property
-    def tail_N(self) -> NDArray[np.float32]:
-        """Mass outside the top K, at least 0."""
-        return np.maximum(0, 1 - np.exp(self.logp_NK).sum(axis=-1))
+    signal: Hidden | TopK
+    token_logp_N: Tensor
 
 
 class Scorer(Protocol):

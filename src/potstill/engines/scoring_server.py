@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
+import torch
 
 from potstill.data_recipe import Server, Writer
 from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
+from potstill.signals import TopK
 
 _BYTES_A_CANDIDATE = 100
 
@@ -80,11 +81,11 @@ def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: 
         )
     tops = [_top(entry, k) for entry in listed[start:]]
     tokens = [entry[str(token)]["logprob"] for entry, token in zip(listed[start:], ids[start:], strict=True)]
-    return Scored(
-        ids_NK=np.array([[token for token, _ in top] for top in tops], dtype=np.int64),
-        logp_NK=np.array([[logp for _, logp in top] for top in tops], dtype=np.float32),
-        token_logp_N=np.array(tokens, dtype=np.float32),
+    top = TopK(
+        ids_NK=torch.tensor([[token for token, _ in top] for top in tops]),
+        logp_NK=torch.tensor([[logp for _, logp in top] for top in tops]),
     )
+    return Scored(signal=top, token_logp_N=torch.tensor(tokens))
 
 
 def _top(entry: Mapping[str, Mapping[str, Any]], k: int) -> list[tuple[int, float]]:
