@@ -33,7 +33,6 @@ from loopback import loopback
 from potstill.data_recipe import Server, load
 from potstill.engines.server import ServerSampler
 from potstill.generate.collect import Asking, collect, export, load_asks
-from potstill.generate.waves import fixed
 from potstill.records import unwatched
 from potstill.store.run import open_data_run
 
@@ -75,7 +74,7 @@ def ours(url: str, prompts: int) -> tuple[float, float]:
         start = time.perf_counter()
         with open_data_run(folder / "run", recipe) as requests:
             load_asks(recipe, requests)
-            collect(recipe, requests, sampler, Asking(wanted=fixed(1), most=1), unwatched)
+            collect(recipe, requests, sampler, Asking(most=1), unwatched)
             assert export(recipe, requests, folder / "answers.parquet", most=1) == prompts
         return time.perf_counter() - start, statistics.quantiles(sampler.lag, n=100)[98]
 

@@ -14,7 +14,7 @@ from potstill.engines.choose import sampler_for
 from potstill.errors import BudgetReached, InputError, TeacherError
 from potstill.generate.collect import Asking, collect, export, load_asks, price_of
 from potstill.generate.expand import Distinct, ask_for_more, listed
-from potstill.generate.waves import Wanted, fixed
+from potstill.generate.waves import Wanted
 from potstill.licences import check_licence
 from potstill.prompts.stream import stream_prompts
 from potstill.records import Progress, Sample, Watch, unwatched
@@ -53,8 +53,7 @@ def harvest(
     check_licence(recipe.prompts.licence, key="prompts.licence")
     sampler = sampler_for(recipe)
     price_of(recipe)
-    n = recipe.generate.n
-    asking = Asking(wanted=wanted or fixed(n), most=most or n, limit=limit)
+    asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
     place = folder or Path("runs") / recipe.name
     answers = place / "examples" / "answers.parquet"
     with open_data_run(place, recipe) as requests:

@@ -17,7 +17,7 @@ from potstill.data_recipe import Batches, Canned, DataRecipe, Gguf, Local, Serve
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
-from potstill.generate.waves import Wanted, Waves, question_key, written
+from potstill.generate.waves import Wanted, Waves, fixed, question_key, written
 from potstill.prompts.stream import source_mark, stream_prompts
 from potstill.records import Progress, Watch
 from potstill.store.answers import write_answers
@@ -26,10 +26,10 @@ from potstill.store.requests import Outcome, Requests
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How far a call goes: the first `limit` prompts, `wanted` answers each but at most `most`."""
+    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), at most `most`."""
 
-    wanted: Wanted
     most: int
+    wanted: Wanted | None = None
     limit: int | None = None
 
 
@@ -91,10 +91,13 @@ def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: As
     requests.outcome_unknown()
     read_kept(requests, sampler, price)
     requests.reopen("failed")
+    if asking.wanted is None:
+        keeps = recipe.generate.truncated == "keep"
+        requests.settle_answered(asking.most, at_least=recipe.generate.max_tokens if keeps else None)
     totals = requests.totals()
     cap = None if recipe.generate.budget is None else int(recipe.generate.budget * DOLLAR)
     budget = Budget(cap, spent=totals.get("paid", 0) + totals.get("maybe", 0), price=price)
-    work = Waves(recipe, requests, wanted=asking.wanted, most=asking.most, limit=asking.limit)
+    work = Waves(recipe, requests, wanted=asking.wanted or fixed(asking.most), most=asking.most, limit=asking.limit)
     total = requests.count_asks(limit=asking.limit)
     before = requests.count_asks(limit=asking.limit, settled=True)
 
