@@ -26,7 +26,7 @@ from potstill.store.requests import Outcome, Requests
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), at most `most`."""
+    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), never more."""
 
     most: int
     wanted: Wanted | None = None
