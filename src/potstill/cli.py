@@ -224,7 +224,8 @@ def _check_data(target: Path, prompts: int | None, options: Options) -> None:
 
 
 def _writes_data(target: Path) -> bool:
-    return is_data_recipe(target / "recipe.yaml" if target.is_dir() else target)
+    inside = target / "recipe.yaml"
+    return is_data_recipe(inside if inside.is_file() else target)
 
 
 def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> tuple[DataRecipe, Path]:
