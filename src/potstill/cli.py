@@ -17,7 +17,9 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from potstill import console
-from potstill.errors import PotstillError, Stopped, as_disk_error
+from potstill.data_recipe import DataRecipe, is_data_recipe
+from potstill.data_recipe import load as load_data_recipe
+from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
 from potstill.recipe import Recipe, load
 from potstill.records import Stage
 from potstill.store.run import recipe_of
@@ -52,8 +54,19 @@ _DEFAULTS = Options()
 
 
 @app.command
-def check(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Check a recipe and print the plan: prompts, tokens, time, memory, licences. Loads no weights."""
+def check(recipe: Path, *, probe: int | None = None, options: Options = _DEFAULTS) -> None:
+    """Check a recipe and print the plan: prompts, tokens, time, memory, money, licences. Loads no weights.
+
+    Parameters
+    ----------
+    probe
+        Ask the teacher the first so many prompts of a recipe with `generate:`, keep the answers, estimate the rest.
+    """
+    if _writes_data(recipe):
+        _check_data(recipe, probe, options)
+        return
+    if probe is not None:
+        raise InputError("--probe needs a recipe with a 'generate:' section", way_out="leave it out")
     from potstill.plan import plan
 
     resolved, _ = _resolve(recipe, options)
@@ -71,9 +84,24 @@ def run(recipe: Path, *, options: Options = _DEFAULTS) -> None:
 
 
 @app.command
-def generate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Let the teacher answer the prompts (of a recipe or a run folder)."""
-    _walk(recipe, "generate", options)
+def generate(
+    recipe: Path, *, limit: int | None = None, budget: float | None = None, options: Options = _DEFAULTS
+) -> None:
+    """Let the teacher answer the prompts (of a recipe or a run folder).
+
+    Parameters
+    ----------
+    limit
+        Only the first so many prompts.
+    budget
+        US dollars that are never exceeded, in place of generate.budget.
+    """
+    if _writes_data(recipe):
+        _harvest(recipe, limit, budget, options)
+    elif limit is not None or budget is not None:
+        raise InputError("--limit and --budget need a recipe with a 'generate:' section", way_out="leave them out")
+    else:
+        _walk(recipe, "generate", options)
 
 
 @app.command
@@ -173,8 +201,44 @@ def _walk(target: Path, through: Stage, options: Options) -> None:
         console.show_run(run)
 
 
+def _harvest(target: Path, limit: int | None, budget: float | None, options: Options) -> None:
+    from potstill.harvest import harvest
+
+    budgeted = () if budget is None else (f"generate.budget={budget}",)
+    recipe, folder = _resolve_data(target, (*options.set, *budgeted), options)
+    with console.watching(as_json=options.json) as watch:
+        found = harvest(recipe, folder=folder, limit=limit, watch=watch)
+    console.show_harvest(found, as_json=options.json)
+
+
+def _check_data(target: Path, prompts: int | None, options: Options) -> None:
+    from potstill.data_plan import plan_data, probe
+
+    recipe, folder = _resolve_data(target, options.set, options)
+    plan = plan_data(recipe)
+    probed = None
+    if prompts is not None:
+        with console.watching(as_json=options.json) as watch:
+            probed = probe(recipe, folder, prompts, total=plan.prompts, watch=watch)
+    console.show_data_plan(plan, probed, as_json=options.json)
+
+
+def _writes_data(target: Path) -> bool:
+    inside = target / "recipe.yaml"
+    return is_data_recipe(inside if inside.is_file() else target)
+
+
+def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> tuple[DataRecipe, Path]:
+    if target.is_dir():
+        return load_data_recipe(target / "recipe.yaml", overrides), options.run or target
+    recipe = load_data_recipe(target, overrides)
+    return recipe, options.run or Path("runs") / recipe.name
+
+
 def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
     """A recipe file, or a run folder with its own recipe."""
+    if target.exists() and _writes_data(target):
+        raise InputError(f"'{target}' ends with the teacher's answers", way_out=f"potstill generate {target}")
     if target.is_dir() and (target / "recipe.yaml").is_file():
         return load(target / "recipe.yaml", options.set), options.run or target
     recipe = load(target, options.set)

@@ -24,8 +24,12 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from potstill.data_plan import DataPlan, Probed
+from potstill.harvest import Harvest
+from potstill.licences import Policy
 from potstill.plan import Plan
 from potstill.records import Progress, Watch
+from potstill.store.requests import glance
 from potstill.store.run import Run
 
 out = Console(highlight=False)
@@ -81,9 +85,13 @@ def show_plan(plan: Plan) -> None:
             f"student: {plan.student_parameters / 1e6:.1f} M parameters, {recipe.student.layers} of "
             f"{plan.teacher.layers} layers, {ratio:.1f} times smaller than the teacher"
         )
-    for licence, policy in plan.licences.items():
+    _show_terms(plan.licences, plan.left_out)
+
+
+def _show_terms(licences: Mapping[str, Policy], left_out: Mapping[str, int]) -> None:
+    for licence, policy in licences.items():
         out.print(f"licence of {clean(licence)}: {policy.verdict}{f' ({policy.duties})' if policy.duties else ''}")
-    for reason, count in plan.left_out.items():
+    for reason, count in left_out.items():
         out.print(f"left out: {count:,} rows, {clean(reason)}")
 
 
@@ -114,16 +122,68 @@ def show_run(run: Run) -> None:
         out.print(f"  [bold]{clean(command)}[/]   {why}")
 
 
+def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> None:
+    """What will be asked, and what it can cost."""
+    if as_json:
+        facts = {"requests": plan.requests, "tokens_read": plan.tokens_read, "dollars_at_most": plan.dollars}
+        estimate = {"tokens_written": probed.tokens_written, "dollars": probed.dollars} if probed else None
+        licences = list(plan.licences)
+        say_json(
+            {"name": plan.recipe.name, "prompts": plan.prompts, **facts, "licences": licences, "estimate": estimate}
+        )
+        return
+    how = plan.recipe.generate
+    out.print(f"{plan.prompts:,} prompts x {how.n} answers by {clean(plan.recipe.teacher.model)}", soft_wrap=True)
+    out.print(f"tokens: ~{plan.tokens_read:,} read, at most {plan.tokens_written:,} written", soft_wrap=True)
+    cap = "no budget" if how.budget is None else f"budget ${how.budget:,.2f}"
+    price = f"at most ${plan.dollars:,.2f}" if how.prices else "no price file, so not counted"
+    out.print(f"money: {price}, {cap}", soft_wrap=True)
+    if probed:
+        (low, middle, high), (least, cost, most) = probed.tokens_written, probed.dollars
+        out.print(
+            f"probe of {probed.prompts:,} prompts ({probed.answers:,} answers, kept): all will write about "
+            f"{middle:,.0f} tokens ({low:,.0f} to {high:,.0f}) and cost about ${cost:,.2f} (${least:,.2f} to "
+            f"${most:,.2f}), if the first prompts are like the others",
+            soft_wrap=True,
+        )
+    _show_terms(plan.licences, plan.left_out)
+
+
+def show_harvest(found: Harvest, *, as_json: bool) -> None:
+    """What the teacher's answers came to, and where they are."""
+    totals = found.totals
+    if as_json:
+        say_json({"folder": str(found.folder), "answers": found.exported, "prompts": found.prompts} | totals)
+        return
+    settled = ", ".join(f"{n:,} {how}" for how, n in sorted(found.settled.items())) or "none"
+    out.print(f"{found.exported:,} answers in {clean(str(found.answers))}")
+    out.print(f"prompts: {found.prompts:,} ({settled})", soft_wrap=True)
+    out.print(
+        f"tokens: {totals.get('prompt tokens', 0):,} read, {totals.get('completion tokens', 0):,} written, "
+        f"in {totals.get('attempts', 0):,} requests",
+        soft_wrap=True,
+    )
+    money = {name: totals.get(name, 0) / 1e12 for name in ("paid", "wasted", "maybe")}
+    out.print(
+        f"spent: ${money['paid']:.4f}, possibly paid beyond that: ${money['maybe']:.4f} "
+        f"({totals.get('maybe attempts', 0):,} requests whose outcome is not known), wasted: ${money['wasted']:.4f}",
+        soft_wrap=True,
+    )
+    for name in sorted(name for name in totals if name.startswith("failure: ")):
+        out.print(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests", soft_wrap=True)
+
+
 def show_runs(folder: Path, *, as_json: bool) -> None:
     rows = [_state(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
     if as_json:
         say_json(rows)
         return
     table = Table(title=str(folder), title_justify="left")
-    for column in ("run", "finished", "student", "teacher"):
+    columns = ("run", "finished", "answers", "student", "teacher")
+    for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(clean(str(row[key])) for key in ("run", "finished", "student", "teacher")))
+        table.add_row(*(clean(str(row[key])) for key in columns))
     out.print(table if rows else f"no runs in '{folder}' yet; start one with: potstill run recipes/quickstart.yaml")
 
 
@@ -138,7 +198,13 @@ def _state(folder: Path) -> dict[str, Any]:
     arms: Mapping[str, Any] = json.loads(scores_file.read_text()).get("arms", {}) if scores_file.is_file() else {}
     done = [name for name, path in (("report", "report.html"), ("train", "model")) if (folder / path).exists()]
     accuracy = {arm: f"{arms[arm]['accuracy']['value']:.1%}" if arm in arms else "-" for arm in ("student", "teacher")}
-    return {"run": folder.name, "finished": done[0] if done else "-", **accuracy}
+    asked = glance(folder)
+    answers = "-"
+    if asked and asked["prompts"]:
+        spent = (asked.get("paid", 0) + asked.get("maybe", 0)) / 1e12
+        answers = f"{asked['settled']:,} of {asked['prompts']:,} prompts" + (f", ${spent:,.2f}" if spent else "")
+        done += ["generate"] if asked["settled"] == asked["prompts"] else []
+    return {"run": folder.name, "finished": done[0] if done else "-", "answers": answers, **accuracy}
 
 
 def _value(metrics: Mapping[str, Any], name: str, form: str) -> str:
@@ -153,6 +219,7 @@ def _json_line(progress: Progress) -> None:
             "done": progress.done,
             "total": progress.total,
             "note": progress.note,
+            **({"facts": progress.facts} if progress.facts else {}),
         }
     )
     sys.stdout.flush()

@@ -10,26 +10,21 @@ import difflib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from potstill.errors import InputError
+from potstill.values import Count, Name, Positive, Probability, Seed, Values
 
+Kind = TypeVar("Kind", bound=BaseModel)
 Control = Literal["base", "from_scratch", "hard_labels", "floor"]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
-class _Values(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=False)
-
-
-class Columns(_Values):
+class Columns(Values):
     """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
 
     text: str | None = None
@@ -45,7 +40,7 @@ class Columns(_Values):
         return self
 
 
-class SplitSizes(_Values):
+class SplitSizes(Values):
     train: Count
     validation: Count
     test: Count
@@ -55,7 +50,7 @@ class SplitSizes(_Values):
         return self.train + self.validation + self.test
 
 
-class Prompts(_Values):
+class Prompts(Values):
     """Where the prompts come from: a JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`."""
 
     source: str
@@ -76,14 +71,14 @@ class Prompts(_Values):
         return self
 
 
-class Shot(_Values):
+class Shot(Values):
     """A worked example in the teacher's prompt."""
 
     prompt: str
     answer: str
 
 
-class Teacher(_Values):
+class Teacher(Values):
     """The big frozen model. `template` (Jinja, the chat-template convention) replaces the one it carries."""
 
     model: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
@@ -95,7 +90,7 @@ class Teacher(_Values):
     batch_tokens: Count = 1024
 
 
-class Answers(_Values):
+class Answers(Values):
     """The allowed answers. `prior` is what the teacher's average answer is calibrated to."""
 
     choices: tuple[str, ...] = Field(min_length=2)
@@ -112,14 +107,14 @@ class Answers(_Values):
         return self
 
 
-class Verify(_Values):
+class Verify(Values):
     """A teacher answer is kept when its mass on the allowed answers and its calibrated confidence suffice."""
 
     min_allowed_mass: Probability = 0.0
     min_confidence: Probability = 0.0
 
 
-class Student(_Values):
+class Student(Values):
     """The teacher's embeddings and its first `layers` layers, with a template of its own."""
 
     layers: Count
@@ -136,13 +131,13 @@ class Student(_Values):
         return self
 
 
-class Sft(_Values):
+class Sft(Values):
     """Cross-entropy on the teacher's answer (sequence-level KD; Kim and Rush 2016)."""
 
     kind: Literal["sft"]
 
 
-class LogitKd(_Values):
+class LogitKd(Values):
     """T² KL(teacher_T || student_T) over the allowed answers + alpha x cross-entropy (Hinton et al. 2015)."""
 
     kind: Literal["logit_kd"]
@@ -153,7 +148,7 @@ class LogitKd(_Values):
 Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
 
 
-class Train(_Values):
+class Train(Values):
     """The loop, the same for every arm."""
 
     method: Method
@@ -168,18 +163,18 @@ class Train(_Values):
     validations: Count = Field(4, description="how often the validation prompts are scored while training")
 
 
-class Evaluate(_Values):
+class Evaluate(Values):
     batch_tokens: Count = 1024
     resamples: Annotated[int, Field(ge=100)] = 2000
     uncached_prompts: Count = Field(48, description="prompts that time the teacher without its cached prefix")
     generate_prompts: Count = Field(100, description="test prompts that the saved model answers through generate")
 
 
-class Recipe(_Values):
+class Recipe(Values):
     """A whole run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    name: Name
+    seed: Seed = 0
     prompts: Prompts
     teacher: Teacher
     answers: Answers
@@ -199,18 +194,28 @@ class Recipe(_Values):
 
 def load(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe. Raises InputError (exit 2) with file, line, key, value and the way out."""
+    return read(path, overrides, Recipe)
+
+
+def has_section(path: Path, section: str) -> bool:
+    """Whether the YAML file has that top-level key. Raises InputError where it is no YAML."""
+    return section in _parse(path)
+
+
+def read(path: Path, overrides: Iterable[str], kind: type[Kind]) -> Kind:
+    """A YAML file as `kind` of recipe. Raises InputError."""
     tree = _parse(path)
     lines = _line_numbers(tree)
     values: dict[str, Any] = _plain(tree)
     for override in overrides:
         _apply(values, override, lines)
     try:
-        return Recipe.model_validate_json(_json(values))
+        return kind.model_validate_json(_json(values))
     except ValidationError as error:
-        raise _explain(error, path, lines) from None
+        raise _explain(error, path, lines, kind) from None
 
 
-def as_yaml(recipe: Recipe) -> str:
+def as_yaml(recipe: BaseModel) -> str:
     """The resolved recipe, every default spelt out."""
     yaml = YAML()
     yaml.width = 100
@@ -317,15 +322,18 @@ def _apply(values: dict[str, Any], override: str, lines: dict[str, int]) -> None
         del lines[name]
 
 
-def _explain(error: ValidationError, path: Path, lines: dict[str, int]) -> InputError:
+_MAY_HOLD_A_SECRET = ("url", "key_env", "key_file", "parameters")
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[str, int], kind: type[BaseModel]) -> InputError:
     """The first complaint of pydantic as one sentence with file, line, key and value."""
     first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
-    keys = [str(part) for part in first["loc"] if str(part) not in ("sft", "logit_kd")]
+    keys = _without_tags([str(part) for part in first["loc"]], kind)
     dotted = ".".join(keys)
     where = f"{path}, line {lines[dotted]}" if dotted in lines else str(path)
     match first["type"]:
         case "extra_forbidden":
-            known = _fields_at(keys[:-1])
+            known = _fields_at(keys[:-1], kind)
             near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
             inside = f" in '{'.'.join(keys[:-1])}'" if keys[:-1] else ""
             hint = f"did you mean '{near[0]}'?" if near else f"known keys{inside}: {', '.join(known)}"
@@ -340,19 +348,38 @@ def _explain(error: ValidationError, path: Path, lines: dict[str, int]) -> Input
         case _:
             value = repr(first["input"])
             shown = value if len(value) <= 60 else value[:57] + "..."
+            if any(key in _MAY_HOLD_A_SECRET for key in keys) or isinstance(first["input"], dict):
+                shown = "not right (the value is not shown, it may hold a secret)"
             return InputError(
                 f"{where}: '{dotted}' is {shown}",
                 way_out=first["msg"].replace("Input should be", "it should be"),
             )
 
 
-def _fields_at(keys: list[str]) -> list[str]:
+def _fields_at(keys: Iterable[str], kind: type[BaseModel]) -> list[str]:
     """The keys known under a dotted place; of a union, those of all its members."""
-    models: list[type[BaseModel]] = [Recipe]
+    models: list[type[BaseModel]] = [kind]
     for key in keys:
-        inside = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-        models = [found for annotation in inside for found in _models_of(annotation)]
+        models = _models_under(models, key)
     return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _without_tags(keys: Iterable[str], kind: type[BaseModel]) -> list[str]:
+    """The dotted place as it stands in the file: pydantic puts in which member of a union it tried."""
+    models: list[type[BaseModel]] = [kind]
+    kept: list[str] = []
+    for key in keys:
+        tags = [get_args(m.model_fields["kind"].annotation) for m in models if "kind" in m.model_fields]
+        if any(key in tag for tag in tags):
+            continue
+        kept.append(key)
+        models = _models_under(models, key)
+    return kept
+
+
+def _models_under(models: Iterable[type[BaseModel]], key: str) -> list[type[BaseModel]]:
+    inside = [m.model_fields[key].annotation for m in models if key in m.model_fields]
+    return [found for annotation in inside for found in _models_of(annotation)] if inside else list(models)
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:

@@ -6,12 +6,13 @@ prompt (what is asked) -> sample (an answer) -> verdict (what a check said) -> e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
 Stage = Literal["prompts", "generate", "verify", "train", "evaluate", "report"]
+Finish = Literal["stop", "length", "filtered", "tool_calls", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +54,16 @@ class Prompt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One answer. With choices, `choice_logp` holds ln p(choice | prompt), one value a choice, as the model said it
-    (full-vocabulary softmax, so the values need not sum to one)."""
+    (full-vocabulary softmax, so the values need not sum to one). `cut_off`: the answer, or the reasoning before it,
+    did not come to its end."""
 
     prompt_id: str
     text: str
     index: int = 0
     choice_logp: tuple[float, ...] | None = None
+    reasoning: str | None = None
+    finish: Finish = "stop"
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +109,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One step of a stage, for whoever watches: the terminal, a log, a test."""
+    """One step of a stage, for whoever watches: the terminal, a log, a test. `facts` are the note's numbers."""
 
     stage: Stage
     what: str
     done: int
     total: int
     note: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 Watch = Callable[[Progress], None]

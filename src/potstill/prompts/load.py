@@ -6,18 +6,18 @@ moves a prompt into or out of the test split, and the order of the file does not
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from potstill.errors import InputError
+from potstill.prompts.columns import column, messages_of
 from potstill.prompts.rows import read_rows
 from potstill.recipe import Prompts, Recipe
-from potstill.records import Message, Prompt, Role, Split
+from potstill.records import Message, Prompt, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def load_prompts(recipe: Recipe, *, refuse: Refuse = lambda _: None) -> PromptSe
 
 def _candidate(ask: Prompts, choices: tuple[str, ...], where: str, row: dict[str, Any]) -> _Candidate | str:
     """The row as a candidate, or the reason why it is left out."""
-    messages = _messages(ask, where, row)
+    messages = messages_of(ask.columns, where, row)
     if not messages or not messages[-1].content.strip():
         return "empty prompt"
     grade = _grade(ask, where, row)
@@ -77,43 +77,21 @@ def _candidate(ask: Prompts, choices: tuple[str, ...], where: str, row: dict[str
     if ask.answer_by_grade and reference is None:
         return "grade outside every range"
     if ask.columns.answer is not None:
-        reference = str(_column(row, ask.columns.answer, "answer", where))
+        reference = str(column(row, ask.columns.answer, "answer", where))
         if reference not in choices:
             raise InputError(
                 f"{where}: the answer '{reference}' is not one of answers.choices {list(choices)}",
                 way_out="mend the row or the recipe",
             )
     normal = "\n".join(" ".join(m.content.casefold().split()) for m in messages)
-    prompt_id = str(_column(row, ask.columns.id, "id", where)) if ask.columns.id else _hash(normal)[:16]
+    prompt_id = str(column(row, ask.columns.id, "id", where)) if ask.columns.id else _hash(normal)[:16]
     return _Candidate(prompt_id, messages, reference, grade, normal)
-
-
-def _messages(ask: Prompts, where: str, row: dict[str, Any]) -> tuple[Message, ...]:
-    if ask.columns.text is not None:
-        text = _column(row, ask.columns.text, "text", where)
-        return (Message(role="user", content=str(text or "").strip()),)
-    turns = _column(row, str(ask.columns.messages), "messages", where)
-    try:
-        return tuple(
-            Message(
-                role=cast(Role, turn["role"]),
-                content=turn.get("content") or "",
-                reasoning_content=turn.get("reasoning_content"),
-                tool_calls=tuple(turn.get("tool_calls") or ()),
-            )
-            for turn in turns
-        )
-    except (TypeError, KeyError, AttributeError):
-        raise InputError(
-            f"{where}: '{ask.columns.messages}' is not a list of messages",
-            way_out='give [{"role": "user", "content": "..."}]',
-        ) from None
 
 
 def _grade(ask: Prompts, where: str, row: dict[str, Any]) -> float | None:
     if ask.columns.grade is None:
         return None
-    value = _column(row, ask.columns.grade, "grade", where)
+    value = column(row, ask.columns.grade, "grade", where)
     try:
         grade = float(value)
     except (TypeError, ValueError):
@@ -126,14 +104,6 @@ def _grade(ask: Prompts, where: str, row: dict[str, Any]) -> float | None:
 def _answer_for(ask: Prompts, grade: float | None) -> str | None:
     ranges = (ask.answer_by_grade or {}).items()
     return next((a for a, (low, high) in ranges if grade is not None and low <= grade <= high), None)
-
-
-def _column(row: dict[str, Any], column: str, key: str, where: str) -> Any:
-    if column in row:
-        return row[column]
-    near = difflib.get_close_matches(column, list(row), n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"the columns are {', '.join(map(str, row))}"
-    raise InputError(f"prompts.columns.{key}: {where} has no column '{column}'", way_out=hint)
 
 
 def _check_enough(ask: Prompts, found: int, left_out: Counter[str]) -> None:

@@ -7,16 +7,15 @@ keyed by their content (model, prompt tokens, choices), so they survive any chan
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import InputError
 from potstill.records import Message, Prompt, Sample, Stage, Verdict
+from potstill.store.database import connect, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS prompts (position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL);
@@ -52,24 +51,7 @@ class Ledger:
     """Open with `with Ledger(path) as ledger`."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=NORMAL",
-                "trusted_schema=OFF",
-                "busy_timeout=5000",
-            ):
-                self._db.execute(f"PRAGMA {pragma}")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise InputError(
-                f"'{path}' is not a ledger: {error}",
-                way_out="restore it or choose another run folder",
-            ) from None
+        self._db = connect(path, _SCHEMA)
 
     def __enter__(self) -> Ledger:
         return self
@@ -77,17 +59,9 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    @contextmanager
-    def transaction(self) -> Generator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """All or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            if self._db.in_transaction:  # a full disk rolls back by itself
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        return transaction(self._db)
 
     # stages
 

@@ -18,10 +18,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from potstill import recipe as recipes
+from potstill.data_recipe import DataRecipe, is_data_recipe
+from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError
 from potstill.recipe import Recipe
 from potstill.store.files import write_atomic
 from potstill.store.ledger import Ledger
+from potstill.store.requests import Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,37 @@ def open_run(folder: Path, recipe: Recipe) -> Generator[tuple[Run, Ledger]]:
     Raises InputError where another process holds it, or where it was made with other prompts or another teacher.
     What lies behind them (checks, student, method) may change: the stages concerned are run again.
     """
+    with _locked(folder):
+        _check_same(folder, recipe)
+        write_atomic(folder / "recipe.yaml", recipes.as_yaml(recipe))
+        with Ledger(folder / "ledger.sqlite") as ledger:
+            yield Run(folder, recipe), ledger
+
+
+@contextmanager
+def open_data_run(folder: Path, recipe: DataRecipe) -> Generator[Requests]:
+    """Open or create the folder for a data recipe and hold its lock.
+
+    Everything but its name may have changed: answers are kept by what was asked. Raises InputError as `open_run` does.
+    """
+    with _locked(folder):
+        stored = folder / "recipe.yaml"
+        if stored.is_file() and not (is_data_recipe(stored) and load_data_recipe(stored).name == recipe.name):
+            raise InputError(
+                f"'{folder}' belongs to another recipe",
+                way_out="give the run another folder (--run) or the recipe another name",
+            )
+        write_atomic(stored, recipes.as_yaml(recipe))
+        with Requests(folder / "ledger.sqlite") as requests:
+            yield requests
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file, not a run folder", way_out="choose another --run")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "recipe.yaml").is_file():
+    strange = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
+    if strange and not (folder / "recipe.yaml").is_file():
         raise InputError(
             f"'{folder}' is not empty and not a run folder (no recipe.yaml)",
             way_out="choose another --run",
@@ -91,10 +122,7 @@ def open_run(folder: Path, recipe: Recipe) -> Generator[tuple[Run, Ledger]]:
             way_out="wait for it or choose another --run",
         ) from None
     try:
-        _check_same(folder, recipe)
-        write_atomic(folder / "recipe.yaml", recipes.as_yaml(recipe))
-        with Ledger(folder / "ledger.sqlite") as ledger:
-            yield Run(folder, recipe), ledger
+        yield
     finally:
         lock.release()
 

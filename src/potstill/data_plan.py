@@ -1,0 +1,103 @@
+"""What a data recipe will ask and cost, before it does: exact prompts, estimated tokens, and the most it can cost.
+
+A probe asks the first few prompts of the run for real. Its answers stay in the run folder, so nothing is paid twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from potstill.data_recipe import DataRecipe
+from potstill.dispatch.money import FREE, prompt_bound
+from potstill.engines.sampler import Ask
+from potstill.errors import InputError
+from potstill.generate.collect import price_of
+from potstill.generate.waves import told_first
+from potstill.harvest import harvest
+from potstill.licences import Policy, check_licence
+from potstill.prompts.stream import described, stream_prompts
+from potstill.records import Watch, unwatched
+from potstill.store.requests import Requests
+
+_BYTES_A_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What the first prompts took, and from them what all will: means with 95 % intervals, dollars and tokens."""
+
+    prompts: int
+    answers: int
+    tokens_written: tuple[float, float, float]
+    dollars: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """`tokens_read` is an estimate (a quarter of the bytes); `tokens_written` and `dollars` are upper bounds."""
+
+    recipe: DataRecipe
+    prompts: int
+    left_out: Mapping[str, int]
+    requests: int
+    tokens_read: int
+    tokens_written: int
+    dollars: float
+    licences: Mapping[str, Policy]
+
+
+def plan_data(recipe: DataRecipe) -> DataPlan:
+    """Raises a PotstillError for everything that can be known to be wrong before a request. Sends nothing."""
+    licences = {
+        f"{what} ({licence})": check_licence(licence, key=f"{what}.licence")
+        for what, licence in (("teacher", recipe.teacher.licence), ("prompts", recipe.prompts.licence))
+    }
+    price, how = price_of(recipe), recipe.generate
+    first = tuple(m.as_dict() for m in told_first(recipe.teacher))
+    left_out: Counter[str] = Counter()
+    prompts = read = worst = 0
+    for _, messages in stream_prompts(recipe.prompts, left_out):
+        turns = (*first, *(m.as_dict() for m in messages))
+        ask = Ask(messages=turns, count=1, max_tokens=how.longest or how.max_tokens, seed=0, identity="")
+        prompts += 1
+        read += prompt_bound(ask) // _BYTES_A_TOKEN
+        worst += 0 if price == FREE else price.worst(ask)
+    if not prompts:
+        raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
+    return DataPlan(
+        recipe=recipe,
+        prompts=prompts,
+        left_out=left_out,
+        requests=prompts * how.n,
+        tokens_read=read * how.n,
+        tokens_written=prompts * how.n * (how.longest or how.max_tokens),
+        dollars=worst * how.n / 1e12,
+        licences=licences,
+    )
+
+
+def probe(recipe: DataRecipe, folder: Path, prompts: int, *, total: int, watch: Watch = unwatched) -> Probed:
+    """Answer the first `prompts` prompts for real and say what all `total` will take."""
+    found = harvest(recipe, folder=folder, limit=prompts, watch=watch)
+    with Requests(folder / "ledger.sqlite") as requests:
+        spent = requests.spent_by_prompt(limit=prompts)
+    if not spent:
+        raise InputError("the probe brought no answer", way_out="see what failed with potstill generate --limit 20")
+    return Probed(
+        prompts=len(spent),
+        answers=found.exported,
+        tokens_written=_total([tokens for tokens, _ in spent], total),
+        dollars=_total([cost / 1e12 for _, cost in spent], total),
+    )
+
+
+def _total(values: list[float] | list[int], count: int) -> tuple[float, float, float]:
+    """(low, middle, high) of the sum over `count` prompts: normal 95 % interval of the mean, never below nothing."""
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
+    half = 1.96 * math.sqrt(variance / len(values))
+    return max(0.0, mean - half) * count, mean * count, (mean + half) * count

@@ -1,0 +1,246 @@
+"""A recipe that ends with the teacher's answers: prompts in, n free-text answers each out (`potstill generate`).
+
+It is told from a whole `Recipe` by its `generate:` section. Editing it never throws an answer away: answers are kept
+by what was asked of whom, and every one that still fits is used again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+
+from potstill import recipe as recipes
+from potstill.recipe import Shot
+from potstill.values import Count, Name, Positive, Probability, Seed, Values
+
+Truncated = Literal["keep", "drop", "longer"]
+
+
+class TextColumns(Values):
+    """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
+
+    text: str | None = None
+    messages: str | None = None
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_text(self) -> TextColumns:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("name exactly one of 'text' and 'messages'")
+        return self
+
+
+class PromptFile(Values):
+    """A JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`. Streamed: it may hold millions."""
+
+    kind: Literal["file"] = "file"
+    source: str
+    licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
+    columns: TextColumns
+    header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
+
+
+class ReasoningGym(Values):
+    """Procedural tasks from the package reasoning-gym: as many as wanted, the same for the same seed."""
+
+    kind: Literal["reasoning_gym"]
+    task: str = Field(description="a name such as chain_sum")
+    size: Count
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict[str, JsonValue], description="the task's own settings, such as {max_terms: 2}"
+    )
+    licence: Literal["apache-2.0"] = "apache-2.0"
+
+
+class Expand(Values):
+    """New prompts that the teacher writes after a few of yours. It is asked until there are `to`, or five times the
+    requests that should do."""
+
+    kind: Literal["expand"]
+    seeds: PromptFile
+    to: Count = Field(description="how many prompts, the seeds among them")
+    show: Count = Field(4, description="seeds shown in a request")
+    a_request: Count = Field(5, description="new prompts asked for in a request")
+    overlap: Probability = Field(0.5, description="share of word triples above which a prompt is a near-duplicate")
+    max_tokens: Count = 512
+
+    @property
+    def licence(self) -> str:
+        return self.seeds.licence
+
+
+def _source_kind(given: object) -> str:
+    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+    return str(kind or "file")
+
+
+Source = Annotated[
+    Annotated[PromptFile, Tag("file")]
+    | Annotated[ReasoningGym, Tag("reasoning_gym")]
+    | Annotated[Expand, Tag("expand")],
+    Discriminator(_source_kind),
+]
+
+
+class Http(Values):
+    """How a server is reached. A key stands in an environment variable or in a file of mode 0600, never here."""
+
+    url: str = Field(description="the base address, such as http://127.0.0.1:8000/v1")
+    key_env: str | None = Field(None, description="name of the environment variable that holds the key")
+    key_file: str | None = Field(None, description="path of a file of mode 0600 that holds the key")
+    deadline: Positive = Field(600.0, description="seconds from sending a request to its last byte")
+    attempts: Count = Field(8, description="how often one answer is tried before it is given up")
+    retry_seconds: Positive = Field(1.0, description="wait before the first retry; it doubles up to a minute")
+    patience: Positive = Field(600.0, description="seconds without a single success after which the run stops")
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", url):
+            raise ValueError(
+                "'url' must be http(s)://HOST[:PORT][/PATH] without user, password or query "
+                "(the value is not shown, it may hold a secret)"
+            )
+        return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_name_not_a_key(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name):
+            raise ValueError("'key_env' is the NAME of an environment variable, such as TEACHER_KEY, not the key")
+        return name
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Http:
+        if self.key_env and self.key_file:
+            raise ValueError("name one of 'key_env' and 'key_file'")
+        return self
+
+
+class Server(Http):
+    """An OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, commercial APIs) or Anthropic's messages."""
+
+    kind: Literal["server"]
+    form: Literal["openai", "anthropic"] = "openai"
+    in_flight: Count = Field(256, description="most requests at once; the number found to work adapts below it")
+    start_in_flight: Count = 16
+    requests_a_minute: Positive | None = None
+    tokens_a_minute: Positive | None = None
+    max_reply_bytes: Count = 16 << 20
+    samples_a_request: Count = Field(1, description="above 1, sent as `n`: prompt tokens are paid once")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="the latter for models that think out of sight: it counts those tokens too"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Server:
+        if self.form == "anthropic" and self.samples_a_request > 1:
+            raise ValueError("'samples_a_request' must be 1: Anthropic's messages give one answer a request")
+        return self
+
+
+class Batches(Http):
+    """Provider batch files in OpenAI's form: upload, wait, download; slower and cheaper."""
+
+    kind: Literal["batches"]
+    requests_a_file: Count = 10_000
+    poll_seconds: Positive = 30.0
+    price_factor: Probability = Field(0.5, description="what a token costs compared with the price file")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+
+class Gguf(Values):
+    """A .gguf file, in this process, through llama.cpp (`pip install xllamacpp`)."""
+
+    kind: Literal["gguf"]
+    slots: Count = Field(8, description="answers written at once")
+    context: Count = Field(2048, description="tokens of prompt and answer together")
+    threads: Count = 2
+
+
+class Local(Values):
+    """A `transformers` model in this process."""
+
+    kind: Literal["local"]
+    template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
+    slots: Count = Field(16, description="answers written at once")
+
+
+class Canned(Values):
+    """Answers from a JSONL file of {"prompt": ..., "answer": ...}: dry runs and tests."""
+
+    kind: Literal["canned"]
+    answers: str
+
+
+Engine = Annotated[Server | Batches | Gguf | Local | Canned, Field(discriminator="kind")]
+
+
+class Writer(Values):
+    """The teacher, and what it is told before every prompt."""
+
+    model: str = Field(description="the name that the server knows, a hub id, a folder, or a .gguf file")
+    revision: str | None = None
+    licence: str
+    instructions: str | None = None
+    examples: tuple[Shot, ...] = ()
+    engine: Engine
+
+
+class Generate(Values):
+    """How many answers a prompt, sampled how, for how much.
+
+    `truncated` says what becomes of an answer that reached max_tokens: kept, dropped, or asked again with twice the
+    tokens up to `longest`. `parameters` are sent as they are (reasoning_effort, chat_template_kwargs, ...).
+    """
+
+    n: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count = 512
+    truncated: Truncated = "keep"
+    longest: Count | None = None
+    parameters: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
+    budget: Positive | None = Field(None, description="US dollars that are never exceeded")
+    prices: str | None = Field(None, description="a price file such as recipes/prices.yaml")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Generate:
+        if (self.truncated == "longer") != (self.longest is not None):
+            raise ValueError("'longest' goes with 'truncated: longer', and only with it")
+        if self.longest is not None and self.longest <= self.max_tokens:
+            raise ValueError(f"'longest' is {self.longest}, not above 'max_tokens' ({self.max_tokens})")
+        if taken := sorted({"model", "messages", "n", "seed", "stream", "max_tokens"} & set(self.parameters)):
+            raise ValueError(f"'parameters' may not set '{taken[0]}': the engine does")
+        return self
+
+
+class DataRecipe(Values):
+    """Prompts, a teacher, and how it is asked."""
+
+    name: Name
+    seed: Seed = 0
+    prompts: Source
+    teacher: Writer
+    generate: Generate = Generate()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="after")
+    def _budget_has_a_price(self) -> DataRecipe:
+        paid = isinstance(self.teacher.engine, Server | Batches)
+        if self.generate.budget is not None and not (paid and self.generate.prices):
+            raise ValueError("'generate.budget' needs a served teacher and a price file ('generate.prices')")
+        return self
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> DataRecipe:
+    """Read a data recipe. Raises InputError (exit 2) with file, line, key and the way out."""
+    return recipes.read(path, overrides, DataRecipe)
+
+
+def is_data_recipe(path: Path) -> bool:
+    """Whether the file has a `generate:` section."""
+    return recipes.has_section(path, "generate")

@@ -1,0 +1,48 @@
+"""What a failed attempt means: for its row, the window and the money. By kind, never by what a message says."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from potstill.engines.sampler import FailureKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    """`counts`: against the attempts that one answer has; what was merely turned away does not.
+
+    `billed`: the server may have charged for it. `complaint`: the window should shrink.
+    """
+
+    then: Literal["retry", "give up", "stop"] = "retry"
+    counts: bool = False
+    billed: bool = False
+    complaint: bool = False
+
+
+_MEANINGS: dict[FailureKind, Meaning] = {
+    "rate limited": Meaning(complaint=True),
+    "overloaded": Meaning(complaint=True),
+    "no connection": Meaning(),
+    "server error": Meaning(counts=True),
+    "gateway": Meaning(counts=True, billed=True),
+    "connection lost": Meaning(counts=True, billed=True),
+    "too slow": Meaning(counts=True, billed=True),
+    "unreadable": Meaning(counts=True, billed=True),
+    "too large": Meaning(counts=True, billed=True),
+    "refused": Meaning(then="give up"),
+    "not allowed": Meaning(then="stop"),
+    "wrong address": Meaning(then="stop"),
+}
+
+
+def meaning(kind: FailureKind) -> Meaning:
+    return _MEANINGS[kind]
+
+
+def delay(first: float, retries: int, retry_after: float | None, draw: random.Random) -> float:
+    """Seconds before the next attempt: doubling up to a minute, spread by half, and never before the server said."""
+    backed_off = min(60.0, first * 2.0 ** min(retries, 30)) * (0.5 + draw.random())
+    return max(backed_off, retry_after or 0.0)

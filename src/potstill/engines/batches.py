@@ -1,0 +1,182 @@
+"""Provider batch files in OpenAI's form: upload the requests, wait, download the replies; about half the price.
+
+The provider remembers what a killed process forgot: batches carry the model's name in their metadata and every request
+its identity, so a request that lies in a batch already is waited for and not sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, cast
+
+import aiohttp
+
+from potstill.data_recipe import Batches, Generate, Writer
+from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.reply import read_openai
+from potstill.engines.sampler import Ask, Failure, Reading
+from potstill.engines.server import failure_of
+
+_MARK = "potstill"
+_OVER = ("completed", "failed", "expired", "cancelled")
+_MAX_FILE = 1 << 30  # bytes; providers stop at a fifth of it
+_GATHER = 0.2  # seconds without a new request after which a file is closed
+
+
+class BatchSampler:
+    """`ask` returns when the batch that holds it is done: minutes, or a day."""
+
+    def __init__(self, writer: Writer, how: Generate, batches: Batches) -> None:
+        self._batches, self._key = batches, key_for(batches)
+        self._constant: dict[str, object] = {
+            "model": writer.model,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            **how.parameters,
+        }
+        self._new: dict[str, tuple[Ask, asyncio.Future[bytes]]] = {}
+        self._awaited: dict[str, asyncio.Future[bytes]] = {}
+        self._known: dict[str, str] = {}
+        """Identity of a request -> the batch that holds it."""
+
+    async def __aenter__(self) -> Self:
+        self._session = open_session(self._batches, self._key.headers("openai"))
+        await self._remember()
+        self._tasks = {asyncio.create_task(self._gather())}
+        self._followed: set[str] = set()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
+
+    async def ask(self, ask: Ask) -> bytes:
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if batch := self._known.get(ask.identity):
+            self._awaited[ask.identity] = future
+            self._follow(batch)
+        else:
+            self._new[ask.identity] = (ask, future)
+        return await future
+
+    def read(self, raw: bytes) -> Reading:
+        return read_openai(raw)
+
+    # what is sent
+
+    async def _gather(self) -> None:
+        """Close a file when it is full, or when nothing new has come for a moment."""
+        while True:
+            before = len(self._new)
+            await asyncio.sleep(_GATHER)
+            if self._new and (len(self._new) == before or len(self._new) >= self._batches.requests_a_file):
+                taken = list(self._new.items())[: self._batches.requests_a_file]
+                for identity, (_, future) in taken:
+                    del self._new[identity]
+                    self._awaited[identity] = future
+                await self._send([ask for _, (ask, _) in taken])
+
+    async def _send(self, asks: list[Ask]) -> None:
+        lines = [json.dumps(self._line(ask), ensure_ascii=False) for ask in asks]
+        form = aiohttp.FormData()
+        form.add_field("purpose", "batch")
+        form.add_field("file", "\n".join(lines).encode(), filename="requests.jsonl")
+        try:
+            file = await self._call("POST", "/files", data=form)
+            asked = {
+                "input_file_id": file["id"],
+                "endpoint": "/v1/chat/completions",
+                "completion_window": "24h",
+                "metadata": {_MARK: str(self._constant["model"])},
+            }
+            batch = await self._call("POST", "/batches", json=asked)
+        except Failure as failure:
+            self._fail([ask.identity for ask in asks], failure)
+            return
+        self._known |= {ask.identity: str(batch["id"]) for ask in asks}
+        self._follow(str(batch["id"]))
+
+    def _line(self, ask: Ask) -> dict[str, object]:
+        body = {**self._constant, "messages": ask.messages, "seed": ask.seed, self._batches.limit_field: ask.max_tokens}
+        return {"custom_id": ask.identity, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+    # what comes back
+
+    def _follow(self, batch: str) -> None:
+        if batch not in self._followed:
+            self._followed.add(batch)
+            self._tasks.add(asyncio.create_task(self._wait_for(batch)))
+
+    async def _wait_for(self, batch: str) -> None:
+        members = [identity for identity, held_by in self._known.items() if held_by == batch]
+        try:
+            while (state := await self._call("GET", f"/batches/{batch}"))["status"] not in _OVER:
+                await asyncio.sleep(self._batches.poll_seconds)
+            for name in ("output_file_id", "error_file_id"):
+                if state.get(name):
+                    self._deliver(await self._content(str(state[name])))
+            left = Failure("server error", f"batch {state['status']} without a reply to this request")
+        except Failure as failure:
+            left = failure
+        finally:
+            self._followed.discard(batch)
+        self._fail(members, left)
+
+    def _deliver(self, lines: bytes) -> None:
+        for line in lines.splitlines():
+            try:
+                row = json.loads(line)
+                identity, response = row["custom_id"], row.get("response") or {}
+                body = json.dumps(response.get("body") or {}, ensure_ascii=False).encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # whoever waits for it is told that there is no reply
+            future = self._awaited.pop(identity, None)
+            if future is None or future.done():
+                continue
+            if response.get("status_code") == 200:
+                future.set_result(body)
+            else:
+                self._known.pop(identity, None)
+                future.set_exception(failure_of(int(response.get("status_code") or 500), body))
+
+    def _fail(self, identities: list[str], failure: Failure) -> None:
+        for identity in identities:
+            future = self._awaited.pop(identity, None)
+            if future and not future.done():
+                self._known.pop(identity, None)
+                future.set_exception(failure)
+
+    async def _remember(self) -> None:
+        """Which requests lie in batches that an earlier process made."""
+        page = await self._call("GET", "/batches?limit=100")
+        for batch in page.get("data", []):
+            ours = (batch.get("metadata") or {}).get(_MARK) == self._constant["model"]
+            if not ours or batch["status"] in ("failed", "expired", "cancelled"):
+                continue
+            for line in (await self._content(str(batch["input_file_id"]))).splitlines():
+                self._known[str(json.loads(line)["custom_id"])] = str(batch["id"])
+
+    async def _content(self, file: str) -> bytes:
+        return await self._raw("GET", f"/files/{file}/content")
+
+    async def _call(self, method: str, path: str, **body: Any) -> Mapping[str, Any]:
+        try:
+            return cast(Mapping[str, Any], json.loads(await self._raw(method, path, **body)))
+        except ValueError:
+            raise Failure("unreadable", f"{path}: not JSON") from None
+
+    async def _raw(self, method: str, path: str, **body: Any) -> bytes:
+        with named_failures(self._batches.deadline):
+            url = self._batches.url + path
+            async with self._session.request(method, url, allow_redirects=False, **body) as response:
+                said = self._key.struck_out(await bounded(response, _MAX_FILE))
+        if response.status != 200:
+            raise failure_of(response.status, said)
+        return said

@@ -1,0 +1,58 @@
+"""HTTP as every request to a teacher is made: no redirects, no cookies, no proxies, no compression, bounded replies."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import aiohttp
+
+from potstill.data_recipe import Http
+from potstill.engines.address import GuardedResolver, check_address
+from potstill.engines.keys import Key, find_key
+from potstill.engines.sampler import Failure
+
+
+def key_for(http: Http) -> Key:
+    """The key, after the address was found fit for it. Raises InputError."""
+    key = find_key(http.key_env, http.key_file)
+    check_address(http.url, with_key=bool(key))
+    return key
+
+
+def open_session(http: Http, headers: dict[str, str], *, at_once: int = 0) -> aiohttp.ClientSession:
+    """A session with at most `at_once` connections (0: as many as asked for)."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=at_once, resolver=GuardedResolver()),
+        timeout=aiohttp.ClientTimeout(total=http.deadline, sock_connect=min(30, http.deadline)),
+        headers={"Accept-Encoding": "identity", **headers},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    )
+
+
+@contextmanager
+def named_failures(deadline: float) -> Generator[None]:
+    """aiohttp's many ways to fail as the three that matter."""
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise Failure("no connection", type(error).__name__) from None
+    except TimeoutError:
+        raise Failure("too slow", f"no reply within {deadline:g} s") from None
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise Failure("connection lost", type(error).__name__) from None
+
+
+async def bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body, of at most `limit` bytes. Raises Failure."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise Failure("unreadable", "a compressed reply that was not asked for", status=response.status)
+    chunks, size = list[bytes](), 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > limit:
+            response.close()
+            raise Failure("too large", f"a reply above {limit:,} bytes", status=response.status)
+        chunks.append(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,159 @@
+"""Replies to canonical answers: every name that reasoning goes by, and every shape that usage comes in.
+
+Reasoning is found in the message's fields (`reasoning_content`, `reasoning`, `thinking`, `reasoning_details`), in
+content parts of type thinking or reasoning, or inline between tags at the start of the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from potstill.engines.sampler import Answer, Failure, Reading, Usage
+from potstill.records import Finish
+
+Json = Mapping[str, Any]
+
+_FINISH: dict[str, Finish] = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"), "length"),
+    **dict.fromkeys(("content_filter", "refusal", "safety"), "filtered"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "tool_calls"),
+}
+_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_TAGS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+    "<|channel|>analysis<|message|>": "<|end|>",
+}
+_HARMONY = re.compile(r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|(?:return|end)\|>\s*$")
+
+
+def read_openai(raw: bytes) -> Reading:
+    """A chat completion, from whichever server. Raises Failure("unreadable")."""
+    body = _object(raw)
+    try:
+        choices = sorted(body["choices"], key=lambda choice: choice.get("index", 0))
+        answers = tuple(_openai_answer(choice) for choice in choices)
+    except (KeyError, TypeError, AttributeError):
+        raise Failure("unreadable", "no list of choices with messages") from None
+    if not answers:
+        raise Failure("unreadable", "an empty list of choices")
+    return Reading(answers, _openai_usage(body.get("usage")))
+
+
+def read_anthropic(raw: bytes) -> Reading:
+    """A reply in Anthropic's messages form. Raises Failure("unreadable")."""
+    body = _object(raw)
+    if not isinstance(body.get("content"), list):
+        raise Failure("unreadable", "no list of content blocks")
+    text, reasoning = _parts(body["content"])
+    answer = _answer(text, reasoning, str(body.get("stop_reason")))
+    usage = body.get("usage")
+    if not isinstance(usage, Mapping):
+        return Reading((answer,), None)
+    cached = _count(usage, "cache_read_input_tokens")
+    prompt = _count(usage, "input_tokens") + cached + _count(usage, "cache_creation_input_tokens")
+    return Reading((answer,), Usage(prompt=prompt, completion=_count(usage, "output_tokens"), cached=cached))
+
+
+def split_inline(text: str) -> tuple[str | None, str, bool]:
+    """(reasoning, answer, whether the reasoning was closed) of text that may think between tags.
+
+    A closing tag alone counts too: some templates put the opening one into the prompt. Later tags are the answer's.
+    """
+    thoughts: list[str] = []
+    rest = text
+    while opened := next((tag for tag in _TAGS if rest.lstrip().startswith(tag)), None):
+        inside = rest.lstrip()[len(opened) :]
+        thought, closed, rest = inside.partition(_TAGS[opened])
+        thoughts.append(thought.strip())
+        if not closed:
+            return "\n".join(thoughts), "", False
+        rest = _HARMONY.sub("", rest) if opened.startswith("<|") else rest
+    if not thoughts:
+        for opening, closing in _TAGS.items():
+            before, closed, after = rest.partition(closing)
+            if closed and closing != "<|end|>" and opening not in before:
+                return before.strip(), after.lstrip(), True
+        return None, text, True
+    return "\n".join(thoughts), rest.lstrip(), True
+
+
+def _object(raw: bytes) -> Json:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Failure("unreadable", f"not JSON: {raw[:80]!r}") from None
+    if not isinstance(body, dict):
+        raise Failure("unreadable", "not a JSON object")
+    if body.get("error"):
+        raise Failure("unreadable", f"an error with status 200: {json.dumps(body['error'])}")
+    return cast(Json, body)
+
+
+def _openai_answer(choice: Json) -> Answer:
+    message: Json = choice["message"]
+    content = message.get("content")
+    text, reasoning = _parts(content) if isinstance(content, list) else (str(content or ""), None)
+    for name in _FIELDS:
+        if reasoning is None and message.get(name):
+            reasoning = _reasoning(message[name])
+    return _answer(text, reasoning, str(choice.get("finish_reason")))
+
+
+def _answer(text: str, reasoning: str | None, finish_reason: str) -> Answer:
+    closed = True
+    if reasoning is None:
+        reasoning, text, closed = split_inline(text)
+    finish = _FINISH.get(finish_reason, "unknown")
+    return Answer(text=text, reasoning=reasoning, finish=finish, cut_off=finish == "length" or not closed)
+
+
+def _parts(content: Sequence[Any]) -> tuple[str, str | None]:
+    """Content blocks: the text ones joined, the thinking ones joined."""
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise Failure("unreadable", "a content block that is no object")
+        kind = part.get("type")
+        if kind in ("thinking", "reasoning"):
+            thoughts.append(_reasoning(part.get("thinking") or part.get("reasoning") or part.get("text") or ""))
+        elif kind in ("text", "output_text"):
+            texts.append(str(part.get("text") or ""))
+    return "".join(texts), "\n".join(thoughts) if thoughts else None
+
+
+def _reasoning(value: object) -> str:
+    """A text, or a list of objects with their text under one of three names."""
+    if isinstance(value, list):
+        entries = [entry for entry in value if isinstance(entry, Mapping)]
+        return "\n".join(str(e.get("text") or e.get("summary") or e.get("thinking") or "") for e in entries)
+    return str(value)
+
+
+def _openai_usage(usage: object) -> Usage | None:
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    in_detail, out_detail = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    hidden = _count(out_detail, "reasoning_tokens")
+    # Some servers leave hidden reasoning out of the completion but not out of the total, nor out of the bill.
+    return Usage(
+        prompt=prompt,
+        completion=max(completion, _count(usage, "total_tokens") - prompt),
+        cached=_count(in_detail, "cached_tokens"),
+        reasoning=hidden,
+    )
+
+
+def _count(where: object, name: str) -> int:
+    value = where.get(name) if isinstance(where, Mapping) else None
+    return value if isinstance(value, int) and value > 0 else 0

@@ -1,0 +1,101 @@
+"""The seam behind which a teacher writes: a `Sampler` sends one question and returns the reply as it came.
+
+Sending and reading are apart, so that the raw reply is in the ledger before anybody tries to understand it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from potstill.records import Finish
+
+FailureKind = Literal[
+    "rate limited",  # 429: asked too fast
+    "overloaded",  # 503, 529
+    "server error",  # 500 and its kin
+    "gateway",  # 502, 504: something between us and the server gave up; it may have been answered, and billed
+    "no connection",  # nothing was sent
+    "connection lost",  # after sending: it may have been answered, and billed
+    "too slow",  # the deadline passed: as above
+    "unreadable",  # 200, but not the JSON that was promised: as above
+    "too large",  # the reply went past its bound: as above
+    "refused",  # 400, 413, 422: this question, whenever it is asked
+    "not allowed",  # 401, 402, 403: every question
+    "wrong address",  # 3xx, 404, 405, a forbidden address: every question
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request: the whole conversation, and `count` answers of at most `max_tokens` each.
+
+    `identity` is the same for every attempt at the same answers and for nothing else.
+    """
+
+    messages: tuple[Mapping[str, object], ...]
+    count: int
+    max_tokens: int
+    seed: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the teacher wrote, whatever the server calls its parts. `cut_off`: it did not come to its end."""
+
+    text: str
+    reasoning: str | None
+    finish: Finish
+    cut_off: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that a reply is billed for. `completion` includes the hidden `reasoning`, `prompt` the `cached`."""
+
+    prompt: int
+    completion: int
+    cached: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A reply, understood. `usage` is None where the server did not say."""
+
+    answers: tuple[Answer, ...]
+    usage: Usage | None
+
+
+class Failure(Exception):
+    """An attempt that brought no answer. `detail` is for people; nothing is decided by it."""
+
+    def __init__(
+        self, kind: FailureKind, detail: str = "", *, status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        self.kind: FailureKind = kind
+        self.detail = " ".join(detail.split())[:300]
+        self.status = status
+        self.retry_after = retry_after
+        super().__init__(f"{kind}: {self.detail}" if self.detail else kind)
+
+
+class Sampler(Protocol):
+    """Writes answers; `ask` is called many times at once, inside `async with`."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def ask(self, ask: Ask) -> bytes:
+        """The reply as it came. Raises Failure."""
+        ...
+
+    def read(self, raw: bytes) -> Reading:
+        """What the reply says. Raises Failure("unreadable"). Never sends anything."""
+        ...

@@ -1,0 +1,96 @@
+"""A teacher behind vLLM that scores: `prompt_logprobs` on token ids.
+
+Traps that this file knows: the server caps k (`--max-logprobs`); positions read from a prefix cache can carry stale
+numbers, so a reply that used one is refused; the actual token stands in the list beyond the k and is no part of the
+top; the JSON takes about 70 bytes a token and candidate, so a reply past the bound is refused before it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from potstill.data_recipe import Server, Writer
+from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.scorer import Scored
+from potstill.errors import InputError, TeacherError
+from potstill.signals import TopK
+
+_BYTES_A_CANDIDATE = 100
+
+
+class ServerScorer:
+    """`k` candidates a position. Raises TeacherError where the server cannot do what is asked."""
+
+    def __init__(self, writer: Writer, server: Server, *, k: int) -> None:
+        self._model, self._server, self._k = writer.model, server, k
+        self._key = key_for(server)
+
+    async def __aenter__(self) -> Self:
+        headers = self._key.headers(self._server.form)
+        self._session = open_session(self._server, headers, at_once=self._server.in_flight)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def score(self, ids: Sequence[int], *, start: int) -> Scored:
+        if len(ids) * (self._k + 1) * _BYTES_A_CANDIDATE > self._server.max_reply_bytes:
+            raise InputError(
+                f"scoring {len(ids)} tokens at k = {self._k} takes more than {self._server.max_reply_bytes:,} bytes",
+                way_out="lower k, shorten the text or raise teacher.engine.max_reply_bytes",
+            )
+        asked = {
+            "model": self._model,
+            "prompt": list(ids),
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": self._k,
+        }
+        with named_failures(self._server.deadline):
+            url = f"{self._server.url}/completions"
+            async with self._session.post(url, json=asked, allow_redirects=False) as response:
+                said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
+        if response.status != 200:
+            detail = said[:300].decode(errors="replace")
+            raise TeacherError(
+                f"the server does not score at k = {self._k} (status {response.status}): {detail}",
+                way_out="lower k or start the server with a higher --max-logprobs",
+            )
+        return read_scores(json.loads(said), ids, start=start, k=self._k)
+
+
+def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: int) -> Scored:
+    """What a reply says of `ids[start:]`. Raises TeacherError where it is not what was asked for."""
+    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
+    if details.get("cached_tokens"):
+        raise TeacherError(
+            "the server scored from its prefix cache, which can hold stale numbers",
+            way_out="start it with --no-enable-prefix-caching",
+        )
+    listed = reply["choices"][0].get("prompt_logprobs")
+    if not isinstance(listed, list) or len(listed) != len(ids):
+        raise TeacherError(
+            f"the server gave no prompt_logprobs for {len(ids)} tokens", way_out="score with vLLM or a local teacher"
+        )
+    tops = [_top(entry, k) for entry in listed[start:]]
+    tokens = [entry[str(token)]["logprob"] for entry, token in zip(listed[start:], ids[start:], strict=True)]
+    top = TopK(
+        ids_NK=torch.tensor([[token for token, _ in top] for top in tops]),
+        logp_NK=torch.tensor([[logp for _, logp in top] for top in tops]),
+    )
+    return Scored(signal=top, token_logp_N=torch.tensor(tokens))
+
+
+def _top(entry: Mapping[str, Mapping[str, Any]], k: int) -> list[tuple[int, float]]:
+    """The k best by rank; the actual token is listed too, and is left out where it is not among them."""
+    best = sorted((e["rank"], int(token), float(e["logprob"])) for token, e in entry.items() if e["rank"] <= k)
+    if len(best) != k:
+        raise TeacherError(f"the server gave {len(best)} of {k} candidates", way_out="lower k")
+    return [(token, logp) for _, token, logp in best]

@@ -1,0 +1,110 @@
+"""A teacher behind HTTP: OpenAI's chat completions, which most servers speak, or Anthropic's messages."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from potstill.data_recipe import Generate, Server, Writer
+from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.reply import read_anthropic, read_openai
+from potstill.engines.sampler import Ask, Failure, FailureKind, Reading
+
+_KINDS: dict[int, FailureKind] = {
+    **dict.fromkeys((400, 409, 413, 415, 422, 451), "refused"),
+    **dict.fromkeys((401, 402, 403), "not allowed"),
+    **dict.fromkeys((404, 405, 410, 421), "wrong address"),
+    **dict.fromkeys((503, 529), "overloaded"),
+    **dict.fromkeys((502, 504, 520, 522, 524), "gateway"),
+    **dict.fromkeys((408, 425), "server error"),
+    429: "rate limited",
+}
+_USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
+
+
+class ServerSampler:
+    """One `ask` is one POST."""
+
+    def __init__(self, writer: Writer, how: Generate, server: Server) -> None:
+        self._server = server
+        self._key = key_for(server)
+        path = "/messages" if server.form == "anthropic" else "/chat/completions"
+        self._url = URL(server.url + path)
+        self._constant: dict[str, object] = {
+            "model": writer.model,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            **how.parameters,
+        }
+
+    async def __aenter__(self) -> Self:
+        version = {"anthropic-version": "2023-06-01"} if self._server.form == "anthropic" else {}
+        headers = {"Content-Type": "application/json", **version, **self._key.headers(self._server.form)}
+        self._session = open_session(self._server, headers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def ask(self, ask: Ask) -> bytes:
+        body = json.dumps(self._body(ask), ensure_ascii=False).encode()
+        headers = {"Idempotency-Key": ask.identity}
+        with named_failures(self._server.deadline):
+            async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+                said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
+        if response.status != 200:
+            raise failure_of(response.status, said, retry_after=_retry_after(response))
+        if "json" not in response.content_type:
+            raise Failure("unreadable", f"content type {response.content_type}", status=200)
+        return said
+
+    def read(self, raw: bytes) -> Reading:
+        return read_anthropic(raw) if self._server.form == "anthropic" else read_openai(raw)
+
+    def _body(self, ask: Ask) -> dict[str, object]:
+        body = {**self._constant, "messages": ask.messages, self._server.limit_field: ask.max_tokens}
+        if self._server.form == "anthropic":
+            system = [str(m["content"]) for m in ask.messages if m["role"] == "system"]
+            turns = [m for m in ask.messages if m["role"] != "system"]
+            return {**body, "messages": turns, **({"system": "\n\n".join(system)} if system else {})}
+        return {**body, "seed": ask.seed, **({"n": ask.count} if ask.count > 1 else {})}
+
+
+def failure_of(status: int, said: bytes, *, retry_after: float | None = None) -> Failure:
+    """A reply that is no answer, by its status."""
+    other: FailureKind = "server error" if status >= 500 else "wrong address" if 300 <= status < 400 else "refused"
+    kind = _KINDS.get(status, other)
+    code, message = _error_of(said)
+    if kind == "rate limited" and code in _USED_UP:
+        kind = "not allowed"
+    return Failure(kind, message, status=status, retry_after=retry_after)
+
+
+def _error_of(said: bytes) -> tuple[str, str]:
+    """(code, message) of the error bodies in use; the message is for people."""
+    try:
+        error = json.loads(said)["error"]
+        return str(error.get("code") or error.get("type") or ""), str(error.get("message") or "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", said[:200].decode(errors="replace")
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds, from either header and either form; at most an hour."""
+    try:
+        if milliseconds := response.headers.get("retry-after-ms"):
+            return min(3600.0, max(0.0, float(milliseconds) / 1000))
+        said = response.headers.get("Retry-After", "")
+        if said.replace(".", "", 1).isdigit():
+            return min(3600.0, float(said))
+        return min(3600.0, max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time()))
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,132 @@
+"""A `transformers` teacher in this process that writes: answers are batched by length, and what all prompts of a batch
+begin with is computed once and kept.
+
+Dimension key: B answers in a batch, L tokens, P shared prefix, W tokens written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from potstill.data_recipe import Generate, Local
+from potstill.engines.local import shared_prefix
+from potstill.engines.reply import read_openai
+from potstill.engines.sampler import Ask, Failure, Reading
+from potstill.models.load import codec_of, load
+from potstill.models.locate import locate
+from potstill.records import Message
+from potstill.text.tokens import Ids
+
+_WORTH_KEEPING = 16  # tokens of a shared prefix
+
+
+class LocalSampler:
+    """Asks gather in a queue; one thread takes `slots` of similar length at a time."""
+
+    def __init__(self, model: str, revision: str | None, how: Generate, engine: Local) -> None:
+        self._loaded = load(locate(model), revision=revision)
+        self._codec = codec_of(self._loaded.folder, engine.template, name="teacher")
+        self._how, self._slots = how, engine.slots
+        self._waiting: list[tuple[Ids, Ask, asyncio.Future[bytes]]] = []
+        self._kept: tuple[Ids, list[tuple[Tensor, Tensor]]] = ((), [])
+        config = self._loaded.model.generation_config
+        ends = config.eos_token_id if config else None
+        self._ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._reads = int(getattr(self._loaded.model.config, "max_position_embeddings", 1 << 30))
+
+    async def __aenter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="local")
+        self._arrived = asyncio.Event()
+        self._worker = asyncio.create_task(self._work())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._worker.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(self, ask: Ask) -> bytes:
+        ids = self._codec.prefix([_message(m) for m in ask.messages])
+        if len(ids) + ask.max_tokens > self._reads:
+            raise Failure("refused", f"{len(ids)} tokens of prompt and {ask.max_tokens} of answer do not fit")
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append((ids, ask, future))
+        self._arrived.set()
+        return await future
+
+    def read(self, raw: bytes) -> Reading:
+        return read_openai(raw)
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(0.005)  # what comes together is batched together
+            self._waiting.sort(key=lambda one: (len(one[0]), one[1].identity))
+            batch, self._waiting = self._waiting[: self._slots], self._waiting[self._slots :]
+            if not self._waiting:
+                self._arrived.clear()
+            written = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
+            for (_, _, future), reply in zip(batch, written, strict=True):
+                if not future.done():
+                    future.set_result(reply)
+
+    @torch.inference_mode()
+    def _write(self, batch: Sequence[tuple[Ids, Ask, asyncio.Future[bytes]]]) -> list[bytes]:
+        prompts = [ids for ids, _, _ in batch]
+        prefix = shared_prefix(prompts)
+        prefix = prefix if len(prefix) >= _WORTH_KEEPING and len(prompts) > 1 else ()
+        longest = max(map(len, prompts))
+        cache = self._cache(prefix, len(prompts)) if prefix else None
+        # The prefix first, then padding, then what is each prompt's own: positions count what the mask lets through.
+        rows = [[*prefix, *[0] * (longest - len(p)), *p[len(prefix) :]] for p in prompts]
+        mask = [[1] * len(prefix) + [0] * (longest - len(p)) + [1] * (len(p) - len(prefix)) for p in prompts]
+        torch.manual_seed(batch[0][1].seed)
+        sampling = {"temperature": self._how.temperature, "top_p": self._how.top_p, "top_k": 0}
+        model = cast(Any, self._loaded.model)
+        written_BL = model.generate(
+            input_ids=torch.tensor(rows),
+            attention_mask=torch.tensor(mask),
+            past_key_values=cache,
+            max_new_tokens=max(ask.max_tokens for _, ask, _ in batch),
+            do_sample=self._how.temperature > 0,
+            pad_token_id=self._ends[0] if self._ends else 0,
+            **(sampling if self._how.temperature > 0 else {}),
+        )
+        answers = written_BL[:, longest:].tolist()
+        return [self._reply(ids, ask, answer) for (ids, ask, _), answer in zip(batch, answers, strict=True)]
+
+    def _reply(self, ids: Ids, ask: Ask, written: Sequence[int]) -> bytes:
+        end = next((i for i, token in enumerate(written) if token in self._ends), None)
+        stopped = end is not None and end < ask.max_tokens
+        answer = list(written[: end if stopped else ask.max_tokens])
+        choice = {
+            "message": {"content": self._codec.tokenizer.decode(answer, skip_special_tokens=True)},
+            "finish_reason": "stop" if stopped else "length",
+        }
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(answer) + stopped}
+        return json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False).encode()
+
+    def _cache(self, prefix: Ids, size: int) -> DynamicCache:
+        if self._kept[0] != prefix:
+            fresh = DynamicCache()
+            self._loaded.model.base_model(input_ids=torch.tensor([prefix]), past_key_values=fresh, use_cache=True)
+            layers = cast(Any, fresh.layers)
+            self._kept = (prefix, [(layer.keys, layer.values) for layer in layers])
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self._kept[1]):
+            cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), number)
+        return cache
+
+
+def _message(turn: Any) -> Message:
+    return Message(role=turn["role"], content=turn["content"], reasoning_content=turn.get("reasoning_content"))

@@ -1,0 +1,234 @@
+"""What to ask next: some answers a prompt, then more only where they are wanted.
+
+A wave asks for as many answers as `wanted(prompt, answers so far)` says; when all of it is back, it says again. Answers
+are numbered from 0; a number that is refused or fails for good is recorded as given up and not replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from potstill.data_recipe import DataRecipe, Generate, Local, Server, Writer
+from potstill.dispatch.loop import Job, Taken
+from potstill.engines.sampler import Answer, Ask, Reading
+from potstill.records import Message, Prompt, Sample
+from potstill.store.requests import Open, Requests, Settled, Written
+
+Wanted = Callable[[Prompt, Sequence[Sample]], int]
+"""How many more answers this prompt should get, given the good ones it has."""
+
+_LOOKED_AT_ONCE = 2000  # prompts looked through in one turn where nothing is to be asked
+
+
+def fixed(n: int) -> Wanted:
+    return lambda _, samples: n - len(samples)
+
+
+def question_key(recipe: DataRecipe, messages: Sequence[Message]) -> bytes:
+    """What was asked of whom. Not in it: max_tokens (a finished answer fits any), n, where the server stands, money."""
+    writer, how = recipe.teacher, recipe.generate
+    engine = writer.engine
+    told = [m.as_dict() for m in (*told_first(writer), *messages)]
+    asked = (
+        {"server": "http", "batches": "http"}.get(engine.kind, engine.kind),
+        engine.form if isinstance(engine, Server) else "openai",
+        engine.template if isinstance(engine, Local) else None,
+        (writer.model, writer.revision),
+        (how.temperature, how.top_p, how.parameters, recipe.seed),
+        told,
+    )
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()[:16]
+
+
+def told_first(writer: Writer) -> tuple[Message, ...]:
+    """Instructions and worked examples: what every prompt begins with."""
+    told = [Message(role="system", content=writer.instructions)] if writer.instructions else []
+    for shot in writer.examples:
+        told += [Message(role="user", content=shot.prompt), Message(role="assistant", content=shot.answer)]
+    return tuple(told)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A prompt in work: its answers by number, the numbers that are on their way, and those that this run has given up
+    (`failed`: some of them for now only)."""
+
+    open: Open
+    written: dict[int, Written]
+    away: set[int] = field(default_factory=set[int])
+    given_up: set[int] = field(default_factory=set[int])
+    failed: bool = False
+
+
+class Waves:
+    """The `Work` of a dispatcher over the open prompts of a ledger. At most `most` answers a prompt are asked for."""
+
+    def __init__(
+        self, recipe: DataRecipe, requests: Requests, *, wanted: Wanted, most: int, limit: int | None = None
+    ) -> None:
+        engine = recipe.teacher.engine
+        self._how, self._requests, self._wanted, self._most = recipe.generate, requests, wanted, most
+        self._together = engine.samples_a_request if isinstance(engine, Server) else 1
+        self._first = tuple(m.as_dict() for m in told_first(recipe.teacher))
+        self._source: Iterator[Open] = requests.open_asks(limit=limit)
+        self._asked: dict[int, _Asked] = {}
+        self._ready: deque[Job] = deque()
+        self._dry = False
+        self.settled = 0
+        """Prompts settled by this run."""
+
+    @property
+    def exhausted(self) -> bool:
+        return self._dry and not self._ready
+
+    def next(self) -> Job | None:
+        for _ in range(_LOOKED_AT_ONCE):
+            if self._ready:
+                return self._ready.popleft()
+            found = next(self._source, None)
+            if found is None:
+                self._dry = True
+                return None
+            asked = _Asked(found, {w.sample: w for w in found.written})
+            self._asked[found.question] = asked
+            self._ready.extend(self._wave(asked))
+        return None
+
+    def answered(self, job: Job, attempt: int, reading: Reading) -> Taken:
+        asked = self._asked[job.question]
+        rows = [
+            written(job.question, job.sample + i, answer, attempt=attempt, max_tokens=job.ask.max_tokens)
+            for i, answer in enumerate(reading.answers[: job.ask.count])
+        ]
+        self._requests.put_written(rows)
+        asked.written |= {row.sample: row for row in rows}
+        missing = range(job.sample + len(rows), job.sample + job.ask.count)
+        longer = [row for row in rows if self._longer(row)]
+        asked.away -= {row.sample for row in rows if row not in longer}
+        then = [self._job(asked, row.sample, 1, min(2 * row.max_tokens, self._longest)) for row in longer]
+        then += [self._job(asked, sample, 1, job.ask.max_tokens) for sample in missing]
+        wasted = sum(not usable(row, self._how) for row in rows)
+        return Taken((*then, *self._next_wave(asked)), wasted)
+
+    def gave_up(self, job: Job, attempt: int, why: str, *, final: bool) -> tuple[Job, ...]:
+        asked = self._asked[job.question]
+        numbers = range(job.sample, job.sample + job.ask.count)
+        rows = [
+            Written(
+                question=job.question,
+                sample=number,
+                attempt=attempt,
+                max_tokens=job.ask.max_tokens,
+                given_up=why if final else f"tried in vain: {why}",
+            )
+            for number in numbers
+            if number not in asked.written or asked.written[number].given_up
+        ]
+        self._requests.put_written(rows)
+        asked.written |= {row.sample: row for row in rows}
+        asked.given_up |= set(numbers)
+        asked.failed = asked.failed or not final
+        asked.away -= set(numbers)
+        return tuple(self._next_wave(asked))
+
+    # one prompt
+
+    def _next_wave(self, asked: _Asked) -> list[Job]:
+        return [] if asked.away else self._wave(asked)
+
+    def _wave(self, asked: _Asked) -> list[Job]:
+        """The requests of the next wave, none where the prompt is settled. Two neighbours may share a request."""
+        good = [w for w in asked.written.values() if usable(w, self._how) and not self._owed(asked, w.sample)]
+        more = self._wanted(_prompt(asked.open), [_sample(asked.open.prompt_id, w) for w in good])
+        free = [number for number in range(self._most) if number not in asked.given_up and self._owed(asked, number)]
+        numbers = free[: max(0, more)]
+        if not numbers:
+            self._settle(asked, "done" if more <= 0 else "failed" if asked.failed else "gave up")
+            return []
+        asked.away |= set(numbers)
+        jobs: list[Job] = []
+        for first, count in _runs(numbers, self._together):
+            before = asked.written.get(first)
+            cut = before.max_tokens if before and before.cut_off and self._how.truncated == "longer" else 0
+            jobs.append(self._job(asked, first, count, max(self._how.max_tokens, min(2 * cut, self._longest))))
+        return jobs
+
+    def _owed(self, asked: _Asked, number: int) -> bool:
+        """Whether this answer is still to be had: never asked, failed in an earlier run, or cut off too early."""
+        row = asked.written.get(number)
+        if row is None:
+            return True
+        if row.given_up:
+            return row.given_up.startswith("tried in vain")
+        return row.cut_off and (row.max_tokens < self._how.max_tokens or self._longer(row))
+
+    @property
+    def _longest(self) -> int:
+        return self._how.longest or self._how.max_tokens
+
+    def _longer(self, row: Written) -> bool:
+        return self._how.truncated == "longer" and row.cut_off and row.max_tokens < self._longest
+
+    def _settle(self, asked: _Asked, how: Settled) -> None:
+        self._requests.settle(asked.open.question, how)
+        self._asked.pop(asked.open.question, None)
+        self.settled += 1
+
+    def _job(self, asked: _Asked, sample: int, count: int, max_tokens: int) -> Job:
+        key = asked.open.key
+        ask = Ask(
+            messages=(*self._first, *(m.as_dict() for m in asked.open.messages)),
+            count=count,
+            max_tokens=max_tokens,
+            seed=int.from_bytes(hashlib.sha256(key + sample.to_bytes(4)).digest()[:4]) >> 1,
+            identity=f"{key.hex()}-{sample}-{max_tokens}",
+        )
+        return Job(question=asked.open.question, sample=sample, ask=ask)
+
+
+def written(question: int, sample: int, answer: Answer, *, attempt: int, max_tokens: int) -> Written:
+    """The ledger's row of an answer; one that the provider filtered is given up, and kept for the record."""
+    return Written(
+        question=question,
+        sample=sample,
+        attempt=attempt,
+        max_tokens=max_tokens,
+        text=answer.text,
+        reasoning=answer.reasoning,
+        finish=answer.finish,
+        cut_off=answer.cut_off,
+        given_up="filtered by the provider" if answer.finish == "filtered" else None,
+    )
+
+
+def usable(row: Written, how: Generate) -> bool:
+    """Whether a stored answer is one, under the recipe's word on those that were cut off."""
+    return row.given_up is None and not (row.cut_off and how.truncated != "keep")
+
+
+def _runs(numbers: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring numbers as (first, count), at most `longest` together."""
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or end - start == longest or numbers[end] != numbers[end - 1] + 1:
+            yield numbers[start], end - start
+            start = end
+
+
+def _prompt(asked: Open) -> Prompt:
+    return Prompt(id=asked.prompt_id, split="train", messages=asked.messages)
+
+
+def _sample(prompt_id: str, row: Written) -> Sample:
+    return Sample(
+        prompt_id=prompt_id,
+        text=row.text or "",
+        index=row.sample,
+        reasoning=row.reasoning,
+        finish=row.finish,
+        cut_off=row.cut_off,
+    )

@@ -1,0 +1,138 @@
+"""A data recipe from prompts to Parquet: what `potstill generate` does with a recipe that has a `generate:` section."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from potstill.data_recipe import DataRecipe, Expand, PromptFile, TextColumns
+from potstill.dispatch.money import DOLLAR
+from potstill.engines.choose import sampler_for
+from potstill.errors import BudgetReached, InputError, TeacherError
+from potstill.generate.collect import Asking, collect, export, load_asks, price_of
+from potstill.generate.expand import Distinct, ask_for_more, listed
+from potstill.generate.waves import Wanted
+from potstill.licences import check_licence
+from potstill.prompts.stream import stream_prompts
+from potstill.records import Progress, Sample, Watch, unwatched
+from potstill.store.files import write_atomic
+from potstill.store.requests import Requests
+from potstill.store.run import open_data_run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Harvest:
+    """What lies in the run folder: prompts by how they were settled, answers exported, and the ledger's sums."""
+
+    folder: Path
+    answers: Path
+    exported: int
+    prompts: int
+    settled: dict[str, int]
+    totals: dict[str, int]
+
+
+def harvest(
+    recipe: DataRecipe,
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    wanted: Wanted | None = None,
+    most: int | None = None,
+    watch: Watch = unwatched,
+) -> Harvest:
+    """Let the teacher answer the first `limit` prompts (default all) and export every usable answer.
+
+    `wanted(prompt, answers)` says how many more a prompt should get (default: the recipe's n); `most` bounds it.
+    An answer in the ledger that still fits is never asked for again. Raises a PotstillError; what was heard is kept.
+    """
+    check_licence(recipe.teacher.licence, key="teacher.licence")
+    check_licence(recipe.prompts.licence, key="prompts.licence")
+    sampler = sampler_for(recipe)
+    price_of(recipe)
+    asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
+    place = folder or Path("runs") / recipe.name
+    answers = place / "examples" / "answers.parquet"
+    with open_data_run(place, recipe) as requests:
+        if isinstance(recipe.prompts, Expand):
+            recipe = expanded(recipe, recipe.prompts, place, watch)
+        load_asks(recipe, requests)
+        if wanted is not None:
+            requests.reopen()
+        try:
+            collect(recipe, requests, sampler, asking, watch)
+        except (BudgetReached, TeacherError):
+            export(recipe, requests, answers, most=asking.most)
+            raise
+        exported = export(recipe, requests, answers, most=asking.most)
+        watch(Progress(stage="generate", what="exported", done=exported, total=exported))
+        return _harvest(place, answers, exported, requests)
+
+
+def _harvest(folder: Path, answers: Path, exported: int, requests: Requests) -> Harvest:
+    return Harvest(
+        folder=folder,
+        answers=answers,
+        exported=exported,
+        prompts=requests.count_asks(),
+        settled=requests.settled_by_reason(),
+        totals=requests.totals(),
+    )
+
+
+def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> DataRecipe:
+    """The recipe with the prompts that its teacher wrote in place of the seeds, and with what is left of its budget.
+
+    The writing is a run of its own in `expansion/`, with its own ledger: it resumes and is paid once, like any other.
+    """
+    seeds = [messages[-1].content for _, messages in stream_prompts(source.seeds, Counter())]
+    if not seeds:
+        raise InputError(f"prompts.seeds: '{source.seeds.source}' holds no prompts", way_out="give a few")
+    folder = place / "expansion"
+    enough = max(0, math.ceil((source.to - len(seeds)) / source.a_request))
+    asked, found, spent = 0, list(dict.fromkeys(seeds)), 0
+    while len(found) < source.to and asked < 5 * enough:
+        asked += max(1, math.ceil((source.to - len(found)) / source.a_request))
+        asks = [
+            {"text": ask_for_more(seeds, count=source.a_request, show=source.show, number=i, seed=recipe.seed)}
+            for i in range(asked)
+        ]
+        write_atomic(folder.with_name("expansion.jsonl"), "".join(json.dumps(ask) + "\n" for ask in asks))
+        done = harvest(_writing(recipe, source, folder.with_name("expansion.jsonl")), folder=folder, watch=watch)
+        spent = done.totals.get("paid", 0) + done.totals.get("maybe", 0)
+        distinct = Distinct(seeds, overlap=source.overlap)
+        answers = (sample.text for sample in _samples(folder))
+        found = [*seeds, *(text for answer in answers for text in listed(answer) if distinct.add(text))][: source.to]
+    file = place / "prompts.jsonl"
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in found)
+    if not file.is_file() or file.read_text(encoding="utf-8") != lines:
+        write_atomic(file, lines)
+    watch(Progress(stage="generate", what="prompts written", done=len(found), total=source.to))
+    licence = source.licence
+    prompts = PromptFile(source=str(file), licence=licence, columns=TextColumns(text="text"), header=None)
+    budget = recipe.generate.budget
+    left = None if budget is None else max(1e-12, budget - spent / DOLLAR)
+    how = recipe.generate.model_copy(update={"budget": left})
+    return recipe.model_copy(update={"prompts": prompts, "generate": how})
+
+
+def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
+    """The recipe that asks for prompts: one answer each, and without the teacher's instructions for the real ones."""
+    prompts = PromptFile(source=str(asks), licence=source.licence, columns=TextColumns(text="text"), header=None)
+    plain = {"n": 1, "max_tokens": source.max_tokens, "truncated": "keep", "longest": None}
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-expansion",
+            "prompts": prompts,
+            "teacher": recipe.teacher.model_copy(update={"instructions": None, "examples": ()}),
+            "generate": recipe.generate.model_copy(update=plain),
+        }
+    )
+
+
+def _samples(folder: Path) -> list[Sample]:
+    with Requests(folder / "ledger.sqlite") as requests:
+        return [sample for _, _, sample in requests.samples()]

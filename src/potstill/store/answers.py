@@ -1,0 +1,78 @@
+"""The teacher's answers as Parquet in the Hugging Face `messages` convention, streamed: a million rows need no memory.
+
+Sorted by prompt and index; no times, prices or request ids: the same answers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from potstill.records import Message, Sample
+
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("messages", pa.list_(_TURN)),
+        ("finish", pa.string()),
+        ("cut_off", pa.bool_()),
+        ("teacher", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+_GROUP = 10_000
+
+Row = tuple[str, tuple[Message, ...], Sample]
+
+
+def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str) -> int:
+    """The last message of a row is the teacher's answer. Returns the number of rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    count = 0
+    try:
+        with pq.ParquetWriter(draft, _SCHEMA, compression="zstd") as writer:
+            stream = iter(rows)
+            while group := list(islice(stream, _GROUP)):
+                writer.write_table(_table(group, teacher, licence))
+                count += len(group)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
+    """Column by column: a tenth of the time that a million dicts would take."""
+    turns = [
+        (*messages, Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
+        for _, messages, sample in group
+    ]
+    flat = [message for row in turns for message in row]
+    parts = [
+        pa.array([m.role for m in flat], pa.string()),
+        pa.array([m.content for m in flat], pa.string()),
+        pa.array([m.reasoning_content for m in flat], pa.string()),
+    ]
+    offsets = pa.array(accumulate((len(row) for row in turns), initial=0), pa.int32())
+    samples = [sample for _, _, sample in group]
+    columns = [
+        pa.array([prompt_id for prompt_id, _, _ in group], pa.string()),
+        pa.array([s.index for s in samples], pa.int32()),
+        pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, fields=list(_TURN))),
+        pa.array([s.finish for s in samples], pa.string()),
+        pa.array([s.cut_off for s in samples], pa.bool_()),
+        pa.array([teacher] * len(group), pa.string()),
+        pa.array([licence] * len(group), pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)

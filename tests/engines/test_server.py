@@ -1,0 +1,166 @@
+"""What a server can do to us, and what we refuse to do for it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from loopback import loopback
+from potstill.data_recipe import Generate, Server, Writer
+from potstill.engines.address import check_address, forbidden
+from potstill.engines.keys import Key, find_key
+from potstill.engines.sampler import Ask, Failure
+from potstill.engines.server import ServerSampler
+from potstill.errors import InputError
+
+ASK = Ask(messages=({"role": "user", "content": "why?"},), count=1, max_tokens=9, seed=3, identity="i")
+
+
+def sampler(url: str, **engine: Any) -> ServerSampler:
+    server = Server(kind="server", url=url, **{"deadline": 1.0, "max_reply_bytes": 10_000, **engine})
+    return ServerSampler(Writer(model="m", licence="mit", engine=server), Generate(), server)
+
+
+def ask(of: ServerSampler, what: Ask = ASK) -> bytes:
+    async def run() -> bytes:
+        async with of:
+            return await of.ask(what)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("429", "rate limited"), ("503", "overloaded"), ("500", "server error"), ("reset before", "connection lost"),
+        ("reset after", "connection lost"), ("hang", "too slow"), ("drip", "too slow"), ("wrong type", "unreadable"),
+        ("huge", "too large"),
+    ],
+)  # fmt: skip
+def test_every_misbehaviour_has_its_name(fault: str, kind: str) -> None:
+    with loopback(faults=1, kinds=fault) as server, pytest.raises(Failure) as said:
+        ask(sampler(server.url))
+    assert said.value.kind == kind
+    assert said.value.retry_after == (0.1 if fault == "429" else None)
+
+
+@pytest.mark.parametrize("fault", ["cut json", "empty"])
+def test_a_reply_that_cannot_be_read_is_kept_first(fault: str) -> None:
+    with loopback(faults=1, kinds=fault) as server:
+        of = sampler(server.url)
+        raw = ask(of)
+    with pytest.raises(Failure, match="unreadable"):
+        of.read(raw)
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with loopback() as server, pytest.raises(Failure) as said:
+        ask(sampler(f"{server.root}/redirect"))
+    assert (said.value.kind, said.value.status) == ("wrong address", 307)
+
+
+def test_nobody_there_is_no_connection() -> None:
+    with pytest.raises(Failure) as said:
+        ask(sampler("http://127.0.0.1:9/v1"))
+    assert said.value.kind == "no connection"
+
+
+def test_anthropic_messages_are_spoken() -> None:
+    with loopback() as server:
+        of = sampler(server.url, form="anthropic")
+        system = {"role": "system", "content": "be brief"}
+        answer = of.read(ask(of, Ask(messages=(system, *ASK.messages), count=1, max_tokens=9, seed=0, identity="a")))
+    assert answer.answers[0].reasoning == "well" and answer.answers[0].text and answer.usage
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254", "169.254.0.1", "fe80::1", "fe80::1%eth0", "::ffff:169.254.169.254", "0.0.0.0", "224.0.0.1",
+        "fd00:ec2::254",
+    ],
+)  # fmt: skip
+def test_link_local_and_metadata_addresses_are_forbidden(address: str) -> None:
+    assert forbidden(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.7", "192.168.1.2", "8.8.8.8"])
+def test_other_addresses_are_not(address: str) -> None:
+    assert not forbidden(address)
+
+
+@pytest.mark.parametrize("url", ["http://169.254.169.254/v1", "http://[fe80::1]/v1", "http://[::ffff:169.254.169.254]"])
+def test_a_forbidden_address_is_refused_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(InputError, match="never asks"):
+        sampler(url)
+
+
+def test_a_name_that_leads_to_a_forbidden_address_is_refused_on_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def lookup(host: str, port: int, *_: object, **__: object) -> list[Any]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(Failure) as said:
+        ask(sampler("http://teacher.example/v1"))
+    assert said.value.kind == "wrong address" and asked == ["teacher.example"]
+
+
+@pytest.mark.parametrize("host", ["2852039166", "0xA9FEA9FE", "169.254.43518"])
+def test_an_address_in_disguise_is_not_connected_to(host: str) -> None:
+    with pytest.raises(Failure):
+        ask(sampler(f"http://{host}/v1"))
+
+
+def test_a_key_goes_over_https_or_to_this_machine_only() -> None:
+    check_address("http://127.0.0.1:8000/v1", with_key=True)
+    check_address("http://localhost:8000/v1", with_key=True)
+    check_address("https://example.org/v1", with_key=True)
+    check_address("http://192.0.2.1/v1", with_key=False)
+    with pytest.raises(InputError, match="unencrypted"):
+        check_address("http://192.0.2.1/v1", with_key=True)
+
+
+def test_a_key_does_not_show_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", "sk-hidden")
+    key = find_key("TEACHER_KEY", None)
+    assert "hidden" not in f"{key!r} {key!s} {vars(Key)}" and key.headers("openai") == {
+        "Authorization": "Bearer sk-hidden"
+    }
+    assert key.struck_out(b"no sk-hidden here") == b"no *** here"
+    monkeypatch.delenv("TEACHER_KEY")
+    with pytest.raises(InputError, match="TEACHER_KEY holds no key"):
+        find_key("TEACHER_KEY", None)
+    with pytest.raises(InputError, match="cannot be read"):
+        find_key(None, str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    "url", ["example.org", "file:///etc/passwd", "http://", "https://a b/", "http://x?y=1", "http://u@x"]
+)
+def test_an_address_of_another_form_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError):
+        Server(kind="server", url=url)
+
+
+def test_requests_a_minute_are_kept(tmp_path: Path) -> None:
+    from data_runs import write_recipe
+
+    from potstill.data_recipe import load
+    from potstill.harvest import harvest
+
+    engine: Mapping[str, Any] = {"requests_a_minute": 600.0}
+    with loopback() as server:
+        start = time.monotonic()
+        harvest(load(write_recipe(tmp_path, server.url, prompts=30, engine=engine)), folder=tmp_path / "run")
+        assert time.monotonic() - start >= 1.9  # ten at once, then ten a second
+        assert server.attempts() == 30

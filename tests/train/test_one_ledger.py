@@ -1,0 +1,88 @@
+"""Answers are paid for once: three methods learn from one ledger, and the server hears nothing of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+from data_runs import write_recipe
+
+from loopback import loopback
+from potstill.data_recipe import DataRecipe, load
+from potstill.harvest import harvest
+from potstill.models.load import codec_of
+from potstill.models.load import load as load_model
+from potstill.models.locate import locate
+from potstill.models.student import first_layers
+from potstill.recipe import LogitKd, Method, Sft, Train
+from potstill.records import Example, Message, unwatched
+from potstill.store.checkpoints import Checkpoints
+from potstill.store.metrics import Metrics
+from potstill.store.requests import Requests
+from potstill.text.tokens import choice_ids
+from potstill.train.loop import Job, fit
+from potstill.train.rows import training_rows
+
+CHOICES = ("good", "bad")
+METHODS: tuple[Method, ...] = (
+    Sft(kind="sft"),
+    LogitKd(kind="logit_kd", temperature=1.0, alpha=1.0),
+    LogitKd(kind="logit_kd", temperature=4.0, alpha=0.0),
+)
+
+
+def examples(ledger: Path) -> list[Example]:
+    """A check of our own: an answer of an even number of words is "good"; the samples' shares are the soft label."""
+    votes: dict[str, Counter[str]] = defaultdict(Counter)
+    asked: dict[str, tuple[Message, ...]] = {}
+    with Requests(ledger) as requests:
+        for prompt_id, messages, sample in requests.samples():
+            votes[prompt_id][CHOICES[len(sample.text.split()) % 2]] += 1
+            asked[prompt_id] = messages
+    return [
+        Example(
+            prompt_id=prompt_id,
+            messages=asked[prompt_id],
+            answer=count.most_common(1)[0][0],
+            choice_p=tuple((count[choice] + 0.5) / (count.total() + 1) for choice in CHOICES),
+            teacher="loopback",
+            licence="apache-2.0",
+        )
+        for prompt_id, count in votes.items()
+    ]
+
+
+def test_three_methods_from_one_ledger_send_no_new_request(tmp_path: Path, tiny_model: Path) -> None:
+    with loopback() as server:
+        recipe: DataRecipe = load(write_recipe(tmp_path, server.url, prompts=12, n=4, temperature=0.7))
+        harvest(recipe, folder=tmp_path / "run")
+        paid = server.attempts()
+        assert paid == 48
+        weights: list[torch.Tensor] = []
+        for number, method in enumerate(METHODS):
+            harvest(recipe, folder=tmp_path / "run")  # every method's run begins with the teacher's stage
+            found = examples(tmp_path / "run" / "ledger.sqlite")
+            assert len(found) == 12
+            teacher = load_model(locate(str(tiny_model)), dtype=torch.float32)
+            codec = codec_of(teacher.folder, None, name="student")
+            student = first_layers(teacher.model, 2)
+            job = Job(
+                arm="student",
+                rows=training_rows(found, codec, CHOICES),
+                choices=choice_ids(codec, CHOICES),
+                method=method,
+                settings=Train(method=method, epochs=2, batch_size=4, learning_rate=3e-3, validations=1),
+                seed=0,
+                fingerprint=str(number),
+                checkpoints=Checkpoints(tmp_path / f"checkpoints-{number}"),
+                metrics=Metrics(tmp_path / f"metrics-{number}.jsonl"),
+                validate=lambda _: {},
+                watch=unwatched,
+            )
+            fitted = fit(student, job)
+            assert fitted.steps == 6 and math.isfinite(fitted.seconds)
+            weights.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
+        assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+        assert server.attempts() == paid
