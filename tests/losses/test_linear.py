@@ -301,24 +301,20 @@ def test_a_top_k_never_says_more_than_the_whole_distribution(seed: int, index: i
 
 
 def test_sampled_counts_have_the_gradient_of_the_forward_kl_on_average() -> None:
+    """Eight draws a row are far off each time and right on average: the error of the mean falls with its root."""
     case = Case.random(5, rows=3)
     _, exact, _ = backward(case, signal_of("hidden", case, Options()), ForwardKl())
     p = torch.softmax(teacher_logits(case, Options()), -1)
     generator = torch.Generator().manual_seed(0)
-    draws = torch.multinomial(p, 20_000, replacement=True, generator=generator)
-    counts = torch.stack([torch.bincount(row, minlength=V) for row in draws])
     ids = torch.arange(V).expand(3, V)
-    _, found, _ = backward(case, Sampled(ids, counts), ForwardKl())
-    assert relative(found, exact.double()) < 0.05
-    few = torch.stack(
-        [
-            backward(case, Sampled(draws[:, i : i + 8], torch.ones(3, 8)), ForwardKl())[1]
-            for i in range(0, 8 * 300, 8)
-            if all(len(set(row.tolist())) == 8 for row in draws[:, i : i + 8])
-        ]
-        or [found]
-    )
-    assert torch.isfinite(few).all()
+    found: list[Tensor] = []
+    for _ in range(2000):
+        draws = torch.multinomial(p, 8, replacement=True, generator=generator)
+        counts = torch.stack([torch.bincount(row, minlength=V) for row in draws])
+        found.append(backward(case, Sampled(ids, counts), ForwardKl())[1])
+    alone = sum(relative(one, exact.double()) for one in found) / len(found)
+    together = relative(torch.stack(found).mean(0), exact.double())
+    assert together < 0.05 and together < alone / 20
 
 
 def test_near_agreement_the_error_is_not_above_eager_fp32s() -> None:

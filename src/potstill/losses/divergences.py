@@ -43,7 +43,7 @@ class Jeffreys:
 
 @dataclass(frozen=True, slots=True)
 class Jsd:
-    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q: Agarwal et al. 2024 (GKD), equation 1."""
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q: Agarwal et al. 2024 (GKD)."""
 
     beta: float = 0.5
 
@@ -57,7 +57,7 @@ class Jsd:
 
 @dataclass(frozen=True, slots=True)
 class SkewForwardKl:
-    """KL(p || alpha p + (1 - alpha) q): Ko et al. 2024 (DistiLLM), equation 4."""
+    """KL(p || alpha p + (1 - alpha) q): Ko et al. 2024 (DistiLLM)."""
 
     alpha: float = 0.1
 
@@ -67,7 +67,7 @@ class SkewForwardKl:
 
 @dataclass(frozen=True, slots=True)
 class SkewReverseKl:
-    """KL(q || alpha q + (1 - alpha) p): Ko et al. 2024 (DistiLLM), equation 5."""
+    """KL(q || alpha q + (1 - alpha) p): Ko et al. 2024 (DistiLLM)."""
 
     alpha: float = 0.1
 

@@ -15,7 +15,7 @@ def advantage(*, student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
     """ln p - ln q of each sampled token, shape (N,), without gradient: the reward of one step towards the teacher.
 
     With it, `policy_gradient` is on average the gradient of -KL(q || p) for the next token alone (the token-level
-    objective: Gu et al. 2024, section 2.2; Lu et al. 2025, "On-policy distillation").
+    objective: Gu et al. 2024, MiniLLM; Lu et al. 2025, "On-policy distillation").
     """
     return (teacher_logp_N - student_logp_N).detach()
 

@@ -90,87 +90,60 @@ def linear_divergence(  # noqa: PLR0913
     sizes = _chunk(student_hidden_ND, real, teacher, engine, memory_bytes)
     if observe is not None and sizes[1] < real:
         raise ValueError("the recompute engine observes nothing: raise memory_bytes, or leave out observe")
-    plan = _Plan(
+    head = Head(weight_VD.detach(), None if bias_V is None else bias_V.detach(), logit_scale, softcap, temperature)
+    problem = Problem(
+        head=head.columns(0, real),
         teacher=cut_teacher(teacher, real),
         divergence=value,
         divergence_scale=temperature**2 if t_squared else 1.0,
         targets_N=targets_N,
         cross_entropy_weight=0.0 if cross_entropy is None else cross_entropy.weight,
         weights_N=None if weights_N is None else weights_N.detach().float(),
-        temperature=temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        vocabulary=real,
         chunk=sizes,
-        observe=observe,
+        observe=observe is not None,
     )
-    return cast(Tensor, _LinearDivergence.apply(student_hidden_ND, weight_VD, bias_V, plan))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A call without its differentiable tensors."""
-
-    teacher: Signal
-    divergence: Divergence
-    divergence_scale: float
-    targets_N: Tensor | None
-    cross_entropy_weight: float
-    weights_N: Tensor | None
-    temperature: float
-    logit_scale: float
-    softcap: float | None
-    vocabulary: int
-    chunk: tuple[int, int]
-    observe: Callable[[Account], None] | None
-
-    def problem(self, weight_VD: Tensor, bias_V: Tensor | None, *, observe: bool) -> Problem:
-        padded = Head(weight_VD, bias_V, self.logit_scale, self.softcap, self.temperature)
-        return Problem(
-            head=padded.columns(0, self.vocabulary),
-            teacher=self.teacher,
-            divergence=self.divergence,
-            divergence_scale=self.divergence_scale,
-            targets_N=self.targets_N,
-            cross_entropy_weight=self.cross_entropy_weight,
-            chunk=self.chunk,
-            observe=observe,
-        )
+    return cast(Tensor, _LinearDivergence.apply(student_hidden_ND, weight_VD, bias_V, problem, observe))
 
 
 class _LinearDivergence(torch.autograd.Function):
     """Gradients for an upstream of 1 are computed in the forward. They are handed out once and scaled in place."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, plan: _Plan) -> Tensor:
-        problem = plan.problem(weight_VD, bias_V, observe=plan.observe is not None)
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        problem: Problem,
+        observe: Callable[[Account], None] | None,
+    ) -> Tensor:
         gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V)
-        scores = _run(problem, hidden_ND, gradients, plan.weights_N)
-        nats_N = scores.divergence_N * plan.divergence_scale + scores.cross_entropy_N * plan.cross_entropy_weight
-        name_nan(nats_N, hidden_ND, plan.teacher)
-        if plan.observe is not None and scores.observed is not None:
-            plan.observe(Account(scores.divergence_N, scores.cross_entropy_N, scores.observed))
+        scores = _run(problem, hidden_ND, gradients, problem.weights_N)
+        nats_N = scores.divergence_N * problem.divergence_scale + scores.cross_entropy_N * problem.cross_entropy_weight
+        name_nan(nats_N, hidden_ND, problem.teacher)
+        if observe is not None and scores.observed is not None:
+            observe(Account(scores.divergence_N, scores.cross_entropy_N, scores.observed))
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V)
-        ctx.plan, ctx.gradients = plan, gradients
-        return nats_N if plan.weights_N is None else nats_N * plan.weights_N
+        ctx.problem, ctx.gradients = problem, gradients
+        return nats_N if problem.weights_N is None else nats_N * problem.weights_N
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (grad_N,) = upstream
-        hidden_ND, weight_VD, bias_V = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V = ctx.saved_tensors  # refused where they were changed since the forward
         gradients: Gradients | None = ctx.gradients
         ctx.gradients = None
         if gradients is not None and _is_uniform(grad_N):
             gradients.scale(grad_N[0] if len(grad_N) else grad_N.sum())
         else:
             del gradients
-            plan: _Plan = ctx.plan
-            factor_N = grad_N.float() if plan.weights_N is None else grad_N.float() * plan.weights_N
+            problem: Problem = ctx.problem
+            factor_N = grad_N.float() if problem.weights_N is None else grad_N.float() * problem.weights_N
             gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V)
-            _run(plan.problem(weight_VD, bias_V, observe=False), hidden_ND, gradients, factor_N)
+            _run(replace(problem, observe=False), hidden_ND, gradients, factor_N)
         weight_grad = None if gradients.weight_VD is None else gradients.weight_VD.to(weight_VD.dtype)
         bias_grad = None if gradients.bias_V is None or bias_V is None else gradients.bias_V.to(bias_V.dtype)
-        return gradients.hidden_ND, weight_grad, bias_grad, None
+        return gradients.hidden_ND, weight_grad, bias_grad, None, None
 
 
 def _run(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: Tensor | None) -> Scores:
@@ -180,7 +153,7 @@ def _run(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: Te
 
 def _no_gradients(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Gradients:
     """Zeros for what is asked for; a frozen head's gradient is never computed."""
-    wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     return Gradients(
         torch.zeros_like(hidden_ND) if wants_hidden else None,
         torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None,

@@ -17,9 +17,7 @@ from torch import Tensor
 
 from potstill.losses.divergences import Tile, terms_of
 from potstill.losses.problem import Gradients, Head, Problem, Scores
-from potstill.losses.tiles import Candidates, against_buckets, candidate_gap
-
-_BLOCK_NUMBERS = 400_000
+from potstill.losses.tiles import Candidates, against_buckets, blocks, candidate_gap
 
 
 def recompute(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: Tensor | None) -> Scores:
@@ -62,11 +60,6 @@ class _Chunk:
     def teacher(self, columns: slice) -> Tensor:
         out_CW = self.tiles_2CW[1, : self.count, : columns.stop - columns.start]
         return self.problem.teacher_logits(self.rows, columns, out_CV=out_CW)
-
-    def blocks(self) -> Iterator[slice]:
-        on_cpu = self.hidden_CD.device.type == "cpu"
-        size = max(1, _BLOCK_NUMBERS // self.tiles_2CW.shape[-1]) if on_cpu else self.count
-        return (slice(start, min(start + size, self.count)) for start in range(0, self.count, size))
 
     def column(self, value: float = 0.0) -> Tensor:
         return torch.full((self.count,), value, device=self.hidden_CD.device)
@@ -133,7 +126,7 @@ def _dense(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Scor
     student, teacher, hard = _RunningLse(chunk), _RunningLse(chunk), _Hard(chunk)
     for columns in chunk.columns():
         z_CW, teacher_CW = chunk.student(columns), chunk.teacher(columns)
-        for rows in chunk.blocks():
+        for rows in blocks(z_CW):
             student.add(rows, z_CW[rows])
             teacher.add(rows, teacher_CW[rows])
             hard.see(rows, columns, z_CW[rows])
@@ -146,13 +139,13 @@ def _dense(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Scor
     value_C, mean_C = chunk.column(), chunk.column()
     for columns in chunk.columns():
         z_CW, teacher_CW = chunk.student(columns), chunk.teacher(columns)
-        for rows in chunk.blocks():
+        for rows in blocks(z_CW):
             value_B, _, mean_B = terms_of(chunk.problem.divergence, tile(rows, z_CW, teacher_CW))
             value_C[rows] += value_B
             mean_C[rows] += mean_B
     for columns in chunk.columns():
         z_CW, teacher_CW = chunk.student(columns), chunk.teacher(columns)
-        for rows in chunk.blocks():
+        for rows in blocks(z_CW):
             here = tile(rows, z_CW, teacher_CW)
             _, slope_BW, _ = terms_of(chunk.problem.divergence, here)
             slope_BW.addcmul_(here.q_BV, mean_C[rows].unsqueeze(-1), value=-1)
@@ -168,7 +161,7 @@ def _sparse(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Sco
     found_CK = torch.zeros(teacher.ids_BK.shape, device=teacher.ids_BK.device)
     for columns in chunk.columns():
         z_CW = chunk.student(columns)
-        for rows in chunk.blocks():
+        for rows in blocks(z_CW):
             hard.see(rows, columns, z_CW[rows])
             row_J, slot_J, local_J = _inside(teacher.ids_BK[rows], columns)
             found_CK[rows][row_J, slot_J] = z_CW[rows][row_J, local_J]
@@ -178,7 +171,7 @@ def _sparse(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Sco
     sides = _against_candidates(chunk, teacher, found_CK, running)
     for columns in chunk.columns():
         z_CW = chunk.student(columns)
-        for rows in chunk.blocks():
+        for rows in blocks(z_CW):
             slope_BW = running.softmax(rows, z_CW[rows]).mul_(sides.q_factor_C[rows].unsqueeze(-1))
             row_J, slot_J, local_J = _inside(teacher.ids_BK[rows], columns)
             slope_BW.index_put_((row_J, local_J), sides.slope_CK[rows][row_J, slot_J], accumulate=not teacher.tail)

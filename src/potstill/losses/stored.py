@@ -6,7 +6,6 @@ Dimension key: N rows, C rows of a chunk, B rows of a block, D width, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,7 @@ from torch import Tensor
 
 from potstill.losses.observed import observe_dense, observe_sparse
 from potstill.losses.problem import Gradients, Problem, Scores
-from potstill.losses.tiles import Softmax, dense, softmax, sparse
-
-_BLOCK_NUMBERS = 400_000
-"""Numbers of a block on a CPU, 1.6 MB: its five or so work tensors stay in the cache."""
+from potstill.losses.tiles import Softmax, blocks, dense, softmax, sparse
 
 
 def stored(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: Tensor | None) -> Scores:
@@ -33,19 +29,13 @@ def stored(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: 
         z_CV = problem.head.logits(hidden_CD, out_CV=kept_CV[: len(hidden_CD)])
         if teacher_CV is not None:
             problem.teacher_logits(rows, columns, out_CV=teacher_CV[: len(hidden_CD)])
-        for block in _blocks(z_CV):
+        for block in blocks(z_CV):
             here = slice(start + block.start, start + block.stop)
             scores.append(_score(problem, here, z_CV[block], None if teacher_CV is None else teacher_CV[block]))
             if factor_N is not None:
                 z_CV[block].mul_(factor_N[here].unsqueeze(-1))
         gradients.add(problem.head, hidden_CD, z_CV, row=start, column=0)
     return Scores.joined(scores, hidden_ND.device)
-
-
-def _blocks(z_CV: Tensor) -> Iterator[slice]:
-    count, vocabulary = z_CV.shape
-    size = max(1, _BLOCK_NUMBERS // vocabulary) if z_CV.device.type == "cpu" else count
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _score(problem: Problem, rows: slice, z_BV: Tensor, teacher_BV: Tensor | None) -> Scores:
