@@ -25,6 +25,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from potstill.data_plan import DataPlan, Probed
+from potstill.dispatch.money import DOLLAR
 from potstill.harvest import Harvest
 from potstill.licences import Policy
 from potstill.plan import Plan
@@ -163,7 +164,7 @@ def show_harvest(found: Harvest, *, as_json: bool) -> None:
         f"in {totals.get('attempts', 0):,} requests",
         soft_wrap=True,
     )
-    money = {name: totals.get(name, 0) / 1e12 for name in ("paid", "wasted", "maybe")}
+    money = {name: totals.get(name, 0) / DOLLAR for name in ("paid", "wasted", "maybe")}
     out.print(
         f"spent: ${money['paid']:.4f}, possibly paid beyond that: ${money['maybe']:.4f} "
         f"({totals.get('maybe attempts', 0):,} requests whose outcome is not known), wasted: ${money['wasted']:.4f}",
@@ -201,7 +202,7 @@ def _state(folder: Path) -> dict[str, Any]:
     asked = glance(folder)
     answers = "-"
     if asked and asked["prompts"]:
-        spent = (asked.get("paid", 0) + asked.get("maybe", 0)) / 1e12
+        spent = (asked.get("paid", 0) + asked.get("maybe", 0)) / DOLLAR
         answers = f"{asked['settled']:,} of {asked['prompts']:,} prompts" + (f", ${spent:,.2f}" if spent else "")
         done += ["generate"] if asked["settled"] == asked["prompts"] else []
     return {"run": folder.name, "finished": done[0] if done else "-", "answers": answers, **accuracy}

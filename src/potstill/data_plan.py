@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill.data_recipe import DataRecipe
-from potstill.dispatch.money import FREE, prompt_bound
+from potstill.dispatch.money import DOLLAR, FREE, prompt_bound
 from potstill.engines.sampler import Ask
 from potstill.errors import InputError
 from potstill.generate.collect import price_of
-from potstill.generate.waves import told_first
+from potstill.generate.told import told_first
 from potstill.harvest import harvest
 from potstill.licences import Policy, check_licence
 from potstill.prompts.stream import described, stream_prompts
@@ -75,7 +75,7 @@ def plan_data(recipe: DataRecipe) -> DataPlan:
         requests=prompts * how.n,
         tokens_read=read * how.n,
         tokens_written=prompts * how.n * (how.longest or how.max_tokens),
-        dollars=worst * how.n / 1e12,
+        dollars=worst * how.n / DOLLAR,
         licences=licences,
     )
 
@@ -91,7 +91,7 @@ def probe(recipe: DataRecipe, folder: Path, prompts: int, *, total: int, watch: 
         prompts=len(spent),
         answers=found.exported,
         tokens_written=_total([tokens for tokens, _ in spent], total),
-        dollars=_total([cost / 1e12 for _, cost in spent], total),
+        dollars=_total([cost / DOLLAR for _, cost in spent], total),
     )
 
 

@@ -14,24 +14,10 @@ from typing import Annotated, Literal, cast
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from potstill import recipe as recipes
-from potstill.recipe import Shot
+from potstill.recipe import Shot, TextColumns
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
 
 Truncated = Literal["keep", "drop", "longer"]
-
-
-class TextColumns(Values):
-    """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
-
-    text: str | None = None
-    messages: str | None = None
-    id: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source_of_text(self) -> TextColumns:
-        if (self.text is None) == (self.messages is None):
-            raise ValueError("name exactly one of 'text' and 'messages'")
-        return self
 
 
 class PromptFile(Values):

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe, Expand, PromptFile, TextColumns
+from potstill.data_recipe import DataRecipe, Expand, PromptFile
 from potstill.dispatch.money import DOLLAR
 from potstill.engines.choose import sampler_for
 from potstill.errors import BudgetReached, InputError, TeacherError
@@ -17,6 +17,7 @@ from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.waves import Wanted
 from potstill.licences import check_licence
 from potstill.prompts.stream import stream_prompts
+from potstill.recipe import TextColumns
 from potstill.records import Progress, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests

@@ -24,20 +24,25 @@ Kind = TypeVar("Kind", bound=BaseModel)
 Control = Literal["base", "from_scratch", "hard_labels", "floor"]
 
 
-class Columns(Values):
+class TextColumns(Values):
     """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
 
     text: str | None = None
     messages: str | None = None
     id: str | None = None
-    answer: str | None = Field(None, description="a person's answer, used to evaluate, never to train")
-    grade: str | None = Field(None, description="a person's graded rating, used to evaluate")
 
     @model_validator(mode="after")
-    def _one_source_of_text(self) -> Columns:
+    def _one_source_of_text(self) -> TextColumns:
         if (self.text is None) == (self.messages is None):
             raise ValueError("name exactly one of 'text' and 'messages'")
         return self
+
+
+class Columns(TextColumns):
+    """What people said of a prompt stands in columns too."""
+
+    answer: str | None = Field(None, description="a person's answer, used to evaluate, never to train")
+    grade: str | None = Field(None, description="a person's graded rating, used to evaluate")
 
 
 class SplitSizes(Values):

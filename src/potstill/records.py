@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
@@ -32,6 +32,16 @@ class Message:
         if self.tool_calls:
             turn["tool_calls"] = [dict(call) for call in self.tool_calls]
         return turn
+
+    @classmethod
+    def from_dict(cls, turn: Mapping[str, Any]) -> Message:
+        """The inverse of `as_dict`. Raises KeyError, TypeError or AttributeError where this is no message."""
+        return cls(
+            role=turn["role"],
+            content=turn.get("content") or "",
+            reasoning_content=turn.get("reasoning_content"),
+            tool_calls=tuple(turn.get("tool_calls") or ()),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

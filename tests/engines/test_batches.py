@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from data_runs import command, exported, generate, query, write_recipe
 
 from loopback import Loopback, loopback
@@ -50,18 +51,29 @@ def test_requests_that_fail_in_a_batch_go_into_another(tmp_path: Path) -> None:
         assert query(tmp_path / "run", "SELECT count(*) FROM answers WHERE given_up IS NULL") == [(60,)]
 
 
-def test_a_killed_run_waits_for_the_batches_it_had_sent(tmp_path: Path) -> None:
-    with loopback(polls=12) as server:
+@pytest.mark.parametrize("page", [100, 1])
+def test_a_killed_run_waits_for_the_batches_it_had_sent(tmp_path: Path, page: int) -> None:
+    """All of them: also those on the later pages of the provider's list."""
+    with loopback(polls=12, page=page) as server:
         path = recipe(tmp_path, server)
         with subprocess.Popen(
             command(path, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as child:
-            while not server.ledger()["batches"]:
+            while len(server.ledger()["batches"]) < 2:
                 time.sleep(0.02)
             child.send_signal(signal.SIGKILL)
         held = len(server.ledger()["batches"])
         done = generate(path, tmp_path / "run")
         assert done.returncode == 0, done.stderr
         seen = server.ledger()["seen"]
-        assert held > 0 and len(seen) == 60 and all(faults == ["ok"] for faults in seen.values())
+        assert held >= 2 and len(seen) == 60 and all(faults == ["ok"] for faults in seen.values())
         assert "requests whose outcome is not known" in done.stdout
+
+
+def test_a_provider_that_does_not_name_its_batch_leaves_nobody_waiting(tmp_path: Path) -> None:
+    with loopback(nameless=1) as server:
+        path = recipe(tmp_path, server, attempts=2, retry_seconds=0.01)
+        done = generate(path, tmp_path / "run", timeout=60)
+        assert done.returncode == 0, done.stderr
+        given_up = "SELECT count(*) FROM answers WHERE given_up LIKE '%has no ''id''%'"
+        assert query(tmp_path / "run", given_up) == [(60,)]

@@ -63,6 +63,17 @@ def test_scores_from_a_prefix_cache_and_missing_scores_are_refused() -> None:
         read_scores({"choices": [{}]}, IDS, start=1, k=2)
 
 
+def test_a_server_that_is_not_there_is_said_in_a_sentence() -> None:
+    server = Server(kind="server", url="http://127.0.0.1:9/v1")
+
+    async def score() -> Scored:
+        async with ServerScorer(Writer(model="m", licence="mit", engine=server), server, k=2) as scorer:
+            return await scorer.score(IDS, start=1)
+
+    with pytest.raises(TeacherError, match="the server did not score: no connection"):
+        asyncio.run(score())
+
+
 def test_a_reply_that_would_be_too_large_is_not_asked_for() -> None:
     server = Server(kind="server", url="http://127.0.0.1:9/v1", max_reply_bytes=100_000)
     scorer = ServerScorer(Writer(model="m", licence="mit", engine=server), server, k=64)

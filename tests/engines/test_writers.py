@@ -64,6 +64,17 @@ def test_a_prompt_that_does_not_fit_is_refused_alone(tiny_model: Path) -> None:
     assert said.value.kind == "refused"
 
 
+def test_a_model_that_fails_is_heard_of_and_not_waited_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local"))
+
+    def fail(**_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(sampler._loaded.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        answers(sampler, asks("good", "bad"))
+
+
 def test_a_local_teacher_fills_a_ledger(tiny_model: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, "http://127.0.0.1:9", prompts=6, n=2, max_tokens=6)
     local = ["teacher.engine={kind: local, slots: 4}", f"teacher.model={tiny_model}"]

@@ -86,9 +86,13 @@ class Teacher(asyncio.Protocol):
         elif line.startswith("POST /v1/batches"):
             asked = json.loads(body)
             books.batches.append({**asked, "id": f"batch-{len(books.batches)}", "status": "in_progress", "polls": 0})
-            self.reply(200, json.dumps(books.batches[-1]).encode())
+            self.reply(200, b"{}" if self.options.nameless else json.dumps(books.batches[-1]).encode())
         elif path.startswith("/v1/batches?"):
-            self.reply(200, json.dumps({"data": books.batches}).encode())
+            after = path.partition("after=batch-")[2]
+            start = int(after) + 1 if after else 0
+            page = books.batches[start : start + self.options.page]
+            more = start + len(page) < len(books.batches)
+            self.reply(200, json.dumps({"data": page, "has_more": more}).encode())
         elif path.startswith("/v1/batches/"):
             batch = books.batches[int(path.rpartition("-")[2])]
             batch["polls"] += 1
@@ -273,6 +277,8 @@ if __name__ == "__main__":
     parser.add_argument("--huge", type=int, default=1 << 20, help="bytes of a huge reply")
     parser.add_argument("--retry-after", default="0.1")
     parser.add_argument("--polls", type=int, default=2, help="how often a batch is asked about before it is done")
+    parser.add_argument("--page", type=int, default=100, help="how many batches are listed at once")
+    parser.add_argument("--nameless", type=int, default=0, help="1: a new batch's id is not told")
     parser.add_argument("--most-tokens", type=int, default=1 << 30, help="a higher max_tokens is refused")
     parser.add_argument("--key", default="", help="the key that is asked for")
     asyncio.run(serve(parser.parse_args()))

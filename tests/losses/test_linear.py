@@ -150,17 +150,17 @@ def signal_of(kind: str, case: Case, options: Options) -> Signal:
 
 
 def reference(value: Divergence, signal: Signal, case: Case, options: Options, z: Tensor) -> Tensor:
-    """What the row is worth, by textbook formulas on float64 log-probabilities."""
+    """What the row is worth, by textbook formulas on log-probabilities in the dtype of `z`."""
     logq = torch.log_softmax(z / options.temperature, -1)
     match signal:
         case Hidden() | Logits():
             logp = torch.log_softmax(teacher_logits(case, options) / options.temperature, -1)
             nats = divergence(value, student_logp_NV=logq, teacher_logp_NV=logp)
         case Sampled(ids, counts):
-            share = counts.double() / counts.double().sum(-1, keepdim=True)
+            share = counts.to(z.dtype) / counts.to(z.dtype).sum(-1, keepdim=True)
             nats = -(share * logq.gather(-1, ids)).sum(-1)
         case TopK(ids, logp32, tail=tail):
-            logp = logp32.double()
+            logp = logp32.to(z.dtype)
             logq_k = logq.gather(-1, ids)
             if not tail:
                 nats = (logp.exp() * (logp - logq_k)).sum(-1)
@@ -180,7 +180,7 @@ def reference(value: Divergence, signal: Signal, case: Case, options: Options, z
 
 def relative(found: Tensor | None, wanted: Tensor | None) -> float:
     assert found is not None and wanted is not None
-    return ((found.double() - wanted).norm() / wanted.norm().clamp(min=1e-30)).item()
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)).item()
 
 
 def errors(value: Divergence, kind: str, options: Options, engine: str, case: Case) -> dict[str, float]:
@@ -237,16 +237,30 @@ def test_value_and_gradient_match_float64_autograd(options: str, kind: str, engi
 
 
 @given(seed=seeds, spread=st.sampled_from([0.3, 1.0, 2.0]), index=st.integers(0, len(ALL) - 1))
-def test_engines_agree_on_any_problem(seed: int, spread: float, index: int) -> None:
-    case = Case.random(seed, rows=5, spread=spread)
-    whole = dict(ENGINES["whole"])
-    for engine in (ENGINES["chunks"], ENGINES["recompute"]):
-        for kind in ("hidden", "top5", "sampled"):
-            if defined(ALL[index], kind):
-                signal = signal_of(kind, case, Options())
-                one, other = (backward(case, signal, ALL[index], **options) for options in (whole, engine))
-                for a, b in zip(one, other, strict=True):
-                    assert (a - b).norm() <= 5e-5 * b.norm() + 1e-6
+def test_no_engine_is_further_off_than_autograd_in_fp32(seed: int, spread: float, index: int) -> None:
+    """At a spread of 2 logits reach 40 and students are certain: gradients are what is left of terms that cancel."""
+    case, value = Case.random(seed, rows=5, spread=spread), ALL[index]
+    for kind in ("hidden", "top5", "sampled"):
+        if not defined(value, kind):
+            continue
+        signal = signal_of(kind, case, Options())
+        exact = by_autograd(case, signal, value, torch.float64)
+        eager = by_autograd(case, signal, value, torch.float32)
+        limits = [max(1.5 * relative(e, x), 2e-5) for e, x in zip(eager, exact, strict=True)]
+        for name, engine in ENGINES.items():
+            found = [relative(f, x) for f, x in zip(backward(case, signal, value, **engine), exact, strict=True)]
+            assert all(f <= limit for f, limit in zip(found, limits, strict=True)), (kind, name, found, limits)
+
+
+def by_autograd(case: Case, signal: Signal, value: Divergence, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and gradients of the textbook formula, everything in `dtype`."""
+    tensors = {f: getattr(case, f) for f in Case.__dataclass_fields__}
+    case = Case(**{f: t.to(dtype) if t.is_floating_point() else t for f, t in tensors.items()})
+    h, w = case.hidden.clone().requires_grad_(), case.head.clone().requires_grad_()
+    nats = reference(value, signal, case, Options(), h @ w.T)
+    nats.sum().backward()
+    assert h.grad is not None and w.grad is not None
+    return nats.detach(), h.grad.double(), w.grad.double()
 
 
 def backward(case: Case, signal: Signal, value: Divergence, **options: Any) -> tuple[Tensor, Tensor, Tensor]:

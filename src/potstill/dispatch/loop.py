@@ -18,7 +18,7 @@ from typing import Protocol
 
 from potstill.dispatch.failures import delay, meaning
 from potstill.dispatch.limits import Allowance, Window
-from potstill.dispatch.money import FREE, Budget, prompt_bound
+from potstill.dispatch.money import DOLLAR, FREE, Budget, prompt_bound
 from potstill.engines.sampler import Ask, Failure, Reading, Sampler, Usage
 from potstill.errors import BudgetReached, PotstillError, Stopped, TeacherError
 from potstill.store.requests import Intent, Outcome, Replied, Requests
@@ -392,7 +392,7 @@ def _lost(failure: Failure) -> TeacherError:
 def _budget_reached(budget: Budget, worst: int) -> BudgetReached:
     assert budget.cap is not None
     return BudgetReached(
-        f"the budget of ${budget.cap / 1e12:.2f} is reached: ${budget.spent / 1e12:.4f} is spent or possibly spent, "
-        f"and the next request may cost ${worst / 1e12:.4f}",
+        f"the budget of ${budget.cap / DOLLAR:.2f} is reached: ${budget.spent / DOLLAR:.4f} is spent or possibly "
+        f"spent, and the next request may cost ${worst / DOLLAR:.4f}",
         way_out="raise generate.budget (or --budget) to go on, every answer is kept",
     )

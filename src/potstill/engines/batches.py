@@ -91,17 +91,17 @@ class BatchSampler:
         try:
             file = await self._call("POST", "/files", data=form)
             asked = {
-                "input_file_id": file["id"],
+                "input_file_id": _said(file, "id"),
                 "endpoint": "/v1/chat/completions",
                 "completion_window": "24h",
                 "metadata": {_MARK: str(self._constant["model"])},
             }
-            batch = await self._call("POST", "/batches", json=asked)
+            batch = _said(await self._call("POST", "/batches", json=asked), "id")
         except Failure as failure:
             self._fail([ask.identity for ask in asks], failure)
             return
-        self._known |= {ask.identity: str(batch["id"]) for ask in asks}
-        self._follow(str(batch["id"]))
+        self._known |= {ask.identity: batch for ask in asks}
+        self._follow(batch)
 
     def _line(self, ask: Ask) -> dict[str, object]:
         body = {**self._constant, "messages": ask.messages, "seed": ask.seed, self._batches.limit_field: ask.max_tokens}
@@ -117,7 +117,7 @@ class BatchSampler:
     async def _wait_for(self, batch: str) -> None:
         members = [identity for identity, held_by in self._known.items() if held_by == batch]
         try:
-            while (state := await self._call("GET", f"/batches/{batch}"))["status"] not in _OVER:
+            while _said(state := await self._call("GET", f"/batches/{batch}"), "status") not in _OVER:
                 await asyncio.sleep(self._batches.poll_seconds)
             for name in ("output_file_id", "error_file_id"):
                 if state.get(name):
@@ -154,14 +154,18 @@ class BatchSampler:
                 future.set_exception(failure)
 
     async def _remember(self) -> None:
-        """Which requests lie in batches that an earlier process made."""
-        page = await self._call("GET", "/batches?limit=100")
-        for batch in page.get("data", []):
-            ours = (batch.get("metadata") or {}).get(_MARK) == self._constant["model"]
-            if not ours or batch["status"] in ("failed", "expired", "cancelled"):
-                continue
-            for line in (await self._content(str(batch["input_file_id"]))).splitlines():
-                self._known[str(json.loads(line)["custom_id"])] = str(batch["id"])
+        """Which requests lie in batches that an earlier process made, however many pages the provider lists."""
+        after = ""
+        while True:
+            page = await self._call("GET", f"/batches?limit=100{after}")
+            for batch in page.get("data", []):
+                ours = (batch.get("metadata") or {}).get(_MARK) == self._constant["model"]
+                if ours and batch["status"] not in ("failed", "expired", "cancelled"):
+                    for line in (await self._content(str(batch["input_file_id"]))).splitlines():
+                        self._known[str(json.loads(line)["custom_id"])] = str(batch["id"])
+            if not page.get("has_more") or not page.get("data"):
+                return
+            after = f"&after={page['data'][-1]['id']}"
 
     async def _content(self, file: str) -> bytes:
         return await self._raw("GET", f"/files/{file}/content")
@@ -180,3 +184,10 @@ class BatchSampler:
         if response.status != 200:
             raise failure_of(response.status, said)
         return said
+
+
+def _said(reply: Mapping[str, Any], name: str) -> str:
+    """What a reply must say. Raises Failure, since a task that dies of a KeyError leaves its requests waiting."""
+    if not reply.get(name):
+        raise Failure("unreadable", f"the provider's reply has no '{name}'")
+    return str(reply[name])

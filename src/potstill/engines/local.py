@@ -44,6 +44,25 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, .
     return [*batches, tuple(batch)] if batch else batches
 
 
+class KeptPrefix:
+    """Keys and values of what prompts begin with, computed once and lent to every batch."""
+
+    @torch.inference_mode()
+    def __init__(self, model: PreTrainedModel, prefix: Ids) -> None:
+        self.prefix = prefix
+        cache = DynamicCache()
+        ids_1P = torch.tensor([prefix], device=model.device)
+        model.base_model(input_ids=ids_1P, past_key_values=cache, use_cache=True)
+        self._layers: list[tuple[Tensor, Tensor]] = [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+
+    def cache(self, size: int) -> DynamicCache:
+        """For a batch of `size`, to be written on."""
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self._layers):
+            cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), number)
+        return cache
+
+
 class ChoiceScorer:
     """Scores prompts that share `prefix` (empty: nothing is cached)."""
 
@@ -51,7 +70,7 @@ class ChoiceScorer:
         self._model = model
         self._choices = choices
         self._prefix = prefix
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: KeptPrefix | None = None
 
     def score(
         self, prompts: Sequence[Ids], *, batch_tokens: int, skip: frozenset[int] = frozenset()
@@ -64,8 +83,8 @@ class ChoiceScorer:
             positions = tuple(i for i in planned if i not in skip)
             if not positions:
                 continue
-            if self._prefix and not self._kept:
-                self._kept = self._prefill()
+            if self._prefix and self._kept is None:
+                self._kept = KeptPrefix(self._model, self._prefix)
             start = time.perf_counter()
             batch = [suffixes[i] for i in positions]
             logp_BC = self._batch(batch)
@@ -78,14 +97,8 @@ class ChoiceScorer:
             )
 
     @torch.inference_mode()
-    def _prefill(self) -> list[tuple[Tensor, Tensor]]:
-        cache = DynamicCache()
-        self._model.base_model(input_ids=self._tensor([self._prefix]), past_key_values=cache, use_cache=True)
-        return [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
-
-    @torch.inference_mode()
     def _batch(self, suffixes: Sequence[Ids]) -> Tensor:
-        cache = self._cache(len(suffixes)) if self._kept else None
+        cache = self._kept.cache(len(suffixes)) if self._kept else None
         if all(len(choice) == 1 for choice in self._choices):
             logp_BV = self._logp(suffixes, [len(s) - 1 for s in suffixes], cache)
             return logp_BV[:, [choice[0] for choice in self._choices]]
@@ -108,12 +121,6 @@ class ChoiceScorer:
         l_R = torch.tensor(at, device=ids_BL.device)
         hidden_RD = hidden_rows(self._model, ids_BL, b_R, l_R, cache=cache)
         return torch.log_softmax(head_logits(self._model, hidden_RD), dim=-1)
-
-    def _cache(self, size: int) -> DynamicCache:
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(self._kept):
-            cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), number)
-        return cache
 
     def _tensor(self, sequences: Sequence[Ids]) -> Tensor:
         longest = max(map(len, sequences))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.engines.scorer import Scored
-from potstill.models.forward import head_logits, hidden_rows
+from potstill.models.forward import head_logits, hidden_rows, logit_terms
 from potstill.signals import Hidden, TopK
 
 
@@ -54,12 +54,5 @@ class LocalScorer:
 
     def _hidden(self, hidden_ND: Tensor) -> Hidden:
         head: Any = self._model.get_output_embeddings()
-        config = self._model.config
-        divided_by = getattr(config, "logits_scaling", None) or 1.0  # Granite
-        return Hidden(
-            hidden_ND=hidden_ND,
-            head_VD=head.weight,
-            bias_V=head.bias,
-            logit_scale=(getattr(config, "logit_scale", None) or 1.0) / divided_by,  # Cohere
-            softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
-        )
+        scale, softcap = logit_terms(self._model)
+        return Hidden(hidden_ND, head.weight, bias_V=head.bias, logit_scale=scale, softcap=softcap)

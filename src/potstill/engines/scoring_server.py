@@ -16,6 +16,7 @@ import torch
 
 from potstill.data_recipe import Server, Writer
 from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.sampler import Failure
 from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
 from potstill.signals import TopK
@@ -53,10 +54,13 @@ class ServerScorer:
             "temperature": 0,
             "prompt_logprobs": self._k,
         }
-        with named_failures(self._server.deadline):
-            url = f"{self._server.url}/completions"
-            async with self._session.post(url, json=asked, allow_redirects=False) as response:
-                said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
+        try:
+            with named_failures(self._server.deadline):
+                url = f"{self._server.url}/completions"
+                async with self._session.post(url, json=asked, allow_redirects=False) as response:
+                    said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
+        except Failure as failure:
+            raise TeacherError(f"the server did not score: {failure}", way_out="see that it runs, then again") from None
         if response.status != 200:
             detail = said[:300].decode(errors="replace")
             raise TeacherError(

@@ -14,11 +14,9 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
 from potstill.data_recipe import Generate, Local
-from potstill.engines.local import shared_prefix
+from potstill.engines.local import KeptPrefix, shared_prefix
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.models.load import codec_of, load
@@ -37,7 +35,7 @@ class LocalSampler:
         self._codec = codec_of(self._loaded.folder, engine.template, name="teacher")
         self._how, self._slots = how, engine.slots
         self._waiting: list[tuple[Ids, Ask, asyncio.Future[bytes]]] = []
-        self._kept: tuple[Ids, list[tuple[Tensor, Tensor]]] = ((), [])
+        self._kept: KeptPrefix | None = None
         config = self._loaded.model.generation_config
         ends = config.eos_token_id if config else None
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -56,7 +54,7 @@ class LocalSampler:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, ask: Ask) -> bytes:
-        ids = self._codec.prefix([_message(m) for m in ask.messages])
+        ids = self._codec.prefix([Message.from_dict(m) for m in ask.messages])
         if len(ids) + ask.max_tokens > self._reads:
             raise Failure("refused", f"{len(ids)} tokens of prompt and {ask.max_tokens} of answer do not fit")
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -75,7 +73,13 @@ class LocalSampler:
             batch, self._waiting = self._waiting[: self._slots], self._waiting[self._slots :]
             if not self._waiting:
                 self._arrived.clear()
-            written = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
+            try:
+                written = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
+            except Exception as error:  # whatever the model raises: who waits must hear it, or waits for ever
+                for _, _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
             for (_, _, future), reply in zip(batch, written, strict=True):
                 if not future.done():
                     future.set_result(reply)
@@ -86,7 +90,9 @@ class LocalSampler:
         prefix = shared_prefix(prompts)
         prefix = prefix if len(prefix) >= _WORTH_KEEPING and len(prompts) > 1 else ()
         longest = max(map(len, prompts))
-        cache = self._cache(prefix, len(prompts)) if prefix else None
+        if prefix and (self._kept is None or self._kept.prefix != prefix):
+            self._kept = KeptPrefix(self._loaded.model, prefix)
+        cache = self._kept.cache(len(prompts)) if prefix and self._kept else None
         # The prefix first, then padding, then what is each prompt's own: positions count what the mask lets through.
         rows = [[*prefix, *[0] * (longest - len(p)), *p[len(prefix) :]] for p in prompts]
         mask = [[1] * len(prefix) + [0] * (longest - len(p)) + [1] * (len(p) - len(prefix)) for p in prompts]
@@ -94,8 +100,8 @@ class LocalSampler:
         sampling = {"temperature": self._how.temperature, "top_p": self._how.top_p, "top_k": 0}
         model = cast(Any, self._loaded.model)
         written_BL = model.generate(
-            input_ids=torch.tensor(rows),
-            attention_mask=torch.tensor(mask),
+            input_ids=torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
             past_key_values=cache,
             max_new_tokens=max(ask.max_tokens for _, ask, _ in batch),
             do_sample=self._how.temperature > 0,
@@ -115,18 +121,3 @@ class LocalSampler:
         }
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(answer) + stopped}
         return json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False).encode()
-
-    def _cache(self, prefix: Ids, size: int) -> DynamicCache:
-        if self._kept[0] != prefix:
-            fresh = DynamicCache()
-            self._loaded.model.base_model(input_ids=torch.tensor([prefix]), past_key_values=fresh, use_cache=True)
-            layers = cast(Any, fresh.layers)
-            self._kept = (prefix, [(layer.keys, layer.values) for layer in layers])
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(self._kept[1]):
-            cache.update(keys.expand(size, -1, -1, -1), values.expand(size, -1, -1, -1), number)
-        return cache
-
-
-def _message(turn: Any) -> Message:
-    return Message(role=turn["role"], content=turn["content"], reasoning_content=turn.get("reasoning_content"))

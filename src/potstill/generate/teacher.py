@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from potstill.engines.local import ChoiceScorer, ScoredBatch, shared_prefix
 from potstill.errors import InputError
+from potstill.generate.told import told_first
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.recipe import Recipe, Teacher
-from potstill.records import Message, Progress, Prompt, Sample, Watch
+from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.ledger import Ledger, Timing
 from potstill.text.tokens import Codec, Ids, choice_ids
 
@@ -42,12 +43,7 @@ def generate(recipe: Recipe, ledger: Ledger, watch: Watch) -> None:
 
 def teacher_ids(teacher: Teacher, codec: Codec, prompts: Sequence[Prompt]) -> list[Ids]:
     """The prompts in the teacher's tokens: instructions and worked examples first, so that all prompts share them."""
-    told = [Message(role="system", content=teacher.instructions)] if teacher.instructions else []
-    for shot in teacher.examples:
-        told += [
-            Message(role="user", content=shot.prompt),
-            Message(role="assistant", content=shot.answer),
-        ]
+    told = told_first(teacher)
     return [codec.prefix([*told, *prompt.messages]) for prompt in prompts]
 
 

@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from potstill.data_recipe import DataRecipe, Generate, Local, Server, Writer
+from potstill.data_recipe import DataRecipe, Generate, Local, Server
 from potstill.dispatch.loop import Job, Taken
 from potstill.engines.sampler import Answer, Ask, Reading
+from potstill.generate.told import told_first
 from potstill.records import Message, Prompt, Sample
 from potstill.store.requests import Open, Requests, Settled, Written
 
@@ -42,14 +43,6 @@ def question_key(recipe: DataRecipe, messages: Sequence[Message]) -> bytes:
         told,
     )
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()[:16]
-
-
-def told_first(writer: Writer) -> tuple[Message, ...]:
-    """Instructions and worked examples: what every prompt begins with."""
-    told = [Message(role="system", content=writer.instructions)] if writer.instructions else []
-    for shot in writer.examples:
-        told += [Message(role="user", content=shot.prompt), Message(role="assistant", content=shot.answer)]
-    return tuple(told)
 
 
 @dataclass(slots=True)

@@ -191,7 +191,7 @@ def skew_forward_kl_terms(tile: Tile, *, alpha: float) -> Terms:
     """ln p/m = -ln(1 + x) and p/m = 1 / (1 + x) with x = (1 - alpha)(e^-d - 1)."""
     x_BV = torch.expm1(tile.bounded_d().neg_()).mul_(1 - alpha)
     value_B = torch.log1p(x_BV, out=tile.d_BV).mul_(tile.p_BV).sum(-1).neg_()
-    slope_BV = torch.add(x_BV, 1.0, out=tile.d_BV).reciprocal_().mul_(x_BV).mul_(tile.q_BV).mul_(1 - alpha)
+    slope_BV = x_BV.add_(1.0).reciprocal_().mul_(tile.q_BV).mul_(alpha - 1)
     return value_B, slope_BV, slope_BV.sum(-1)
 
 

@@ -122,10 +122,11 @@ class Bucketed:
 
 
 def against_buckets(logq_BK: Tensor, tail_q_B1: Tensor, teacher: Candidates, divergence: Divergence) -> Bucketed:
-    value_B, slope_Bk, mean_B = terms_of(divergence, buckets(logq_BK, tail_q_B1, teacher))
-    slope_BK = slope_Bk[:, :-1] - logq_BK.exp() * mean_B.unsqueeze(-1)
-    tail_factor_B = torch.where(tail_q_B1 > 0, slope_Bk[:, -1:] / tail_q_B1, 0.0).squeeze(-1) - mean_B
-    return Bucketed(value_B, slope_BK, tail_factor_B)
+    tile = buckets(logq_BK, tail_q_B1, teacher)
+    value_B, slope_Bk, mean_B = terms_of(divergence, tile)
+    q_BK, tail_B = tile.q_BV[:, :-1], tile.q_BV[:, -1]
+    tail_slope_B = torch.where(tail_B > 0, slope_Bk[:, -1] / tail_B, 0.0)
+    return Bucketed(value_B, slope_Bk[:, :-1] - q_BK * mean_B.unsqueeze(-1), tail_slope_B - mean_B)
 
 
 def buckets(logq_BK: Tensor, tail_q_B1: Tensor, teacher: Candidates) -> Tile:

@@ -44,14 +44,19 @@ def head_logits(model: PreTrainedModel, hidden_RD: Tensor) -> Tensor:
     logits_RV = (head.weight.float() @ hidden_RD.float().T).T.contiguous()
     if head.bias is not None:
         logits_RV = logits_RV + head.bias.float()
-    config = model.config
-    if getattr(config, "logit_scale", None):  # Cohere
-        logits_RV = logits_RV * config.logit_scale
-    if getattr(config, "logits_scaling", None):  # Granite
-        logits_RV = logits_RV / config.logits_scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+    scale, cap = logit_terms(model)
+    if scale != 1:
+        logits_RV = logits_RV * scale
+    if cap is not None:
         logits_RV = torch.tanh(logits_RV / cap) * cap
     return logits_RV
+
+
+def logit_terms(model: PreTrainedModel) -> tuple[float, float | None]:
+    """What the architecture does to its head's product: a factor (Cohere, Granite) and a soft cap (Gemma)."""
+    config = model.config
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return scale, getattr(config, "final_logit_softcapping", None)
 
 
 @contextmanager

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Protocol, cast
+from typing import Any
 
 from potstill.errors import InputError
-from potstill.records import Message, Role
-
-
-class NamesText(Protocol):
-    """Exactly one of the two is set."""
-
-    @property
-    def text(self) -> str | None: ...
-    @property
-    def messages(self) -> str | None: ...
+from potstill.recipe import TextColumns
+from potstill.records import Message
 
 
 def column(row: dict[str, Any], name: str, key: str, where: str) -> Any:
@@ -27,22 +19,14 @@ def column(row: dict[str, Any], name: str, key: str, where: str) -> Any:
     raise InputError(f"prompts.columns.{key}: {where} has no column '{name}'", way_out=hint)
 
 
-def messages_of(columns: NamesText, where: str, row: dict[str, Any]) -> tuple[Message, ...]:
+def messages_of(columns: TextColumns, where: str, row: dict[str, Any]) -> tuple[Message, ...]:
     """The row's prompt: `text` as one user turn, `messages` as they are. Raises InputError."""
     if columns.text is not None:
         text = column(row, columns.text, "text", where)
         return (Message(role="user", content=str(text or "").strip()),)
     turns = column(row, str(columns.messages), "messages", where)
     try:
-        return tuple(
-            Message(
-                role=cast(Role, turn["role"]),
-                content=turn.get("content") or "",
-                reasoning_content=turn.get("reasoning_content"),
-                tool_calls=tuple(turn.get("tool_calls") or ()),
-            )
-            for turn in turns
-        )
+        return tuple(Message.from_dict(turn) for turn in turns)
     except (TypeError, KeyError, AttributeError):
         raise InputError(
             f"{where}: '{columns.messages}' is not a list of messages",

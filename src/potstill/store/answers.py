@@ -5,7 +5,6 @@ Sorted by prompt and index; no times, prices or request ids: the same answers gi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from potstill.records import Message, Sample
+from potstill.store.files import drafted
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 _SCHEMA = pa.schema(
@@ -34,21 +34,12 @@ Row = tuple[str, tuple[Message, ...], Sample]
 
 def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str) -> int:
     """The last message of a row is the teacher's answer. Returns the number of rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
     count = 0
-    try:
-        with pq.ParquetWriter(draft, _SCHEMA, compression="zstd") as writer:
-            stream = iter(rows)
-            while group := list(islice(stream, _GROUP)):
-                writer.write_table(_table(group, teacher, licence))
-                count += len(group)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    with drafted(path) as draft, pq.ParquetWriter(draft, _SCHEMA, compression="zstd") as writer:
+        stream = iter(rows)
+        while group := list(islice(stream, _GROUP)):
+            writer.write_table(_table(group, teacher, licence))
+            count += len(group)
     return count
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from potstill.records import Example, Message
+from potstill.store.files import drafted
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _SCHEMA = pa.schema(
@@ -41,17 +42,15 @@ def write_examples(path: Path, examples: Sequence[Example], choices: Sequence[st
         }
         for e in examples
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), draft, compression="zstd")
-    draft.replace(path)
+    with drafted(path) as draft:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), draft, compression="zstd")
 
 
 def read_examples(path: Path) -> list[Example]:
     return [
         Example(
             prompt_id=row["prompt_id"],
-            messages=tuple(Message(**turn) for turn in row["messages"][:-1]),
+            messages=tuple(Message.from_dict(turn) for turn in row["messages"][:-1]),
             answer=row["messages"][-1]["content"],
             choice_p=tuple(row["choice_p"]),
             teacher=row["teacher"],

@@ -203,7 +203,7 @@ def _prompt_body(prompt: Prompt) -> dict[str, Any]:
 
 
 def _prompt(prompt_id: str, body: dict[str, Any]) -> Prompt:
-    messages = tuple(Message(**{**m, "tool_calls": tuple(m["tool_calls"])}) for m in body.pop("messages"))  # pyright: ignore[reportArgumentType]
+    messages = tuple(Message.from_dict(turn) for turn in body.pop("messages"))
     return Prompt(id=prompt_id, messages=messages, tools=tuple(body.pop("tools")), **body)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from potstill.errors import InputError
 from potstill.records import Finish, Message, Sample
@@ -376,16 +376,7 @@ def glance(folder: Path) -> Mapping[str, int] | None:
 
 
 def messages_of(body: str) -> tuple[Message, ...]:
-    turns: list[dict[str, Any]] = json.loads(body)
-    return tuple(
-        Message(
-            role=turn["role"],
-            content=turn["content"],
-            reasoning_content=turn.get("reasoning_content"),
-            tool_calls=tuple(turn.get("tool_calls", ())),
-        )
-        for turn in turns
-    )
+    return tuple(Message.from_dict(turn) for turn in json.loads(body))
 
 
 def _all(limit: int | None) -> int:
