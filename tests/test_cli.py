@@ -1,14 +1,18 @@
 """The light verbs are light, and what the documents name exists."""
 
+import contextlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from potstill import data_recipe
+from potstill import console, data_recipe
 from potstill.recipe import as_yaml, load
+from potstill.records import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("check", "run", "generate", "verify", "train", "evaluate", "report", "chat", "runs")
@@ -54,3 +58,14 @@ def test_readme_names_every_verb_and_every_target_it_names_exists() -> None:
         assert f"potstill {verb}" in readme, verb
     for target in ("demo", "test", "check"):
         assert f"make {target}" in readme and f"\n{target}:" in makefile
+
+
+def test_an_interrupt_that_somebody_swallows_still_stops_at_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_interrupted", threading.Event())
+    step = Progress(stage="train", what="student", done=1, total=2)
+    with console.watching(as_json=False) as watch:
+        watch(step)
+        with contextlib.suppress(KeyboardInterrupt):
+            console.interrupt(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            watch(step)

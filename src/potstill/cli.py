@@ -152,7 +152,8 @@ def runs(folder: Path = Path("runs"), *, options: Options = _DEFAULTS) -> None:
 
 def main() -> None:
     """Entry point of the `potstill` command."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, console.interrupt)
     sys.exit(execute(sys.argv[1:]))
 
 

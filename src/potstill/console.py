@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rich.console import Console
@@ -35,6 +36,7 @@ from potstill.store.run import Run
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+_interrupted = Event()
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -47,12 +49,28 @@ def clean(text: str) -> str:
 def watching(*, as_json: bool) -> Generator[Watch]:
     """A Watch: JSON lines for programs, live bars on a terminal, else a line a stage and every 30 seconds."""
     if as_json:
-        yield _json_line
+        yield _heeding(_json_line)
     elif out.is_terminal:
         with _bars() as bars:
-            yield _Live(bars)
+            yield _heeding(_Live(bars))
     else:
-        yield _Plain()
+        yield _heeding(_Plain())
+
+
+def interrupt(_number: int, _frame: object) -> None:
+    """The handler of SIGINT and SIGTERM. The exception alone can get lost, where it is raised in the middle of somebody
+    else's callback: whoever reports progress next is stopped all the same."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def _heeding(watch: Watch) -> Watch:
+    def heed(progress: Progress) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        watch(progress)
+
+    return heed
 
 
 def say_error(error: Exception, *, as_json: bool, code: int) -> None:
