@@ -68,6 +68,13 @@ def test_a_server_that_answers_nothing_in_time_is_asked_less() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_stray_complaints_do_not_end_the_doubling(seed: int) -> None:
+    window = Window(start=64, most=1000)
+    replies(window, random.Random(seed), share=0.05, count=3000)
+    assert window.size > 900
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_a_few_complaints_at_random_do_not_close_the_window(seed: int) -> None:
     window = Window(start=64, most=256)
     replies(window, random.Random(seed), share=0.06, count=50_000)

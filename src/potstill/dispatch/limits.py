@@ -5,16 +5,17 @@ from __future__ import annotations
 from statistics import median
 
 _A_ROUND = 8  # replies: fewer say nothing about a rate
+_STRAY = 0.1  # smoothed share of complaints that a server of any size may have by chance, or by a balancer's mistake
 _HOLD = 4  # rounds without growth after growth did not pay; doubles up to 256
 
 
 class Window:
     """Requests in flight, by additive increase and multiplicative decrease.
 
-    Looked at once a round (as many replies as the window is wide, and at least eight). It doubles until something
-    complains, then grows by one and 1 % a round. Complaints (429, 503, 529) shrink it by twice the square of their
-    smoothed share, at most by half: a storm halves it every round, one in ten costs 2 % (the idea is DCTCP's: Alizadeh
-    et al. 2010). Requests that passed their deadline complain too where they outnumber the answers.
+    Looked at once a round (as many replies as the window is wide, and at least eight). It doubles until more than stray
+    complaints come, then grows by one and 1 % a round. Complaints (429, 503, 529) shrink it by twice the square of
+    their smoothed share, at most by half: a storm halves it every round, one in ten costs 2 % (the idea is DCTCP's:
+    Alizadeh et al. 2010). Requests that passed their deadline complain too where they outnumber the answers.
 
     A server that never complains but queues shows in the time of its answers: where the window grew by a quarter or
     more and the median answer slowed by most of that, growing gained nothing; it is taken back, and tried again later
@@ -62,7 +63,7 @@ class Window:
     def _turn(self) -> None:
         complaints = self._complaints + (self._late if self._late > len(self._took) else 0)
         self._share = (self._share + complaints / self._heard) / 2
-        self._doubling = self._doubling and not complaints
+        self._doubling = self._doubling and self._share < _STRAY
         if not self._idle and self._took and not self._queueing(median(self._took)):
             self._size = min(self._most, self._size * (2 if self._doubling else 1.01) + 1)
         self._size = max(1.0, self._size * (1 - min(0.5, 2 * self._share**2)))
