@@ -322,7 +322,7 @@ def _versions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("docs/results/losses.md"))
     parser.add_argument("--cell", help="measure one cell, given as JSON, and print the result")
     parser.add_argument("--errors", action="store_true", help="print the largest probability errors")
