@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.losses.native import bf16_product, fits
-from potstill.losses.problem import product
+from potstill.losses.products import logits
 
 native = pytest.mark.skipif(
     not (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()),
@@ -37,7 +37,7 @@ def test_it_equals_float64(rows: int, vocabulary: int, half: int, seed: int, alp
     hidden = torch.randn(rows, 2 * half, generator=draw).bfloat16()
     weight = torch.randn(vocabulary + 3, 2 * half, generator=draw).bfloat16()[3:]
     wide = torch.full((rows, vocabulary + 5), 7.0)
-    product(hidden, weight, alpha=alpha, out_CV=wide[:, :vocabulary])
+    logits(hidden, weight, alpha=alpha, out_CV=wide[:, :vocabulary])
     exact = alpha * hidden.double() @ weight.double().T
     torch.testing.assert_close(wide[:, :vocabulary].double(), exact, rtol=1e-5, atol=1e-5)
     assert (wide[:, vocabulary:] == 7.0).all()
@@ -51,8 +51,8 @@ def test_what_it_cannot_take_it_leaves() -> None:
 
 
 def test_without_it_logits_are_rounded_but_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potstill.losses.problem.bf16_product", lambda: None)
+    monkeypatch.setattr("potstill.losses.products.bf16_product", lambda: None)
     hidden, weight = torch.randn(5, 8).bfloat16(), torch.randn(11, 8).bfloat16()
     out = torch.empty(5, 11)
-    product(hidden, weight, alpha=2.0, out_CV=out)
+    logits(hidden, weight, alpha=2.0, out_CV=out)
     torch.testing.assert_close(out.double(), 2 * hidden.double() @ weight.double().T, rtol=2e-2, atol=5e-2)

@@ -5,7 +5,6 @@ Dimension key: N rows, B rows of a block, V vocabulary, K stored candidates, k c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -28,6 +27,19 @@ class Observed:
     agreement_N: Tensor | None = None
     total_variation_N: Tensor | None = None
     teacher_mass_N: Tensor | None = None
+
+    def room(self, count: int) -> Observed:
+        """For `count` rows, with the columns that there are here."""
+        columns = {name: None if column is None else column.new_zeros(count) for name, column in self._columns()}
+        return Observed(**columns)  # pyright: ignore[reportArgumentType]
+
+    def put(self, rows: slice, part: Observed) -> None:
+        for (_, column), (_, some) in zip(self._columns(), part._columns(), strict=True):
+            if column is not None and some is not None:
+                column[rows] = some
+
+    def _columns(self) -> list[tuple[str, Tensor | None]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 def observe_dense(z_BV: Tensor, student: Softmax, teacher_z_BV: Tensor, teacher: Softmax) -> Observed:
@@ -55,16 +67,6 @@ def observe_sparse(z_BV: Tensor, student: Softmax, teacher: Candidates) -> Obser
         (tile.q_BV - tile.p_BV).abs_().sum(-1).div_(2).float(),
         teacher.p_BK.sum(-1).float(),
     )
-
-
-def joined(parts: Sequence[Observed]) -> Observed:
-    """Rows of several blocks, in order."""
-
-    def column(name: str) -> Tensor | None:
-        values: list[Tensor | None] = [getattr(part, name) for part in parts]
-        return None if any(v is None for v in values) else torch.cat([v for v in values if v is not None])
-
-    return Observed(**{field.name: column(field.name) for field in fields(Observed)})  # pyright: ignore[reportArgumentType]
 
 
 def _entropy(z_BV: Tensor, made: Softmax) -> Tensor:

@@ -5,15 +5,14 @@ Dimension key: N rows, C rows of a chunk, D width, V vocabulary, K stored candid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from potstill.losses import products
 from potstill.losses.divergences import Divergence
-from potstill.losses.native import bf16_product, fits
-from potstill.losses.observed import Observed, joined
+from potstill.losses.observed import Observed
 from potstill.losses.tiles import Candidates
 from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
 
@@ -35,7 +34,7 @@ class Head:
     def logits(self, hidden_CD: Tensor, *, out_CV: Tensor) -> Tensor:
         """Written into `out_CV` (fp32), which is returned."""
         alpha = self.scale if self.softcap else self.scale / self.temperature
-        product(hidden_CD, self.weight_VD, alpha=alpha, out_CV=out_CV)
+        products.logits(hidden_CD, self.weight_VD, alpha=alpha, out_CV=out_CV)
         if self.bias_V is not None:
             out_CV.add_(self.bias_V, alpha=alpha)
         if self.softcap:
@@ -65,12 +64,12 @@ class Gradients:
         columns = slice(column, column + slope_CV.shape[1])
         if self.bias_V is not None:
             self.bias_V[columns].add_(slope_CV.sum(0), alpha=alpha)
-        narrow_CV = self._narrowed(slope_CV, hidden_CD.dtype)
+        dtype = torch.float32 if products.widens(hidden_CD) else hidden_CD.dtype
+        factor_CV = self._narrowed(slope_CV, dtype)
         if self.hidden_ND is not None:
-            # Addition in the accumulator's own dtype: one rounding a vocabulary tile, and by default there is one.
-            self.hidden_ND[rows].addmm_(narrow_CV, head.weight_VD, alpha=alpha)
+            products.add_hidden_gradient(self.hidden_ND[rows], factor_CV, head.weight_VD, alpha=alpha)
         if self.weight_VD is not None:
-            _accumulate(self.weight_VD[columns], narrow_CV, hidden_CD, alpha=alpha)
+            products.add_weight_gradient(self.weight_VD[columns], factor_CV, hidden_CD, alpha=alpha)
 
     def _narrowed(self, slope_CV: Tensor, dtype: torch.dtype) -> Tensor:
         """In the products' dtype, every time in the same memory: an allocation a chunk leaves the heap in pieces."""
@@ -88,33 +87,6 @@ class Gradients:
 
 def _fine(few: Tensor) -> Tensor:
     return few.float() if few.device.type == "mps" else few.double()  # Apple's GPUs know no float64
-
-
-def product(hidden_CD: Tensor, weight_VD: Tensor, *, alpha: float, out_CV: Tensor) -> None:
-    """out = alpha * h W', summed and kept in fp32 whatever the inputs are: a logit rounded to bf16 would cost up to
-    1.6 % of a probability. On a CPU without `native` half-precision logits are rounded all the same."""
-    if hidden_CD.dtype == torch.float32:
-        torch.addmm(out_CV, hidden_CD, weight_VD.T, beta=0, alpha=alpha, out=out_CV)
-    elif hidden_CD.device.type == "cuda":
-        torch.mm(hidden_CD, weight_VD.T, out_dtype=torch.float32, out=out_CV)
-        if alpha != 1:
-            out_CV.mul_(alpha)
-    elif fits(hidden_CD, weight_VD) and (native := bf16_product()):
-        native(hidden_CD, weight_VD, alpha, out_CV)
-    else:
-        torch.mul(hidden_CD @ weight_VD.T, alpha, out=out_CV)
-
-
-def _accumulate(sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor, *, alpha: float) -> None:
-    if sum_VD.dtype == slope_CV.dtype:
-        sum_VD.addmm_(slope_CV.T, hidden_CD, alpha=alpha)
-        return
-    step = 8192  # a narrow product is rounded once and added in fp32, a slice at a time to save its memory
-    part_WD = hidden_CD.new_empty((min(step, len(sum_VD)), hidden_CD.shape[1]))
-    for start in range(0, len(sum_VD), step):
-        slope_CW = slope_CV[:, start : start + step]
-        out_WD = torch.mm(slope_CW.T, hidden_CD, out=part_WD[: slope_CW.shape[1]])
-        sum_VD[start : start + step].add_(out_WD, alpha=alpha)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,23 +141,23 @@ class Problem:
                 raise AssertionError("a dense teacher has logits")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scores:
     """Per row, before weights: the divergence, the cross-entropy with the targets (0 without), what was observed."""
 
     divergence_N: Tensor
     cross_entropy_N: Tensor
-    observed: Observed | None
+    observed: Observed | None = None
 
-    @staticmethod
-    def joined(parts: Sequence[Scores], device: torch.device) -> Scores:
-        """Rows of several blocks, in order."""
-        if not parts:
-            nothing = torch.zeros(0, device=device)
-            return Scores(nothing, nothing, None)
-        seen = [part.observed for part in parts if part.observed is not None]
-        return Scores(
-            torch.cat([part.divergence_N for part in parts]),
-            torch.cat([part.cross_entropy_N for part in parts]),
-            joined(seen) if seen else None,
-        )
+    @classmethod
+    def room(cls, count: int, device: torch.device) -> Scores:
+        """For `count` rows, to be put in block by block. A list of blocks would do, but its many small tensors, lying
+        between the blocks' big ones, would keep glibc from using that memory again: 600 MB instead of 140."""
+        return cls(torch.zeros(count, device=device), torch.zeros(count, device=device))
+
+    def put(self, rows: slice, part: Scores) -> None:
+        self.divergence_N[rows] = part.divergence_N
+        self.cross_entropy_N[rows] = part.cross_entropy_N
+        if part.observed is not None:
+            self.observed = self.observed or part.observed.room(len(self.divergence_N))
+            self.observed.put(rows, part.observed)

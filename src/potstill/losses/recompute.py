@@ -24,13 +24,13 @@ def recompute(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_
     """As `stored`, in less memory and more time; it observes nothing."""
     count, (size, width) = len(hidden_ND), problem.chunk
     tiles_2CW = torch.empty((2 if problem.dense else 1, min(size, count), width), device=hidden_ND.device)
-    scores: list[Scores] = []
+    scores = Scores.room(count, hidden_ND.device)
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
         chunk = _Chunk(problem, rows, hidden_ND[rows], tiles_2CW)
         factor_C = None if factor_N is None else factor_N[rows]
-        scores.append(_dense(chunk, gradients, factor_C) if problem.dense else _sparse(chunk, gradients, factor_C))
-    return Scores.joined(scores, hidden_ND.device)
+        scores.put(rows, _dense(chunk, gradients, factor_C) if problem.dense else _sparse(chunk, gradients, factor_C))
+    return scores
 
 
 @dataclass(frozen=True, slots=True)

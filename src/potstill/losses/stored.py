@@ -22,7 +22,7 @@ def stored(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: 
     columns = slice(0, problem.vocabulary)
     kept_CV = hidden_ND.new_empty((min(size, count), problem.vocabulary), dtype=torch.float32)
     teacher_CV = torch.empty_like(kept_CV) if problem.dense else None
-    scores: list[Scores] = []
+    scores = Scores.room(count, hidden_ND.device)
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
         hidden_CD = hidden_ND[rows]
@@ -31,11 +31,11 @@ def stored(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: 
             problem.teacher_logits(rows, columns, out_CV=teacher_CV[: len(hidden_CD)])
         for block in blocks(z_CV):
             here = slice(start + block.start, start + block.stop)
-            scores.append(_score(problem, here, z_CV[block], None if teacher_CV is None else teacher_CV[block]))
+            scores.put(here, _score(problem, here, z_CV[block], None if teacher_CV is None else teacher_CV[block]))
             if factor_N is not None:
                 z_CV[block].mul_(factor_N[here].unsqueeze(-1))
         gradients.add(problem.head, hidden_CD, z_CV, row=start, column=0)
-    return Scores.joined(scores, hidden_ND.device)
+    return scores
 
 
 def _score(problem: Problem, rows: slice, z_BV: Tensor, teacher_BV: Tensor | None) -> Scores:
