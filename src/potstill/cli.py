@@ -80,6 +80,9 @@ def check(recipe: Path, *, probe: int | None = None, options: Options = _DEFAULT
 @app.command
 def run(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Run all stages of a recipe, or go on with a run folder: prompts, generate, verify, train, evaluate, report."""
+    if _writes_data(recipe):
+        _walk_data(recipe, options)
+        return
     _walk(recipe, "report", options)
 
 
@@ -107,18 +110,27 @@ def generate(
 @app.command
 def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Check the teacher's answers and keep the good ones. Asks the teacher nothing that it has answered."""
+    if _writes_data(recipe):
+        _sift(recipe, options)
+        return
     _walk(recipe, "verify", options)
 
 
 @app.command
 def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Train the student and its controls."""
+    if _writes_data(recipe):
+        _teach(recipe, options)
+        return
     _walk(recipe, "train", options)
 
 
 @app.command
 def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Compare student, teacher and controls on the test prompts."""
+    if _writes_data(recipe):
+        _examine(recipe, options)
+        return
     _walk(recipe, "evaluate", options)
 
 
@@ -212,6 +224,45 @@ def _harvest(target: Path, limit: int | None, budget: float | None, options: Opt
     console.show_harvest(found, as_json=options.json)
 
 
+def _sift(target: Path, options: Options) -> None:
+    from potstill.harvest import sift
+
+    recipe, folder = _resolve_data(target, options.set, options)
+    with console.watching(as_json=options.json) as watch:
+        found = sift(recipe, folder=folder, watch=watch)
+    console.show_sift(found, as_json=options.json)
+
+
+def _walk_data(target: Path, options: Options) -> None:
+    """Every stage that the recipe has a section for."""
+    recipe, _ = _resolve_data(target, options.set, options)
+    _harvest(target, None, None, options)
+    if recipe.verify is not None:
+        _sift(target, options)
+    if recipe.student is not None:
+        _teach(target, options)
+    if recipe.evaluate is not None:
+        _examine(target, options)
+
+
+def _teach(target: Path, options: Options) -> None:
+    recipe, folder = _resolve_data(target, options.set, options)
+    from potstill.lessons import teach
+
+    with console.watching(as_json=options.json) as watch:
+        model = teach(recipe, folder=folder, watch=watch)
+    console.show_student(model, as_json=options.json)
+
+
+def _examine(target: Path, options: Options) -> None:
+    recipe, folder = _resolve_data(target, options.set, options)
+    from potstill.lessons import examine
+
+    with console.watching(as_json=options.json) as watch:
+        scores = examine(recipe, folder=folder, watch=watch)
+    console.show_exam(scores, as_json=options.json)
+
+
 def _check_data(target: Path, prompts: int | None, options: Options) -> None:
     from potstill.data_plan import plan_data, probe
 
@@ -239,7 +290,7 @@ def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> t
 def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
     """A recipe file, or a run folder with its own recipe."""
     if target.exists() and _writes_data(target):
-        raise InputError(f"'{target}' ends with the teacher's answers", way_out=f"potstill generate {target}")
+        raise InputError(f"a recipe of free text ('{target}') has no report yet", way_out=f"potstill run {target}")
     if target.is_dir() and (target / "recipe.yaml").is_file():
         return load(target / "recipe.yaml", options.set), options.run or target
     recipe = load(target, options.set)

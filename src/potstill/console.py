@@ -33,6 +33,8 @@ from potstill.plan import Plan
 from potstill.records import Progress, Watch
 from potstill.store.requests import glance
 from potstill.store.run import Run
+from potstill.verify.answers import Verified
+from potstill.verify.select import KEPT
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -190,6 +192,48 @@ def show_harvest(found: Harvest, *, as_json: bool) -> None:
     )
     for name in sorted(name for name in totals if name.startswith("failure: ")):
         out.print(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests", soft_wrap=True)
+
+
+def show_sift(found: Verified, *, as_json: bool) -> None:
+    """What became of the answers, and where the good ones are."""
+    if as_json:
+        reasons = dict(found.reasons.most_common())
+        say_json(
+            {"selected": str(found.selected), "reasons": reasons, "prompts": dict(found.prompts), "pairs": found.pairs}
+        )
+        return
+    total = found.reasons.total()
+    out.print(f"{found.kept:,} of {total:,} answers kept in {clean(str(found.selected))}", soft_wrap=True)
+    for reason, count in found.reasons.most_common():
+        if reason != KEPT:
+            out.print(f"  {count:>9,} ({count / total:.1%})  {clean(reason)}", soft_wrap=True)
+    out.print(f"prompts without a kept answer: {found.prompts['lost']:,} of {found.prompts.total():,}", soft_wrap=True)
+
+
+def show_student(model: Path, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"model": str(model)})
+    else:
+        out.print(f"student: {clean(str(model))}", soft_wrap=True)
+
+
+def show_exam(scores: Mapping[str, Any], *, as_json: bool) -> None:
+    """Pass rates with intervals, and the student's distance to the others."""
+    if as_json:
+        say_json(dict(scores))
+        return
+    table = Table(title="exam", title_justify="left")
+    for column in ("arm", "right", "95 % interval", "most frequent mistake"):
+        table.add_column(column)
+    for arm, found in scores["arms"].items():
+        rate = found["pass_rate"]
+        low, high = rate["ci95"]
+        worst = next((f"{reason} ({n:,})" for reason, n in found["wrong"].items()), "-")
+        table.add_row(clean(arm), f"{rate['value']:.1%}", f"{low:.1%} to {high:.1%}", clean(worst))
+    out.print(table)
+    for name, found in scores["paired"].items():
+        low, high = found["pass_rate"]["ci95"]
+        out.print(f"{name}: {found['pass_rate']['value']:+.1%} ({low:+.1%} to {high:+.1%})", soft_wrap=True)
 
 
 def show_runs(folder: Path, *, as_json: bool) -> None:

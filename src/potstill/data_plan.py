@@ -22,6 +22,7 @@ from potstill.licences import Policy, check_licence
 from potstill.prompts.stream import described, stream_prompts
 from potstill.records import Watch, unwatched
 from potstill.store.requests import Requests
+from potstill.verify.answers import require_checks
 
 _BYTES_A_TOKEN = 4
 
@@ -56,12 +57,13 @@ def plan_data(recipe: DataRecipe) -> DataPlan:
         f"{what} ({licence})": check_licence(licence, key=f"{what}.licence")
         for what, licence in (("teacher", recipe.teacher.licence), ("prompts", recipe.prompts.licence))
     }
+    require_checks(recipe)
     price, how = price_of(recipe), recipe.generate
     first = tuple(m.as_dict() for m in told_first(recipe.teacher))
     left_out: Counter[str] = Counter()
     prompts = read = worst = 0
-    for _, messages in stream_prompts(recipe.prompts, left_out):
-        turns = (*first, *(m.as_dict() for m in messages))
+    for prompt in stream_prompts(recipe.prompts, left_out):
+        turns = (*first, *(m.as_dict() for m in prompt.messages))
         ask = Ask(messages=turns, count=1, max_tokens=how.longest or how.max_tokens, seed=0, identity="")
         prompts += 1
         read += prompt_bound(ask) // _BYTES_A_TOKEN

@@ -1,4 +1,5 @@
-"""A recipe that ends with the teacher's answers: prompts in, n free-text answers each out (`potstill generate`).
+"""A recipe of free text: prompts in, n answers each out (`potstill generate`), the good ones kept (`potstill verify`),
+a student that learnt them (`potstill train`).
 
 It is told from a whole `Recipe` by its `generate:` section. Editing it never throws an answer away: answers are kept
 by what was asked of whom, and every one that still fits is used again.
@@ -14,20 +15,13 @@ from typing import Annotated, Literal, cast
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from potstill import recipe as recipes
-from potstill.recipe import Shot, TextColumns
+from potstill.prompt_file import PromptFile
+from potstill.recipe import Shot
+from potstill.student_recipe import Exam, Learner, Lessons
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
+from potstill.verify_recipe import Select, Verification
 
 Truncated = Literal["keep", "drop", "longer"]
-
-
-class PromptFile(Values):
-    """A JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`. Streamed: it may hold millions."""
-
-    kind: Literal["file"] = "file"
-    source: str
-    licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
-    columns: TextColumns
-    header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
 
 
 class ReasoningGym(Values):
@@ -206,13 +200,31 @@ class Generate(Values):
 
 
 class DataRecipe(Values):
-    """Prompts, a teacher, and how it is asked."""
+    """Prompts, a teacher, how it is asked, and which of its answers are good."""
 
     name: Name
     seed: Seed = 0
     prompts: Source
     teacher: Writer
     generate: Generate = Generate()  # pyright: ignore[reportCallIssue]
+    verify: Verification | None = None
+    select: Select = Select()  # pyright: ignore[reportCallIssue]
+    student: Learner | None = None
+    train: Lessons = Lessons()  # pyright: ignore[reportCallIssue]
+    evaluate: Exam | None = None
+
+    @property
+    def licences(self) -> str:
+        """What travels with every row."""
+        return f"{self.teacher.licence} (teacher), {self.prompts.licence} (prompts)"
+
+    @model_validator(mode="after")
+    def _selection_follows_checks(self) -> DataRecipe:
+        if self.verify is None and self.select != Select():  # pyright: ignore[reportCallIssue]
+            raise ValueError("'select' chooses among checked answers: add 'verify' with its checks")
+        if self.student is None and self.evaluate is not None:
+            raise ValueError("'evaluate' examines a student: add 'student'")
+        return self
 
     @model_validator(mode="after")
     def _budget_has_a_price(self) -> DataRecipe:

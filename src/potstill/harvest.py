@@ -1,4 +1,5 @@
-"""A data recipe from prompts to Parquet: what `potstill generate` does with a recipe that has a `generate:` section."""
+"""A data recipe from prompts to Parquet: what `potstill generate` and `potstill verify` do with a recipe that has a
+`generate:` section."""
 
 from __future__ import annotations
 
@@ -8,20 +9,21 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe, Expand, PromptFile
+from potstill.data_recipe import DataRecipe, Expand
 from potstill.dispatch.money import DOLLAR
 from potstill.engines.choose import sampler_for
 from potstill.errors import BudgetReached, InputError, TeacherError
-from potstill.generate.collect import Asking, collect, export, load_asks, price_of
+from potstill.generate.collect import Asking, collect, export, load_asks, price_of, usable_answers
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.waves import Wanted
 from potstill.licences import check_licence
+from potstill.prompt_file import AskColumns, PromptFile
 from potstill.prompts.stream import stream_prompts
-from potstill.recipe import TextColumns
 from potstill.records import Progress, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
+from potstill.verify.answers import Verified, require_checks, verify_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ def harvest(
     """
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
+    require_checks(recipe)
     sampler = sampler_for(recipe)
     price_of(recipe)
     asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
@@ -73,6 +76,25 @@ def harvest(
         return _harvest(place, answers, exported, requests)
 
 
+def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Verified:
+    """Judge the answers that the ledger holds and write the best. Sends nothing; free to run again."""
+    if recipe.verify is None:
+        raise InputError("the recipe has no 'verify' section", way_out="add one with its checks")
+    place = folder or Path("runs") / recipe.name
+    nothing = InputError(f"'{place}' holds no answers yet", way_out="let the teacher write: potstill generate")
+    if not (place / "ledger.sqlite").is_file():
+        raise nothing
+    with open_data_run(place, recipe) as requests:
+        if not isinstance(recipe.prompts, Expand):
+            load_asks(recipe, requests)
+        most = recipe.generate.n
+        total = requests.count_answers(most=most)
+        if not total:
+            raise nothing
+        answers = usable_answers(recipe, requests, most=most)
+        return verify_answers(recipe, answers, place, total=total, watch=watch)
+
+
 def _harvest(folder: Path, answers: Path, exported: int, requests: Requests) -> Harvest:
     return Harvest(
         folder=folder,
@@ -89,7 +111,7 @@ def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> D
 
     The writing is a run of its own in `expansion/`, with its own ledger: it resumes and is paid once, like any other.
     """
-    seeds = [messages[-1].content for _, messages in stream_prompts(source.seeds, Counter())]
+    seeds = [prompt.messages[-1].content for prompt in stream_prompts(source.seeds, Counter())]
     if not seeds:
         raise InputError(f"prompts.seeds: '{source.seeds.source}' holds no prompts", way_out="give a few")
     folder = place / "expansion"
@@ -113,7 +135,7 @@ def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> D
         write_atomic(file, lines)
     watch(Progress(stage="generate", what="prompts written", done=len(found), total=source.to))
     licence = source.licence
-    prompts = PromptFile(source=str(file), licence=licence, columns=TextColumns(text="text"), header=None)
+    prompts = PromptFile(source=str(file), licence=licence, columns=AskColumns(text="text"), header=None)
     budget = recipe.generate.budget
     left = None if budget is None else max(1e-12, budget - spent / DOLLAR)
     how = recipe.generate.model_copy(update={"budget": left})
@@ -122,7 +144,7 @@ def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> D
 
 def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
     """The recipe that asks for prompts: one answer each, and without the teacher's instructions for the real ones."""
-    prompts = PromptFile(source=str(asks), licence=source.licence, columns=TextColumns(text="text"), header=None)
+    prompts = PromptFile(source=str(asks), licence=source.licence, columns=AskColumns(text="text"), header=None)
     plain = {"n": 1, "max_tokens": source.max_tokens, "truncated": "keep", "longest": None}
     return recipe.model_copy(
         update={
@@ -136,4 +158,4 @@ def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
 
 def _samples(folder: Path) -> list[Sample]:
     with Requests(folder / "ledger.sqlite") as requests:
-        return [sample for _, _, sample in requests.samples()]
+        return [sample for _, sample in requests.samples()]

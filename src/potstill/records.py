@@ -13,6 +13,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
 Stage = Literal["prompts", "generate", "verify", "train", "evaluate", "report"]
 Finish = Literal["stop", "length", "filtered", "tool_calls", "unknown"]
+Opinion = Literal["passed", "failed", "undecided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What is asked. `reference` and `grade` are human knowledge and never reach training."""
+    """What is asked. `reference` (where answers are free text also unit tests or a task's record, as JSON) and `grade`
+    are human knowledge and never reach training."""
 
     id: str
     split: Split
@@ -90,6 +92,18 @@ class Verdict:
     @property
     def confidence(self) -> float:
         return max(self.choice_p)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check said of a sample, why, and what it saw. `check` is its name and version; `score` from 0 to 1 where
+    the check grades. Undecided: the check could not say, which is not the sample's fault."""
+
+    opinion: Opinion
+    reason: str = ""
+    evidence: str = ""
+    score: float | None = None
+    check: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,9 +38,9 @@ def examples(ledger: Path) -> list[Example]:
     votes: dict[str, Counter[str]] = defaultdict(Counter)
     asked: dict[str, tuple[Message, ...]] = {}
     with Requests(ledger) as requests:
-        for prompt_id, messages, sample in requests.samples():
-            votes[prompt_id][CHOICES[len(sample.text.split()) % 2]] += 1
-            asked[prompt_id] = messages
+        for prompt, sample in requests.samples():
+            votes[prompt.id][CHOICES[len(sample.text.split()) % 2]] += 1
+            asked[prompt.id] = prompt.messages
     return [
         Example(
             prompt_id=prompt_id,

@@ -101,12 +101,12 @@ def naive_loss(
 def test_loss_and_gradient_of_a_batch_equal_the_definition(
     model: PreTrainedModel, choices: tuple[Ids, ...], method: Sft | LogitKd
 ) -> None:
-    from potstill.models.forward import head_logits, hidden_rows
+    from potstill.models.forward import hidden_rows
 
     some = rows(choices, n=7, seed=3)
     batch = collate(some, choices, device=torch.device("cpu"))
-    logits = head_logits(model, hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R))
-    loss, _ = terms(method, logits, batch)
+    hidden = hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R)
+    loss, _ = terms(method, model, hidden, batch)
     loss.backward()
     reference = first_layers(model, 2).double()
     expected = naive_loss(reference, some, choices, method)

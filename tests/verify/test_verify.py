@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from potstill.recipe import Verify
 from potstill.records import Sample
 from potstill.verify.calibrate import Calibration, fit_bias, fit_temperature, log_softmax
-from potstill.verify.checks import judge
+from potstill.verify.choices import judge
 
 seeds = st.integers(0, 2**31)
 

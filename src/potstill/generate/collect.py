@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
 from potstill.generate.waves import Wanted, Waves, fixed, question_key, written
 from potstill.prompts.stream import source_mark, stream_prompts
-from potstill.records import Progress, Watch
+from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.answers import write_answers
 from potstill.store.requests import Outcome, Requests
 
@@ -49,10 +49,7 @@ def load_asks(recipe: DataRecipe, requests: Requests) -> None:
         return
     left_out: Counter[str] = Counter()
     with requests.transaction():
-        rows = (
-            (prompt_id, question_key(recipe, messages), messages)
-            for prompt_id, messages in stream_prompts(recipe.prompts, left_out)
-        )
+        rows = ((prompt, question_key(recipe, prompt.messages)) for prompt in stream_prompts(recipe.prompts, left_out))
         left_out["duplicate text"] += requests.put_asks(rows)
         requests.put_mark("asks", mark)
         requests.put_mark("left out", json.dumps({reason: n for reason, n in left_out.items() if n}))
@@ -113,15 +110,16 @@ def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: As
     asyncio.run(run())
 
 
+def usable_answers(recipe: DataRecipe, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
+    """The first `most` answers a prompt, less those that were cut off where the recipe does not keep them."""
+    keeps = recipe.generate.truncated == "keep"
+    return (row for row in requests.samples(most=most) if keeps or not row[1].cut_off)
+
+
 def export(recipe: DataRecipe, requests: Requests, path: Path, *, most: int) -> int:
-    """The usable ones of the first `most` answers a prompt as Parquet; returns how many."""
-    rows = (row for row in requests.samples(most=most) if not (row[2].cut_off and recipe.generate.truncated != "keep"))
-    return write_answers(
-        path,
-        rows,
-        teacher=recipe.teacher.model,
-        licence=f"{recipe.teacher.licence} (teacher), {recipe.prompts.licence} (prompts)",
-    )
+    """The usable answers as Parquet; returns how many."""
+    rows = usable_answers(recipe, requests, most=most)
+    return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences)
 
 
 def _limits(recipe: DataRecipe) -> Limits:

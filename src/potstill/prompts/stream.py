@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import assert_never
 
-from potstill.data_recipe import Expand, PromptFile, ReasoningGym, Source
+from potstill.data_recipe import Expand, ReasoningGym, Source
 from potstill.errors import InputError, MissingEnvironment
+from potstill.prompt_file import PromptFile
 from potstill.prompts.columns import column, messages_of
 from potstill.prompts.rows import read_rows
-from potstill.records import Message
+from potstill.records import Message, Prompt
 
 
-def stream_prompts(ask: Source, left_out: Counter[str]) -> Iterator[tuple[str, tuple[Message, ...]]]:
-    """(id, messages) in the order of the source; empty ones are counted in `left_out`. Raises a PotstillError."""
+def stream_prompts(ask: Source, left_out: Counter[str]) -> Iterator[Prompt]:
+    """In the order of the source; empty ones are counted in `left_out`. Raises a PotstillError."""
     match ask:
         case PromptFile():
             yield from _from_file(ask, left_out)
@@ -49,16 +51,24 @@ def described(ask: Source) -> str:
             return f"reasoning-gym's {task}"
 
 
-def _from_file(ask: PromptFile, left_out: Counter[str]) -> Iterator[tuple[str, tuple[Message, ...]]]:
+def _from_file(ask: PromptFile, left_out: Counter[str]) -> Iterator[Prompt]:
     for where, row in read_rows(ask.source, ask.header):
         messages = messages_of(ask.columns, where, row)
         if not messages or not messages[-1].content.strip():
             left_out["empty prompt"] += 1
             continue
-        yield (str(column(row, ask.columns.id, "id", where)) if ask.columns.id else _id(messages)), messages
+        prompt_id = str(column(row, ask.columns.id, "id", where)) if ask.columns.id else _id(messages)
+        known = ask.columns.reference
+        reference = None if known is None else as_reference(column(row, known, "reference", where))
+        yield Prompt(id=prompt_id, split="train", messages=messages, reference=reference)
 
 
-def _from_gym(ask: ReasoningGym) -> Iterator[tuple[str, tuple[Message, ...]]]:
+def as_reference(value: object) -> str | None:
+    """A text as it is, any other value as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _from_gym(ask: ReasoningGym) -> Iterator[Prompt]:
     try:
         import reasoning_gym  # the extra `reasoning`
     except ImportError:
@@ -75,7 +85,8 @@ def _from_gym(ask: ReasoningGym) -> Iterator[tuple[str, tuple[Message, ...]]]:
         ) from None
     for number, task in enumerate(tasks):
         messages = (Message(role="user", content=str(task["question"])),)
-        yield f"{ask.task}-{number}", messages
+        reference = as_reference(dict(task))
+        yield Prompt(id=f"{ask.task}-{number}", split="train", messages=messages, reference=reference)
 
 
 def _id(messages: tuple[Message, ...]) -> str:

@@ -5,14 +5,14 @@ Sorted by prompt and index; no times, prices or request ids: the same answers gi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from potstill.records import Message, Sample
+from potstill.records import Message, Prompt, Sample
 from potstill.store.files import drafted
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
 )
 _GROUP = 10_000
 
-Row = tuple[str, tuple[Message, ...], Sample]
+Row = tuple[Prompt, Sample]
 
 
 def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str) -> int:
@@ -46,8 +46,8 @@ def write_answers(path: Path, rows: Iterable[Row], *, teacher: str, licence: str
 def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyright: ignore[reportUnknownParameterType]
     """Column by column: a tenth of the time that a million dicts would take."""
     turns = [
-        (*messages, Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
-        for _, messages, sample in group
+        (*prompt.messages, Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
+        for prompt, sample in group
     ]
     flat = [message for row in turns for message in row]
     parts = [
@@ -56,9 +56,9 @@ def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyr
         pa.array([m.reasoning_content for m in flat], pa.string()),
     ]
     offsets = pa.array(accumulate((len(row) for row in turns), initial=0), pa.int32())
-    samples = [sample for _, _, sample in group]
+    samples = [sample for _, sample in group]
     columns = [
-        pa.array([prompt_id for prompt_id, _, _ in group], pa.string()),
+        pa.array([prompt.id for prompt, _ in group], pa.string()),
         pa.array([s.index for s in samples], pa.int32()),
         pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, fields=list(_TURN))),
         pa.array([s.finish for s in samples], pa.string()),
@@ -67,3 +67,10 @@ def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyr
         pa.array([licence] * len(group), pa.string()),
     ]
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def read_conversations(path: Path) -> Iterator[tuple[Message, ...]]:
+    """The `messages` of every row, in order; the last one is the answer."""
+    for batch in pq.ParquetFile(path).iter_batches(columns=["messages"]):
+        for turns in batch.column(0).to_pylist():
+            yield tuple(Message.from_dict(turn) for turn in turns)

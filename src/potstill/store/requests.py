@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Literal
 
 from potstill.errors import InputError
-from potstill.records import Finish, Message, Sample
+from potstill.records import Finish, Message, Prompt, Sample
 from potstill.store.database import connect, transaction
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS questions (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, messages TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS asks (
-    position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL UNIQUE, question INTEGER NOT NULL UNIQUE, settled TEXT);
+    position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL UNIQUE, question INTEGER NOT NULL UNIQUE, settled TEXT,
+    reference TEXT);
 CREATE INDEX IF NOT EXISTS open_asks ON asks (position) WHERE settled IS NULL;
 CREATE TABLE IF NOT EXISTS attempts (
     id INTEGER PRIMARY KEY, question INTEGER NOT NULL, sample INTEGER NOT NULL, samples INTEGER NOT NULL,
@@ -127,6 +128,8 @@ class Requests:
 
     def __init__(self, path: Path) -> None:
         self._db = connect(path, _SCHEMA)
+        if "reference" not in {row[1] for row in self._db.execute("PRAGMA table_info(asks)")}:
+            self._db.execute("ALTER TABLE asks ADD COLUMN reference TEXT")  # a ledger from before there were checks
 
     def __enter__(self) -> Requests:
         return self
@@ -146,24 +149,25 @@ class Requests:
     def put_mark(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
 
-    def put_asks(self, asks: Iterable[tuple[str, bytes, Sequence[Message]]]) -> int:
-        """Replace what is asked by (prompt id, key, messages) rows; returns how many were duplicates of another.
+    def put_asks(self, asks: Iterable[tuple[Prompt, bytes]]) -> int:
+        """Replace what is asked by (prompt, key of its question) rows; returns how many were duplicates of another.
 
         Questions and their answers stay: those that are asked again keep them. Call inside a transaction.
         """
         self._db.execute("DELETE FROM asks")
         position = duplicates = 0
-        for prompt_id, key, messages in asks:
-            body = json.dumps([m.as_dict() for m in messages], ensure_ascii=False)
+        for prompt, key in asks:
+            body = json.dumps([m.as_dict() for m in prompt.messages], ensure_ascii=False)
             self._db.execute("INSERT OR IGNORE INTO questions (key, messages) VALUES (?, ?)", (key, body))
             try:
                 self._db.execute(
-                    "INSERT INTO asks SELECT ?, ?, id, NULL FROM questions WHERE key = ?", (position, prompt_id, key)
+                    "INSERT INTO asks SELECT ?, ?, id, NULL, ? FROM questions WHERE key = ?",
+                    (position, prompt.id, prompt.reference, key),
                 )
             except sqlite3.IntegrityError as error:
-                if "prompt_id" in str(error) and not self._same_question(prompt_id, key):
+                if "prompt_id" in str(error) and not self._same_question(prompt.id, key):
                     raise InputError(
-                        f"prompts.columns.id: the id '{prompt_id}' stands on two different prompts",
+                        f"prompts.columns.id: the id '{prompt.id}' stands on two different prompts",
                         way_out="make ids unique, or leave 'id' out",
                     ) from None
                 duplicates += 1
@@ -184,6 +188,19 @@ class Requests:
     def count_asks(self, *, limit: int | None = None, settled: bool = False) -> int:
         where = "WHERE position < ?" + (" AND settled IS NOT NULL" if settled else "")
         row = self._db.execute(f"SELECT count(*) FROM asks {where}", (_all(limit),)).fetchone()
+        return int(row[0])
+
+    def prompt_ids(self) -> list[str]:
+        """Every prompt as they are now, in order."""
+        return [row[0] for row in self._db.execute("SELECT prompt_id FROM asks ORDER BY position")]
+
+    def count_answers(self, *, most: int) -> int:
+        """How many of the first `most` answers a prompt are there."""
+        row = self._db.execute(
+            "SELECT count(*) FROM asks k JOIN answers a ON a.question = k.question "
+            "WHERE given_up IS NULL AND sample < ?",
+            (most,),
+        ).fetchone()
         return int(row[0])
 
     def open_asks(self, *, limit: int | None = None) -> Iterator[Open]:
@@ -340,28 +357,27 @@ class Requests:
             sums.items(),
         )
 
-    def samples(self, *, most: int | None = None) -> Iterator[tuple[str, tuple[Message, ...], Sample]]:
-        """(prompt id, messages, sample) of the first `most` answers (default all) to every prompt as they are now, by
-        prompt and index."""
+    def samples(self, *, most: int | None = None) -> Iterator[tuple[Prompt, Sample]]:
+        """The first `most` answers (default all) to every prompt as they are now, by prompt and index."""
         rows = self._db.execute(
-            "SELECT prompt_id, messages, sample, text, reasoning, finish, cut_off FROM asks k "
+            "SELECT prompt_id, messages, reference, sample, text, reasoning, finish, cut_off FROM asks k "
             "JOIN questions q ON q.id = k.question JOIN answers a ON a.question = q.id "
             "WHERE given_up IS NULL AND sample < ? ORDER BY position, sample",
             (_all(most),),
         )
-        for prompt_id, messages, index, text, reasoning, finish, cut_off in rows:
-            yield (
-                prompt_id,
-                messages_of(messages),
-                Sample(
-                    prompt_id=prompt_id,
-                    text=text,
-                    index=index,
-                    reasoning=reasoning,
-                    finish=finish,
-                    cut_off=bool(cut_off),
-                ),
+        prompt = None
+        for prompt_id, messages, reference, index, text, reasoning, finish, cut_off in rows:
+            if prompt is None or prompt.id != prompt_id:
+                prompt = Prompt(id=prompt_id, split="train", messages=messages_of(messages), reference=reference)
+            sample = Sample(
+                prompt_id=prompt_id,
+                text=text,
+                index=index,
+                reasoning=reasoning,
+                finish=finish,
+                cut_off=bool(cut_off),
             )
+            yield prompt, sample
 
 
 def glance(folder: Path) -> Mapping[str, int] | None:

@@ -56,18 +56,23 @@ class Template:
                 way_out="mend the template or the prompts",
             ) from None
 
-    def completion(self, messages: Sequence[Message], answer: str) -> str:
-        """What the template writes after the generation prompt when the assistant says `answer`, its end included.
+    def completion(self, messages: Sequence[Message], said: Message) -> str:
+        """What the template writes after the generation prompt when the assistant says `said`, its end included.
 
         The generation prompt must be a prefix of the finished conversation; else training and generation would see
-        different tokens, and that is refused.
+        different tokens, and that is refused. So is a template that leaves the reasoning out.
         """
         prefix = self.render(messages, add_generation_prompt=True)
-        finished = self.render([*messages, Message(role="assistant", content=answer)], add_generation_prompt=False)
-        if not finished.startswith(prefix) or answer not in finished[len(prefix) :]:
+        finished = self.render([*messages, said], add_generation_prompt=False)
+        if not finished.startswith(prefix) or said.content not in finished[len(prefix) :]:
             raise InputError(
                 f"the {self.name} template does not round-trip: the conversation with the answer "
-                f"{answer!r} does not begin with the generation prompt",
+                f"{said.content!r} does not begin with the generation prompt",
                 way_out="make the template write the assistant's turn as generation prompt + answer + end",
+            )
+        if said.reasoning_content and said.reasoning_content not in finished[len(prefix) :]:
+            raise InputError(
+                f"the {self.name} template does not write the assistant's reasoning (message.reasoning_content)",
+                way_out="make it, or learn the answers alone (train.learn: answer)",
             )
         return finished[len(prefix) :]

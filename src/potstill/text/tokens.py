@@ -32,12 +32,25 @@ class Codec:
 
     def answer(self, answer: str) -> Ids:
         """Ids of the answer alone, as the template writes it, without the end of the turn."""
-        written = self.template.completion(_ASKED, answer)
+        written = self.template.completion(_ASKED, Message(role="assistant", content=answer))
         return self._encode(written[: written.index(answer) + len(answer)])
+
+    def turn(self, messages: Sequence[Message], said: Message) -> Ids:
+        """Ids of the assistant's whole turn after the prefix: its reasoning where the template writes it, its answer,
+        and the end-of-turn token, which bears loss too."""
+        ids = self._encode(self.template.completion(messages, said))
+        end = self.end_of_turn("x")
+        last = max((i for i, token in enumerate(ids) if token == end), default=-1)
+        if last < 0:
+            raise InputError(
+                f"the {self.template.name} template does not end a turn with {self.tokenizer.id_to_token(end)!r}",
+                way_out="close every assistant's turn in the same way",
+            )
+        return ids[: last + 1]
 
     def end_of_turn(self, answer: str) -> int:
         """The one special token that closes the assistant's turn; training teaches it and generation stops at it."""
-        written = self.template.completion(_ASKED, answer)
+        written = self.template.completion(_ASKED, Message(role="assistant", content=answer))
         rest = self._encode(written[written.index(answer) + len(answer) :])
         special = {i for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
         if not rest or rest[0] not in special:

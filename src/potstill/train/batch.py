@@ -18,11 +18,11 @@ from potstill.text.tokens import Ids
 @dataclass(frozen=True, slots=True)
 class Row:
     """One example in tokens: the student's prompt, the answer to learn with its end-of-turn token, and the teacher's
-    distribution over the choices."""
+    distribution over the choices, where there are choices."""
 
     prefix: Ids
     target: Ids
-    teacher_logp: tuple[float, ...]
+    teacher_logp: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -65,7 +65,7 @@ def collate(rows: Sequence[Row], choices: Sequence[Ids], *, device: torch.device
     longest = max(map(len, sequences))
     padded = [[*ids, *[0] * (longest - len(ids))] for ids in sequences]
     b_R, l_R = torch.tensor(list(places), device=device).T
-    choice_row_M, choice_token_M, choice_at_M = torch.tensor(taken, device=device).T
+    choice_row_M, choice_token_M, choice_at_M = torch.tensor(taken, dtype=torch.long, device=device).reshape(-1, 3).T
     return Batch(
         ids_BL=torch.tensor(padded, device=device),
         b_R=b_R,

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.errors import GuardStopped
-from potstill.models.forward import head_logits, hidden_rows
+from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype
 from potstill.recipe import LogitKd, Sft, Train
 from potstill.records import Progress, Score, Watch
@@ -101,8 +101,7 @@ def _step(trainee: Trainee, batch: Batch, *, job: Job, rate: float) -> dict[str,
     model.train()
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
         hidden_RD = hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R)
-    logits_RV = head_logits(model, hidden_RD)
-    loss, logged = terms(job.method, logits_RV, batch)
+    loss, logged = terms(job.method, model, hidden_RD, batch)
     if not math.isfinite(loss.item()):
         raise GuardStopped(
             f"training of '{job.arm}' stopped at step {trainee.step}: the loss is {loss.item()}",

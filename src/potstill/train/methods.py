@@ -5,29 +5,34 @@ Terms are sums over their own rows; the loop divides each by its own count, take
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from potstill.losses import choice_kd, choice_logp
+from potstill.losses import Sampled, choice_kd, choice_logp, linear_divergence
+from potstill.models.forward import head_logits, logit_terms
 from potstill.recipe import LogitKd, Sft
 from potstill.train.batch import Batch
 
 
-def terms(method: Sft | LogitKd, logits_RV: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def terms(
+    method: Sft | LogitKd, model: PreTrainedModel, hidden_RD: Tensor, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch in nats (a scalar to call backward on) and what is worth logging.
 
-    Cross-entropy is a mean over the answers' tokens with the full vocabulary, so that the model learns to write an
-    allowed answer and to stop; the soft targets are a mean over prompts on the choices alone.
+    Cross-entropy is a mean over the answers' tokens with the full vocabulary, so that the model learns to write the
+    answer and to stop; the soft targets are a mean over prompts on the choices alone.
     """
-    logp_RV = torch.log_softmax(logits_RV, dim=-1)
-    targets = len(batch.target_R)
-    ce = -logp_RV[torch.arange(targets), batch.target_R].mean()
     match method:
         case Sft():
+            ce = token_nats(model, hidden_RD[: len(batch.target_R)], batch.target_R).mean()
             return ce, {"ce": ce.item()}
         case LogitKd(temperature=temperature, alpha=alpha):
+            logp_RV = torch.log_softmax(head_logits(model, hidden_RD), dim=-1)
+            targets = len(batch.target_R)
+            ce = -logp_RV[torch.arange(targets), batch.target_R].mean()
             student_NC = choice_logp(
                 logp_RV,
                 row_M=batch.choice_row_M,
@@ -43,3 +48,19 @@ def terms(method: Sft | LogitKd, logits_RV: Tensor, batch: Batch) -> tuple[Tenso
             return kd + alpha * ce, {"kd": kd.item(), "ce": ce.item()}
         case _:
             assert_never(method)
+
+
+def token_nats(model: PreTrainedModel, hidden_RD: Tensor, target_R: Tensor) -> Tensor:
+    """-ln q(target), shape (R,): cross-entropy as the forward KL from a teacher that was drawn once. The logits of long
+    answers never exist all at once, and a frozen head's gradient is not computed."""
+    head: Any = model.get_output_embeddings()
+    scale, softcap = logit_terms(model)
+    once_R1 = target_R.unsqueeze(-1)
+    return linear_divergence(
+        hidden_RD.float(),
+        head.weight.float(),
+        teacher=Sampled(once_R1, torch.ones_like(once_R1)),
+        student_bias_V=head.bias,
+        logit_scale=scale,
+        softcap=softcap,
+    )

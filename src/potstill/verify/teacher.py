@@ -16,7 +16,7 @@ from potstill.store.files import write_atomic
 from potstill.store.ledger import Ledger
 from potstill.store.run import Run
 from potstill.verify.calibrate import Array, Calibration, fit_bias, fit_temperature
-from potstill.verify.checks import judge
+from potstill.verify.choices import judge
 
 
 def verify(run: Run, ledger: Ledger, watch: Watch) -> None:

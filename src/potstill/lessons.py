@@ -1,0 +1,213 @@
+"""The student of a data recipe: taught on the kept answers, examined beside its teacher. It is what `potstill train`,
+`evaluate` and `run` do with a recipe that has a `student:` section.
+
+An exam is a run of its own for every arm, in `exam/ARM/`: answers are in a ledger and never asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill.data_recipe import DataRecipe, Generate, Local, Writer
+from potstill.errors import InputError
+from potstill.evaluate.metrics import interval, resamples
+from potstill.harvest import harvest
+from potstill.licences import check_licence
+from potstill.records import Progress, Score, Watch, unwatched
+from potstill.store.answers import read_conversations
+from potstill.store.files import write_atomic
+from potstill.store.requests import Requests
+from potstill.store.run import open_data_run
+from potstill.student_recipe import Exam, Learner
+from potstill.train.answers import save, train_student, untaught
+from potstill.verify.workers import checked
+from potstill.verify_recipe import Select
+
+ARMS = ("teacher", "student", "base")
+"""`base`: the student before its first step."""
+
+
+def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Path:
+    """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
+    learner, place = _learner(recipe), folder or Path("runs") / recipe.name
+    check_licence(learner.licence, key="student.licence")
+    kept = place / "examples" / ("answers.parquet" if recipe.verify is None else "selected.parquet")
+    if not kept.is_file():
+        verb = "generate" if recipe.verify is None else "verify"
+        raise InputError(f"'{place}' holds no kept answers yet", way_out=f"potstill {verb} first")
+    values = recipe.model_dump(mode="json", include={"student", "train", "seed"})
+    fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
+    with open_data_run(place, recipe):
+        if _taught(place) == fingerprint:
+            watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
+            return place / "model"
+        conversations = list(read_conversations(kept))
+        fitted = train_student(recipe, learner, conversations, place=place, fingerprint=fingerprint, watch=watch)
+        write_atomic(place / "model" / "README.md", _model_card(recipe, learner, len(conversations)))
+        done = {"fingerprint": fingerprint, "answers": len(conversations), **asdict(fitted)}
+        write_atomic(place / "student.json", json.dumps(done, indent=1))
+    return place / "model"
+
+
+def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
+    """Let teacher, student and base answer the exam's prompts and write scores.json, which is returned."""
+    learner, place = _learner(recipe), folder or Path("runs") / recipe.name
+    exam = recipe.evaluate
+    if exam is None:
+        raise InputError("the recipe has no 'evaluate' section", way_out="add one with prompts and checks")
+    fingerprint = _taught(place)
+    if fingerprint is None:
+        raise InputError(f"there is no student in '{place}' yet", way_out="potstill train first")
+    papers: dict[str, _Paper] = {}
+    for arm in ARMS:
+        writer = recipe.teacher if arm == "teacher" else _writer(learner, place, arm, fingerprint)
+        sitting = _sitting(recipe, exam, writer, paid=arm == "teacher")
+        harvest(sitting, folder=place / "exam" / arm, watch=watch)
+        papers[arm] = _marked(place / "exam" / arm, exam, processes=2)
+        done = len(papers[arm].passed)
+        watch(Progress(stage="evaluate", what=arm, done=done, total=done, note=f"{papers[arm].rate:.1%} right"))
+    scores = {"recipe": recipe.name, **_compared(papers, exam, seed=recipe.seed)}
+    write_atomic(place / "scores.json", json.dumps(scores, indent=1))
+    return scores
+
+
+def _learner(recipe: DataRecipe) -> Learner:
+    if recipe.student is None:
+        raise InputError("the recipe has no 'student' section", way_out="add one: start, layers, licence")
+    return recipe.student
+
+
+def _taught(place: Path) -> str | None:
+    """The fingerprint under which the student in the run folder was taught, or None."""
+    done = place / "student.json"
+    if not done.is_file() or not (place / "model" / "config.json").is_file():
+        return None
+    return json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
+
+
+def _writer(learner: Learner, place: Path, arm: str, fingerprint: str) -> Writer:
+    """The arm's model folder as one that writes; its answers are kept under what it learnt."""
+    model = place / "model"
+    if arm == "base":
+        fingerprint = hashlib.sha256(learner.model_dump_json().encode()).hexdigest()
+        model = place / "controls" / "base" / "model"
+        blank, codec, folder = untaught(learner)
+        save(blank, codec, folder, longest=1, to=model)
+    return Writer(
+        model=str(model),
+        revision=fingerprint[:16],
+        licence=learner.licence,
+        engine=Local(kind="local", template=None, slots=32),
+    )  # pyright: ignore[reportCallIssue]
+
+
+def _sitting(recipe: DataRecipe, exam: Exam, writer: Writer, *, paid: bool) -> DataRecipe:
+    """The data recipe that has the exam's prompts answered once, greedily."""
+    how = recipe.generate
+    greedy = Generate(
+        n=1,
+        temperature=0.0,
+        max_tokens=exam.max_tokens,
+        parameters=how.parameters if paid else {},
+        budget=exam.budget if paid else None,
+        prices=how.prices if paid else None,
+    )  # pyright: ignore[reportCallIssue]
+    engine = (
+        writer.engine.model_copy(update={"slots": exam.batch_size})
+        if isinstance(writer.engine, Local)
+        else writer.engine
+    )
+    changes = {
+        "prompts": exam.prompts,
+        "teacher": writer.model_copy(update={"engine": engine}),
+        "generate": greedy,
+        "verify": None,
+        "select": Select(),  # pyright: ignore[reportCallIssue]
+        "student": None,
+        "evaluate": None,
+    }
+    return recipe.model_copy(update=changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Paper:
+    """One arm's exam: which prompts it answered rightly, and what was wrong with the others."""
+
+    passed: Mapping[str, bool]
+    reasons: Counter[str]
+
+    @property
+    def rate(self) -> float:
+        return sum(self.passed.values()) / len(self.passed)
+
+
+def _marked(folder: Path, exam: Exam, *, processes: int) -> _Paper:
+    """A prompt without an answer is not passed, nor is one of which a check cannot say."""
+    reasons: Counter[str] = Counter()
+    with Requests(folder / "ledger.sqlite") as requests:
+        passed = dict.fromkeys(requests.prompt_ids(), False)
+        for prompt, _, findings in checked(requests.samples(most=1), exam.checks, processes=processes):
+            against = next((f for f in findings if f.opinion != "passed"), None)
+            passed[prompt.id] = against is None
+            if against is not None:
+                reasons[f"{against.check.partition('@')[0]}: {against.reason}"] += 1
+        if missing := len(passed) - requests.count_answers(most=1):
+            reasons["no answer"] = missing
+    return _Paper(passed, reasons)
+
+
+def _compared(papers: Mapping[str, _Paper], exam: Exam, *, seed: int) -> dict[str, Any]:
+    """Pass rates with 95 % intervals, the student's paired differences, and the share of the gap between base and
+    teacher that it closed: all from the same resamples of prompts."""
+    ids = list(papers["teacher"].passed)
+    rows_BN = resamples(len(ids), count=exam.resamples, seed=seed)
+    right = {arm: np.array([paper.passed[i] for i in ids], dtype=np.float64) for arm, paper in papers.items()}
+    draws = {arm: row_N[rows_BN].mean(axis=-1) for arm, row_N in right.items()}
+
+    def paired(other: str) -> dict[str, Any]:
+        value = float(right["student"].mean() - right[other].mean())
+        return {"pass_rate": {"value": value, "ci95": list(interval(draws["student"] - draws[other]))}}
+
+    return {
+        "arms": {
+            arm: {
+                "pass_rate": Score(value=paper.rate, n=len(ids), ci95=interval(draws[arm])).as_dict(),
+                "wrong": dict(paper.reasons.most_common()),
+            }
+            for arm, paper in papers.items()
+        },
+        "paired": {f"student - {arm}": paired(arm) for arm in papers if arm != "student"},
+        "gap_recovered": {"base": _gap(right, draws)},
+    }
+
+
+def _gap(right: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None where the teacher cannot be told from the base. It may exceed 1: checks add what the teacher alone lacks."""
+    low, high = interval(draws["teacher"] - draws["base"])
+    if low <= 0 <= high:
+        return None
+    means = {arm: float(row.mean()) for arm, row in right.items()}
+    usable = draws["teacher"] != draws["base"]
+    shares = (draws["student"] - draws["base"])[usable] / (draws["teacher"] - draws["base"])[usable]
+    value = (means["student"] - means["base"]) / (means["teacher"] - means["base"])
+    return {"value": value, "ci95": list(interval(shares))}
+
+
+def _model_card(recipe: DataRecipe, learner: Learner, answers: int) -> str:
+    lines: Sequence[str] = (
+        f"# {recipe.name}",
+        "",
+        f"The first {learner.layers} layers of {learner.start}, fine-tuned on {answers:,} answers that "
+        f"{recipe.teacher.model} wrote and checks kept. Scores: `scores.json` of the run.",
+        "",
+        f"Licences: {recipe.licences}, {learner.licence} (student's start).",
+    )
+    return "\n".join(lines) + "\n"

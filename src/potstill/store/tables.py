@@ -1,0 +1,37 @@
+"""Parquet files that are written row by row, in one pass beside each other, and appear whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from potstill.store.files import drafted
+
+_GROUP = 10_000
+
+Put = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def table(path: Path, schema: pa.Schema) -> Generator[Put]:  # pyright: ignore[reportUnknownParameterType]
+    """`put(row)` adds a row; ten thousand are in memory at once. Same rows, same bytes."""
+    rows: list[Mapping[str, Any]] = []
+    with drafted(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            rows.clear()
+
+        def put(row: Mapping[str, Any]) -> None:
+            rows.append(row)
+            if len(rows) == _GROUP:
+                flush()
+
+        yield put
+        if rows:
+            flush()

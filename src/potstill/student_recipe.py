@@ -1,0 +1,52 @@
+"""The part of a data recipe that makes a student of its answers (`student`, `train`) and examines it (`evaluate`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from potstill.prompt_file import PromptFile
+from potstill.recipe import Method, Sft, Student, Train
+from potstill.values import Count, Positive, Values
+from potstill.verify_recipe import Check, Majority
+
+
+class Learner(Student):
+    """A student that writes: the first `layers` layers of the model `start`, which need not be the teacher."""
+
+    start: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
+    revision: str | None = None
+    licence: str
+
+
+class Lessons(Train):
+    """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016). Only the assistant's last turn
+    bears loss: its answer, or its reasoning too."""
+
+    method: Method = Sft(kind="sft")
+    learn: Literal["answer", "reasoning and answer"] = "answer"
+
+    @model_validator(mode="after")
+    def _answers_alone(self) -> Lessons:
+        if not isinstance(self.method, Sft):
+            raise ValueError(f"'method' is {self.method.kind}: students that write learn by 'sft' today")
+        return self
+
+
+class Exam(Values):
+    """Prompts that nobody trained on, answered greedily by teacher and student, and the checks that say which answers
+    are right. What selection must not keep (`select.evaluation`) should name the same file."""
+
+    prompts: PromptFile
+    checks: tuple[Check, ...] = Field(min_length=1)
+    max_tokens: Count = 512
+    batch_size: Count = Field(32, description="answers that the student writes at once")
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    budget: Positive | None = Field(None, description="US dollars for the teacher's answers, beyond generate.budget")
+
+    @model_validator(mode="after")
+    def _one_answer_each(self) -> Exam:
+        if any(isinstance(check, Majority) for check in self.checks):
+            raise ValueError("'checks' may not hold a majority: every prompt is answered once")
+        return self

@@ -1,0 +1,204 @@
+"""The verification stage of a data recipe: every answer gets its verdict, the best are kept, all in one streamed pass.
+
+    examples/selected.parquet   what to train on: `messages`, with provenance and licence a row
+    examples/verdicts.parquet   every answer, kept or not, and what each check said of it
+    examples/pairs.parquet      chosen and rejected answers in TRL's columns (where the recipe asks)
+    examples/README.md          the data card
+
+Free to run again: it reads the ledger and sends nothing. Same answers and same checks, same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+
+from potstill.data_recipe import DataRecipe
+from potstill.errors import InputError
+from potstill.prompts.columns import column
+from potstill.prompts.rows import read_rows
+from potstill.records import Message, Progress, Prompt, Sample, Watch
+from potstill.store.files import write_atomic
+from potstill.store.tables import Put, table
+from potstill.verify.card import data_card
+from potstill.verify.hygiene import Contamination, Exact, Near
+from potstill.verify.programs import require, require_package
+from potstill.verify.select import KEPT, Judged, choose
+from potstill.verify.workers import checked
+from potstill.verify_recipe import Evaluation, Select
+
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+_TURNS = pa.list_(_TURN)
+_SELECTED = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("messages", _TURNS),
+        ("score", pa.float64()),
+        ("teacher", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+_FINDING = pa.struct([(name, pa.string()) for name in ("check", "opinion", "reason", "evidence")])
+_VERDICTS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("evidence", pa.string()),
+        ("score", pa.float64()),
+        ("findings", pa.list_(_FINDING)),
+    ]
+)
+_PAIRS = pa.schema([("prompt_id", pa.string()), ("prompt", _TURNS), ("chosen", _TURNS), ("rejected", _TURNS)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """Answers by what became of them, and prompts with and without a kept answer."""
+
+    selected: Path
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    prompts: Counter[str] = field(default_factory=Counter[str])
+    pairs: int = 0
+
+    @property
+    def kept(self) -> int:
+        return self.reasons[KEPT]
+
+
+def require_checks(recipe: DataRecipe) -> None:
+    """Raises a PotstillError for a check that cannot run here, before anything is paid for."""
+    for check in recipe.verify.checks if recipe.verify else ():
+        require(check)
+    if recipe.select.near_duplicates is not None:
+        require_package("datasketch", "checks", what="'select.near_duplicates'")
+
+
+def verify_answers(
+    recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], folder: Path, *, total: int, watch: Watch
+) -> Verified:
+    """Judge `answers` (a prompt's in a row) and write what is described above under `folder`."""
+    assert recipe.verify is not None
+    require_checks(recipe)
+    gate = _Gate(recipe.select)
+    found = Verified(selected=folder / "examples" / "selected.parquet")
+    pairs = done = 0
+    with ExitStack() as files:
+        selected = files.enter_context(table(found.selected, _SELECTED))
+        verdicts = files.enter_context(table(found.selected.with_name("verdicts.parquet"), _VERDICTS))
+        paired = _pairs_table(files, found.selected, wanted=recipe.select.pairs)
+        for group in _by_prompt(recipe, answers):
+            judged, pair = choose(group, recipe.verify, recipe.select, gate)
+            for one in judged:
+                found.reasons[one.reason] += 1
+                verdicts(_verdict_row(one))
+                if one.kept:
+                    selected(_selected_row(recipe, one))
+            found.prompts["kept" if any(one.kept for one in judged) else "lost"] += 1
+            if pair and paired:
+                paired(_pair_row(*pair))
+                pairs += 1
+            done += len(judged)
+            note = f"{found.kept:,} kept"
+            watch(Progress(stage="verify", what="answers", done=done, total=max(done, total), note=note))
+    found = Verified(selected=found.selected, reasons=found.reasons, prompts=found.prompts, pairs=pairs)
+    write_atomic(found.selected.with_name("README.md"), data_card(recipe, found.reasons, found.prompts))
+    return found
+
+
+def _by_prompt(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]]) -> Iterator[list[Judged]]:
+    assert recipe.verify is not None
+    rows = checked(answers, recipe.verify.checks, processes=recipe.verify.processes)
+    for _, group in groupby(rows, key=lambda row: row[0].id):
+        yield [Judged(prompt=prompt, sample=sample, findings=findings) for prompt, sample, findings in group]
+
+
+def _pairs_table(files: ExitStack, selected: Path, *, wanted: bool) -> Put | None:
+    path = selected.with_name("pairs.parquet")
+    if wanted:
+        return files.enter_context(table(path, _PAIRS))
+    path.unlink(missing_ok=True)
+    return None
+
+
+class _Gate:
+    """Hygiene, asked of answers that would be kept: duplicates and what the evaluation set holds."""
+
+    def __init__(self, select: Select) -> None:
+        self._exact = Exact()
+        self._near = None if select.near_duplicates is None else Near(select.near_duplicates)
+        self._evaluation = None
+        if (evaluation := select.evaluation) is not None:
+            self._evaluation = Contamination(_texts(evaluation), size=evaluation.words)
+
+    def __call__(self, prompt: Prompt, sample: Sample) -> str:
+        if self._evaluation is not None:
+            for what, text in (("prompt", prompt.text), ("answer", sample.text), ("reasoning", sample.reasoning or "")):
+                if run := self._evaluation.evidence(text):
+                    return f"its {what} is in the evaluation set: {run}"
+        whole = f"{prompt.text}\n{sample.text}"
+        if self._exact.seen(whole):
+            return "duplicate"
+        if self._near is not None and (near := self._near.seen(whole)):
+            return f"near-duplicate: {near}"
+        return ""
+
+
+def _texts(evaluation: Evaluation) -> Iterator[str]:
+    empty = True
+    for where, row in read_rows(evaluation.source, evaluation.header):
+        empty = False
+        for name in evaluation.columns:
+            yield str(column(row, name, "evaluation", where) or "")
+    if empty:
+        raise InputError(
+            f"select.evaluation.source: '{evaluation.source}' holds no rows", way_out="give the evaluation set"
+        )
+
+
+def _turn(message: Message) -> dict[str, object]:
+    return {"role": message.role, "content": message.content, "reasoning_content": message.reasoning_content}
+
+
+def _answer(sample: Sample) -> dict[str, object]:
+    return _turn(Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
+
+
+def _selected_row(recipe: DataRecipe, one: Judged) -> dict[str, object]:
+    return {
+        "prompt_id": one.prompt.id,
+        "index": one.sample.index,
+        "messages": [*map(_turn, one.prompt.messages), _answer(one.sample)],
+        "score": one.score,
+        "teacher": recipe.teacher.model,
+        "licence": recipe.licences,
+    }
+
+
+def _verdict_row(one: Judged) -> dict[str, object]:
+    return {
+        "prompt_id": one.prompt.id,
+        "index": one.sample.index,
+        "kept": one.kept,
+        "reason": one.reason,
+        "evidence": one.evidence,
+        "score": one.score,
+        "findings": [asdict(finding) for finding in one.findings],
+    }
+
+
+def _pair_row(chosen: Judged, rejected: Judged) -> dict[str, object]:
+    return {
+        "prompt_id": chosen.prompt.id,
+        "prompt": [*map(_turn, chosen.prompt.messages)],
+        "chosen": [_answer(chosen.sample)],
+        "rejected": [_answer(rejected.sample)],
+    }

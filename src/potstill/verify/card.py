@@ -1,0 +1,46 @@
+"""The data card: what is in the selected data, where it comes from, and what was thrown out and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from potstill.data_recipe import DataRecipe
+from potstill.verify.select import KEPT
+
+
+def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) -> str:
+    """Markdown with the front matter that the Hugging Face hub and `datasets.load_dataset` read."""
+    assert recipe.verify is not None
+    total = reasons.total()
+    lines = [
+        "---",
+        "configs:",
+        "- config_name: default",
+        "  data_files: selected.parquet",
+        "- config_name: verdicts",
+        "  data_files: verdicts.parquet",
+        "tags: [distillation, synthetic]",
+        "---",
+        "",
+        f"# {recipe.name}",
+        "",
+        f"{reasons[KEPT]:,} of {total:,} answers by {recipe.teacher.model} to {prompts.total():,} prompts, selected "
+        "by checks. No person wrote or labelled the answers.",
+        "",
+        f"Licences: {recipe.licences}.",
+        "",
+        "| what became of an answer | answers | share |",
+        "|---|---|---|",
+        *(f"| {reason} | {n:,} | {n / total:.1%} |" for reason, n in reasons.most_common()),
+        "",
+        f"Prompts without a kept answer: {prompts['lost']:,} of {prompts.total():,}. What checks reject is not a "
+        "random sample: hard prompts are missing more often than easy ones.",
+        "",
+        "Checks, all of which must pass:",
+        "",
+        *(f"- `{json.dumps(c.model_dump(mode='json', exclude_defaults=True))}`" for c in recipe.verify.checks),
+        "",
+        f"Selection: `{json.dumps(recipe.select.model_dump(mode='json', exclude_defaults=True))}`",
+    ]
+    return "\n".join(lines) + "\n"

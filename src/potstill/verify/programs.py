@@ -1,0 +1,150 @@
+"""Checks that run a program: somebody's code in the sandbox, a symbolic algebra system, a task's own scorer, a function
+of yours. They are called in worker processes that may be killed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+from potstill import verify_recipe as ask
+from potstill.errors import InputError, MissingEnvironment
+from potstill.records import Finding, Prompt, Sample
+from potstill.verify.sandbox import require_sandbox, run_python
+from potstill.verify.text import code_of, extracted, failed, passed, undecided
+
+
+def code(check: ask.Code, prompt: Prompt, sample: Sample) -> Finding:
+    """Passed where the answer's code and then the reference's tests run to their end."""
+    if prompt.reference is None:
+        return undecided("no tests")
+    program = f"{check.before}\n{code_of(sample.text)}"
+    ran = run_python(program, prompt.reference, seconds=check.seconds, memory_mib=check.memory_mib)
+    match ran.how:
+        case "passed":
+            return passed()
+        case "too slow":
+            return failed("too slow", ran.said)
+        case "failed":
+            return failed("the tests fail", ran.said)
+
+
+def maths(check: ask.Maths, prompt: Prompt, sample: Sample) -> Finding:
+    """math-verify with the reference first: an unreadable reference is undecided, an unreadable answer fails."""
+    from math_verify import parse, verify  # the extra `maths`
+    from math_verify.errors import TimeoutException
+
+    answer = extracted(check.extract, sample.text)
+    if answer is None:
+        return failed("no answer found", sample.text[-200:])
+    gold_text, answer = _percent(prompt.reference or ""), _percent(answer)
+    end = time.monotonic() + check.seconds
+
+    def left() -> int:
+        return max(1, int(end - time.monotonic()))
+
+    try:
+        gold = parse(gold_text, parsing_timeout=left(), raise_on_error=False)
+        if not gold:
+            return undecided("the reference cannot be read", prompt.reference)
+        found = parse(answer, parsing_timeout=left(), raise_on_error=False)
+        if not found:
+            return failed("no mathematics found", answer)
+        same = verify(gold, found, timeout_seconds=left(), raise_on_error=True)
+    except (TimeoutException, TimeoutError):
+        return undecided("took too long", answer)
+    except Exception as error:
+        # SymPy raises whatever its depths raise; the answer is not to blame
+        return undecided("cannot be compared", f"{type(error).__name__}: {error}")
+    return passed(found[0]) if same else failed("not equal", f"{found[0]}, not {gold[0]}")
+
+
+def _percent(text: str) -> str:
+    """math-verify reads 75% and $75\\%$ as three quarters, but a bare 75\\% as 75."""
+    return text if "$" in text else text.replace("\\%", "%")
+
+
+def gym(check: ask.Gym, prompt: Prompt, sample: Sample) -> Finding:
+    """The task's own record (question, answer, metadata) is the reference."""
+    try:
+        entry = json.loads(prompt.reference or "")
+        score = float(_scorer(entry["metadata"]["source_dataset"])(sample.text.strip(), entry))
+    except (ValueError, KeyError, TypeError) as error:
+        return undecided("not a task of reasoning-gym", repr(error))
+    return passed(score=score) if score >= check.at_least else failed("the task's scorer says no", score=score)
+
+
+@cache
+def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    import reasoning_gym  # the extra `reasoning`
+
+    return cast(Any, reasoning_gym.get_score_answer_fn(task))
+
+
+def function(check: ask.Function, prompt: Prompt, sample: Sample) -> Finding:
+    """Your function. What it raises is undecided: a mistake in a check must not throw answers away."""
+    try:
+        said = named_function(check.name)(prompt, sample.text, prompt.reference)
+    except Exception as error:
+        return undecided("the function raised an error", f"{type(error).__name__}: {error}")
+    if said is None:
+        return undecided("the function does not say")
+    score = float(said)
+    return passed(score=score) if score >= check.at_least else failed("the function says no", score=score)
+
+
+@cache
+def named_function(name: str) -> Callable[..., bool | float | None]:
+    """Raises InputError where there is no such function."""
+    module, _, wanted = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), wanted)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"verify.checks: there is no function '{name}' ({error})",
+            way_out="write module:function, importable from where you run the command",
+        ) from None
+    if not callable(found):
+        raise InputError(f"verify.checks: '{name}' is not a function", way_out="name one")
+    return cast(Any, found)
+
+
+# The package that a kind of check needs, and the extra that brings it.
+_EXTRAS = {
+    "maths": ("math_verify", "maths"),
+    "json": ("jsonschema", "checks"),
+    "language": ("py3langid", "checks"),
+    "reasoning_gym": ("reasoning_gym", "reasoning"),
+}
+
+
+def require(check: ask.Check) -> None:
+    """What a check needs, asked before a million answers are read. Raises MissingEnvironment or InputError."""
+    if isinstance(check, ask.Code):
+        require_sandbox()
+    if isinstance(check, ask.Function):
+        named_function(check.name)
+    if check.kind in _EXTRAS:
+        require_package(*_EXTRAS[check.kind], what=f"the check '{check.kind}'")
+
+
+def load(check: ask.Check) -> None:
+    """Import what a check needs now, and not within the time of its first sample."""
+    if check.kind in _EXTRAS:
+        importlib.import_module(_EXTRAS[check.kind][0])
+    if isinstance(check, ask.Maths):
+        logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it prints every expression that it gives up
+    if isinstance(check, ask.Function):
+        named_function(check.name)
+
+
+def require_package(package: str, extra: str, *, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingEnvironment(
+            f"{what} needs the package {package.replace('_', '-')}", way_out=f"pip install 'potstill[{extra}]'"
+        )

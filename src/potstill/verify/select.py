@@ -1,0 +1,119 @@
+"""Which answers of a prompt are kept. Every answer that is not has a reason; nothing here knows where answers lie."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from potstill import verify_recipe as ask
+from potstill.records import Finding, Prompt, Sample
+from potstill.verify.check import name_of
+from potstill.verify.text import extracted, failed, normalised, passed, undecided
+
+KEPT = "kept"
+
+Gate = Callable[[Prompt, Sample], str]
+"""Why an answer must not be kept although it passed ("" where it may be). It is asked last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An answer with what all checks said of it. `reason` is KEPT, or what spoke against keeping it."""
+
+    prompt: Prompt
+    sample: Sample
+    findings: tuple[Finding, ...]
+    reason: str = ""
+    evidence: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return self.reason == KEPT
+
+    @property
+    def score(self) -> float | None:
+        """Mean of the scores that checks gave."""
+        scores = [f.score for f in self.findings if f.score is not None]
+        return sum(scores) / len(scores) if scores else None
+
+
+def choose(
+    group: Sequence[Judged], verification: ask.Verification, select: ask.Select, gate: Gate
+) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
+    """All answers to one prompt with their reasons, in order; and the best kept beside the first that failed."""
+    judged = [_first_objection(one, verification) for one in with_majority(group, verification.checks)]
+    good = [one for one in judged if not one.reason]
+    share, (least, most) = len(good) / len(judged), select.pass_rate
+    if good and not least <= share <= most:
+        reason = "prompt too easy" if share > most else "prompt too hard"
+        chosen = {one.sample.index: replace(one, reason=reason, evidence=f"{share:.0%} passed") for one in good}
+    else:
+        chosen = _best(good, select, gate)
+    settled = [chosen.get(one.sample.index, one) for one in judged]
+    kept = next((one for one in _ordered(good, select.prefer) if chosen[one.sample.index].kept), None)
+    rejected = next((one for one in judged if any(f.opinion == "failed" for f in one.findings)), None)
+    return settled, (kept, rejected) if kept and rejected else None
+
+
+def _first_objection(one: Judged, verification: ask.Verification) -> Judged:
+    """A failure speaks louder than doubt, whichever comes first."""
+    doubts = verification.undecided == "drop"
+    against = next((f for f in one.findings if f.opinion == "failed"), None)
+    against = against or next((f for f in one.findings if doubts and f.opinion == "undecided"), None)
+    if against is None:
+        return one
+    said = against.reason if against.opinion == "failed" else f"undecided, {against.reason}"
+    return replace(one, reason=f"{against.check.partition('@')[0]}: {said}", evidence=against.evidence)
+
+
+def _best(good: Sequence[Judged], select: ask.Select, gate: Gate) -> dict[int, Judged]:
+    """The best `keep` that the gate lets through, and why the others are not among them."""
+    chosen: dict[int, Judged] = {}
+    kept = 0
+    for one in _ordered(good, select.prefer):
+        reason = KEPT if kept < select.keep else f"not among the {select.keep} best"
+        if reason == KEPT and (refused := gate(one.prompt, one.sample)):
+            reason = refused
+        what, _, evidence = reason.partition(": ")
+        chosen[one.sample.index] = replace(one, reason=what, evidence=evidence)
+        kept += reason == KEPT
+    return chosen
+
+
+def _ordered(good: Sequence[Judged], prefer: str) -> list[Judged]:
+    match prefer:
+        case "shortest":
+            return sorted(good, key=lambda one: (len(one.sample.text), one.sample.index))
+        case "score":
+            return sorted(good, key=lambda one: (-(one.score or 0.0), one.sample.index))
+        case _:
+            return sorted(good, key=lambda one: one.sample.index)
+
+
+def with_majority(group: Sequence[Judged], checks: Sequence[ask.Check]) -> list[Judged]:
+    """The findings with those of majority checks put in at their places."""
+    found = [list(one.findings) for one in group]
+    for place, check in enumerate(checks):
+        if isinstance(check, ask.Majority):
+            for findings, finding in zip(found, _majority(check, group), strict=True):
+                findings.insert(place, replace(finding, check=name_of(check)))
+    return [replace(one, findings=tuple(findings)) for one, findings in zip(group, found, strict=True)]
+
+
+def _majority(check: ask.Majority, group: Sequence[Judged]) -> list[Finding]:
+    """A tie has no majority. Of fewer than three answers none is told."""
+    answers = [extracted(check.extract, one.sample.text) for one in group]
+    forms = [None if answer is None else normalised(answer) for answer in answers]
+    votes = Counter(form for form in forms if form is not None).most_common(2)
+    if len(group) < 3:
+        return [undecided("fewer than three answers")] * len(group)
+    tied = len(votes) == 2 and votes[0][1] == votes[1][1]
+    if not votes or tied or votes[0][1] / len(group) < check.share:
+        return [undecided("no majority", votes[:1])] * len(group)
+    winner, count = votes[0]
+    tally = f"{count} of {len(group)} say {winner}"
+    return [
+        failed("no answer found") if form is None else passed(tally) if form == winner else failed("outvoted", tally)
+        for form in forms
+    ]

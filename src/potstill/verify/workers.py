@@ -1,0 +1,89 @@
+"""Checks in processes that can be killed: whatever an answer holds, a check that hangs, dies or eats memory costs its
+own verdict ("undecided") and not the run.
+
+Samples go out in chunks and come back in order, a few chunks ahead of who reads them. Where a chunk does not come back
+in time, its checks are asked again one by one, each with its own limit, so that the culprit is found.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, TimeoutError
+from itertools import islice
+from multiprocessing import get_context
+
+from pebble import ProcessExpired, ProcessPool
+
+from potstill import verify_recipe as ask
+from potstill.records import Finding, Prompt, Sample
+from potstill.verify import check as checking
+from potstill.verify import programs, text
+
+Asked = tuple[Prompt, Sample]
+Checked = tuple[Prompt, Sample, tuple[Finding, ...]]
+
+_CHUNK, _SLOW_CHUNK = 256, 8
+_CHUNK_SECONDS = 10.0
+_MEMORY_BYTES = 4 << 30
+
+
+def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: int) -> Iterator[Checked]:
+    """What every check says of every sample, in order. Majorities are left out: they need a prompt's other samples."""
+    checks = tuple(check for check in checks if not isinstance(check, ask.Majority))
+    size = _SLOW_CHUNK if any(map(checking.slow, checks)) else _CHUNK
+    each = sum(checking.seconds(check) for check in checks if checking.slow(check))
+    source = iter(asked)
+    away: deque[tuple[list[Asked], Future[list[list[Finding]]]]] = deque()
+    context = get_context("forkserver")
+    with ProcessPool(processes, initializer=_settle_in, initargs=[checks], context=context) as pool:
+        try:
+            while True:
+                while len(away) < 2 * processes + 2 and (chunk := list(islice(source, size))):
+                    patience = _CHUNK_SECONDS + len(chunk) * each
+                    away.append((chunk, pool.schedule(_look_at, args=[chunk, checks], timeout=patience)))
+                if not away:
+                    return
+                chunk, answer = away.popleft()
+                for (prompt, sample), findings in zip(chunk, _findings(pool, chunk, answer, checks), strict=True):
+                    yield prompt, sample, tuple(findings)
+        finally:
+            if away:  # the reader left early
+                pool.stop()
+
+
+def _findings(
+    pool: ProcessPool,
+    chunk: Sequence[Asked],
+    answer: Future[list[list[Finding]]],
+    checks: Sequence[ask.Check],
+) -> list[list[Finding]]:
+    try:
+        return answer.result()
+    except (TimeoutError, ProcessExpired, MemoryError):
+        return [[_alone(pool, one, check) for check in checks] for one in chunk]
+
+
+def _alone(pool: ProcessPool, one: Asked, check: ask.Check) -> Finding:
+    limit = checking.seconds(check)
+    try:
+        return pool.schedule(_look_at, args=[[one], (check,)], timeout=limit).result()[0][0]
+    except TimeoutError:
+        said = text.undecided("took too long", f"longer than {limit:g} s")
+    except (ProcessExpired, MemoryError) as error:
+        said = text.undecided("the check's process died", type(error).__name__)
+    return Finding(opinion=said.opinion, reason=said.reason, evidence=said.evidence, check=checking.name_of(check))
+
+
+def _look_at(chunk: Sequence[Asked], checks: Sequence[ask.Check]) -> list[list[Finding]]:
+    return [[checking.look(check, prompt, sample) for check in checks] for prompt, sample in chunk]
+
+
+def _settle_in(checks: Sequence[ask.Check]) -> None:
+    """In a worker: Ctrl-C is the parent's to answer, memory has an end, and no check pays for its imports."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    for check in checks:
+        programs.load(check)

@@ -1,0 +1,212 @@
+"""The part of a data recipe that says which answers are good (`verify`) and which of the good ones are kept (`select`).
+
+Every check is a small value. What a check compares with (a person's answer, unit tests, a task's own record) stands in
+the column that `prompts.columns.reference` names, and never reaches training.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from potstill.values import Count, Positive, Probability, Values
+
+
+class Extracting(Values):
+    """`extract`: a regular expression; the first group of its last match is what is checked. Nothing found: failed."""
+
+    extract: str | None = None
+
+    @field_validator("extract")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return None if pattern is None else compilable(pattern)
+
+
+def compilable(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"'{pattern}' is no regular expression: {error}") from None
+    return pattern
+
+
+class Exact(Extracting):
+    """The reference, to the letter; `normalise` forgives case, blanks, Unicode form and closing punctuation."""
+
+    kind: Literal["exact"]
+    normalise: bool = False
+
+
+class OneOf(Extracting):
+    """One of some allowed answers."""
+
+    kind: Literal["one_of"]
+    choices: tuple[str, ...] = Field(min_length=1)
+    normalise: bool = False
+
+
+class Regex(Values):
+    """The pattern occurs (or, with `absent`, does not)."""
+
+    kind: Literal["regex"]
+    pattern: str
+    absent: bool = False
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        return compilable(pattern)
+
+
+class Number(Extracting):
+    """The answer's last number equals the reference's, within |a - b| <= max(absolute, relative * |b|)."""
+
+    kind: Literal["number"]
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 1e-6
+
+
+class Json(Values):
+    """The answer is JSON (bare, or in its last fenced block), satisfies the JSON schema, draft 2020-12, and is the
+    reference's value, whatever its order of keys and its blanks."""
+
+    kind: Literal["json"]
+    shape: dict[str, JsonValue] | None = Field(None, description="a JSON schema")
+    as_reference: bool = Field(False, description="compare it with the reference")
+
+
+class Grounded(Values):
+    """Every value of the answer's JSON stands in the prompt: texts as they are (case and blanks aside), numbers by
+    value. Needs no reference: it catches what the teacher made up."""
+
+    kind: Literal["grounded"]
+    fields: tuple[str, ...] = Field((), description="only these top-level keys; by default all")
+
+
+class Maths(Extracting):
+    """Mathematically equal to the reference (math-verify; the extra `maths`). Too slow is undecided."""
+
+    kind: Literal["maths"]
+    seconds: Positive = 5.0
+
+
+class Code(Values):
+    """The answer's Python passes the reference's tests, in a sandbox with no network and a read-only system."""
+
+    kind: Literal["code"]
+    seconds: Positive = 10.0
+    memory_mib: Count = 512
+    before: str = Field("", description="code that comes before the answer's, such as imports")
+
+
+class Gym(Values):
+    """reasoning-gym's own scorer, for prompts of kind reasoning_gym. Passed from `at_least` on."""
+
+    kind: Literal["reasoning_gym"]
+    at_least: Probability = 1.0
+
+
+class Length(Values):
+    kind: Literal["length"]
+    unit: Literal["characters", "words"] = "words"
+    least: Annotated[int, Field(ge=0)] = 1
+    most: Count | None = None
+
+
+class Language(Values):
+    """The answer's language by py3langid (the extra `language`); undecided under `least_words`."""
+
+    kind: Literal["language"]
+    language: str = Field(pattern="^[a-z]{2}$", description="ISO 639-1, such as en")
+    least_words: Count = 5
+
+
+class Repetition(Values):
+    """At most `share` of the word n-grams repeat an earlier one, and the end is no loop of four or more turns."""
+
+    kind: Literal["repetition"]
+    words: Count = 4
+    share: Probability = 0.5
+
+
+class Reasoning(Values):
+    """There is reasoning, it came to its end, an answer follows it, and no thinking tag is left in either."""
+
+    kind: Literal["reasoning"]
+
+
+class Majority(Extracting):
+    """Self-consistency (Wang et al. 2023): the prompt's most frequent answer, if at least `share` of them agree."""
+
+    kind: Literal["majority"]
+    share: Probability = 0.5
+
+
+class Function(Values):
+    """Your own `module:function`. It takes (prompt, answer, reference) and returns True, False or None (undecided), or
+    a number from 0 to 1, passed from `at_least` on."""
+
+    kind: Literal["function"]
+    name: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    at_least: Probability = 0.5
+    seconds: Positive = 10.0
+
+
+Check = Annotated[
+    Exact
+    | OneOf
+    | Regex
+    | Number
+    | Json
+    | Grounded
+    | Maths
+    | Code
+    | Gym
+    | Length
+    | Language
+    | Repetition
+    | Reasoning
+    | Majority
+    | Function,
+    Field(discriminator="kind"),
+]
+
+
+class Verification(Values):
+    """All checks must pass. An answer of which one is undecided is dropped, or kept where `undecided` says so."""
+
+    checks: tuple[Check, ...] = Field(min_length=1)
+    undecided: Literal["drop", "keep"] = "drop"
+    processes: Count = 2
+
+
+class Evaluation(Values):
+    """What nobody may train on: prompts and answers of an evaluation set. A sample is dropped where its prompt or its
+    answer shares `words` words in a row with it."""
+
+    source: str
+    columns: tuple[str, ...] = Field(min_length=1, description="the columns whose text counts")
+    header: tuple[str, ...] | None = None
+    words: Count = 13
+
+
+class Select(Values):
+    """Which of the passed answers are kept, after their prompt's share of passed answers lay within `pass_rate`."""
+
+    keep: Count = Field(1, description="most answers a prompt")
+    prefer: Literal["first", "shortest", "score"] = "first"
+    pass_rate: tuple[Probability, Probability] = (0.0, 1.0)
+    near_duplicates: Probability | None = Field(
+        None, description="drop an answer whose prompt-and-answer shares more than this of its word triples (Jaccard)"
+    )
+    evaluation: Evaluation | None = None
+    pairs: bool = Field(False, description="write chosen and rejected answers too, in TRL's columns")
+
+    @model_validator(mode="after")
+    def _a_band(self) -> Select:
+        if self.pass_rate[0] > self.pass_rate[1]:
+            raise ValueError(f"'pass_rate' is {list(self.pass_rate)}: the first must not be above the second")
+        return self

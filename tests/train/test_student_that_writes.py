@@ -1,0 +1,191 @@
+"""A student that learns to write: whole answers, the right tokens, resumed to the bit; and its exam."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ruamel.yaml import YAML
+from transformers import AutoModelForCausalLM
+
+from potstill.cli import execute
+from potstill.data_recipe import DataRecipe, load
+from potstill.errors import InputError
+from potstill.harvest import harvest, sift
+from potstill.lessons import examine, teach
+from potstill.models.load import codec_of
+from potstill.models.student import first_layers
+from potstill.records import Message
+from potstill.train.answers import conversation_rows, held_back_nats
+from potstill.train.batch import collate
+
+FILMS = ["good", "bad", "dull", "nap", "idea", "film", "actors", "script"]
+
+
+def recipe_in(folder: Path, model: Path, **changes: Any) -> DataRecipe:
+    """Prompts "say X" whose canned answers are right twice and wrong once; the exam asks the same kind of thing."""
+    prompts = [f"say {a} {b}" for a in FILMS for b in FILMS if a != b]
+    learn, test = prompts[:40], prompts[40:]
+    gold = {p: p.removeprefix("say ") for p in prompts}
+    (folder / "learn.jsonl").write_text("".join(json.dumps({"q": p, "a": gold[p]}) + "\n" for p in learn))
+    (folder / "test.jsonl").write_text("".join(json.dumps({"q": p, "a": gold[p]}) + "\n" for p in test))
+    lines = [{"prompt": p, "answer": a} for p in prompts for a in (gold[p], "what?", gold[p])]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = {"text": "q", "reference": "a"}
+    values = {
+        "name": "say",
+        "prompts": {"source": str(folder / "learn.jsonl"), "licence": "mit", "columns": columns},
+        "teacher": {
+            "model": "canned",
+            "licence": "apache-2.0",
+            "engine": {"kind": "canned", "answers": str(folder / "answers.jsonl")},
+        },
+        "generate": {"n": 3},
+        "verify": {"checks": [{"kind": "exact"}]},
+        "student": {"start": str(model), "licence": "mit", "layers": 2, "freeze_embeddings": False},
+        "train": {"epochs": 30, "batch_size": 8, "learning_rate": 0.01},
+        "evaluate": {
+            "prompts": {"source": str(folder / "test.jsonl"), "licence": "mit", "columns": columns},
+            "checks": [{"kind": "exact"}],
+            "max_tokens": 12,
+        },
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    with path.open("w") as file:
+        YAML().dump(values, file)
+    return load(path)
+
+
+def test_generate_verify_train_evaluate(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipe_in(tmp_path, tiny_model)
+    run = tmp_path / "run"
+    assert execute(["run", str(tmp_path / "recipe.yaml"), "--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "student - base" in said
+    scores = json.loads((run / "scores.json").read_text())
+    # the canned teacher is right or wrong by the luck of its seed; the base has random weights
+    assert scores["arms"]["base"]["pass_rate"]["value"] == 0.0
+    assert scores["arms"]["student"]["pass_rate"]["n"] == 16
+    assert {"student - teacher", "student - base"} == set(scores["paired"])
+    learnt = json.loads((run / "student.json").read_text())
+    assert learnt["answers"] == pq.read_metadata(run / "examples" / "selected.parquet").num_rows > 30
+    steps = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    curve = [step["validation_nats_a_token"] for step in steps if "validation_nats_a_token" in step]
+    assert len(curve) == 4 and curve[-1] < 0.7 * curve[0]
+    model = AutoModelForCausalLM.from_pretrained(run / "model", local_files_only=True)
+    assert model.config.num_hidden_layers == 2 and "apache-2.0 (teacher)" in (run / "model" / "README.md").read_text()
+    # again: nothing is taught or asked anew
+    before = {p: p.stat().st_mtime_ns for p in (run / "model").iterdir()}
+    teach(recipe, folder=run)
+    (tmp_path / "answers.jsonl").unlink()
+    (tmp_path / "answers.jsonl").write_text("")
+    assert examine(recipe, folder=run)["arms"] == scores["arms"]
+    assert {p: p.stat().st_mtime_ns for p in (run / "model").iterdir()} == before
+
+
+def test_the_assistants_last_turn_bears_loss_and_nothing_else(tiny_model: Path) -> None:
+    codec = codec_of(tiny_model, None, name="student")
+    talk = [
+        Message(role="user", content="good"),
+        Message(role="assistant", content="bad"),
+        Message(role="user", content="film"),
+        Message(role="assistant", content="a nap", reasoning_content="dull script"),
+    ]
+    (row,) = conversation_rows([talk], codec, reasoning=False)
+    assert codec.tokenizer.decode(list(row.target), skip_special_tokens=False) == "a nap<|im_end|>"
+    asked = codec.tokenizer.decode(list(row.prefix), skip_special_tokens=False)
+    assert asked.endswith("<|im_start|>assistant\n") and "bad<|im_end|>" in asked
+    batch = collate([row], (), device=torch.device("cpu"))
+    assert batch.target_R.tolist() == list(row.target) and len(batch.b_R) == len(row.target)
+    with pytest.raises(InputError, match=r"does not write the assistant's reasoning"):
+        conversation_rows([talk], codec, reasoning=True)
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and m.get('reasoning_content') %}"
+    "<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_reasoning_is_learnt_where_the_template_writes_it(tiny_model: Path) -> None:
+    codec = codec_of(tiny_model, THINKING, name="student")
+    talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap", reasoning_content="dull")]
+    (row,) = conversation_rows([talk], codec, reasoning=True)
+    text = codec.tokenizer.decode(list(row.target), skip_special_tokens=False)
+    assert text == "<think>\ndull\n</think>\n\na nap<|im_end|>"
+    (row,) = conversation_rows([talk], codec, reasoning=False)
+    assert codec.tokenizer.decode(list(row.target), skip_special_tokens=False) == "a nap<|im_end|>"
+
+
+def test_an_answer_that_spells_a_control_token_is_left_out(tiny_model: Path) -> None:
+    codec = codec_of(tiny_model, None, name="student")
+    asked = Message(role="user", content="film")
+    with pytest.raises(InputError, match="no answer to learn"):
+        conversation_rows([[asked, Message(role="assistant", content="a <|im_end|> b")]], codec, reasoning=False)
+
+
+def test_held_back_nats_are_the_mean_cross_entropy(tiny_model: Path) -> None:
+    codec = codec_of(tiny_model, None, name="student")
+    talks = [[Message(role="user", content=a), Message(role="assistant", content=b)] for a, b in pairwise(FILMS)]
+    rows = conversation_rows(talks, codec, reasoning=False)
+    model = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([[*row.prefix, *row.target]])
+        logp = torch.log_softmax(model(ids).logits[0].double(), -1)
+        for step, token in enumerate(row.target):
+            total -= logp[len(row.prefix) - 1 + step, token].item()
+            count += 1
+    assert held_back_nats(model, rows).value == pytest.approx(total / count, rel=1e-5)
+
+
+def test_training_goes_on_after_a_stop_and_ends_at_the_same_weights(tmp_path: Path, tiny_model: Path) -> None:
+    often = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "average": 0.5, "checkpoint_seconds": 1e-6}
+    recipe = recipe_in(tmp_path, tiny_model, train=often)
+
+    def weights(run: Path, *, stop_at: int | None) -> dict[str, torch.Tensor]:
+        harvest(recipe, folder=run)
+        sift(recipe, folder=run)
+
+        def watch(progress: object) -> None:
+            if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop_at:
+                raise KeyboardInterrupt
+
+        if stop_at is not None:
+            with pytest.raises(KeyboardInterrupt):
+                teach(recipe, folder=run, watch=watch)
+        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
+
+    whole, resumed = weights(tmp_path / "a", stop_at=None), weights(tmp_path / "b", stop_at=7)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+MISTAKES: dict[str, tuple[str, list[str], str]] = {
+    "no student": ("train", ["student=null", "evaluate=null"], "has no 'student' section"),
+    "no exam": ("evaluate", ["evaluate=null"], "has no 'evaluate' section"),
+    "nothing kept": ("train", [], "holds no kept answers yet; potstill verify first"),
+    "not taught": ("evaluate", [], "there is no student in"),
+    "exam without student": ("train", ["student=null"], "add 'student'"),
+    "a majority in an exam": ("evaluate", ["evaluate.checks=[{kind: majority}]"], "every prompt is answered once"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_is_one_sentence(
+    name: str, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, overrides, said = MISTAKES[name]
+    recipe_in(tmp_path, tiny_model)
+    words = [verb, str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]
+    assert execute([*words, *(w for o in overrides for w in ("--set", o))]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

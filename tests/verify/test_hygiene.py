@@ -1,0 +1,63 @@
+"""Duplicates and contamination are found, and clean data is left alone."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill.verify.hygiene import Contamination, Exact, Near, words
+
+VOCABULARY = [f"w{i}" for i in range(5000)]
+
+
+def text(draw: random.Random, length: int) -> list[str]:
+    return draw.choices(VOCABULARY, k=length)
+
+
+def test_a_hundred_planted_overlaps_in_ten_thousand_rows_are_found_and_nothing_else() -> None:
+    draw = random.Random(0)
+    evaluation = [text(draw, draw.randint(5, 60)) for _ in range(500)]
+    rows = [text(draw, draw.randint(10, 80)) for _ in range(10_000)]
+    planted = set(draw.sample(range(len(rows)), 100))
+    for i in planted:
+        source = next(e for e in draw.sample(evaluation, 500) if len(e) >= 13)
+        start = draw.randint(0, len(source) - 13)
+        at = draw.randint(0, len(rows[i]))
+        # other case, other punctuation: the words count
+        rows[i][at:at] = [w.upper() + "," for w in source[start : start + 13]]
+    known = Contamination((" ".join(e) for e in evaluation), size=13)
+    found = {i: evidence for i, row in enumerate(rows) if (evidence := known.evidence(" ".join(row)))}
+    assert set(found) == planted
+    whole = [" ".join(e) for e in evaluation]
+    assert all(any(evidence in e for e in whole) for evidence in found.values())
+
+
+def test_a_short_evaluation_text_counts_as_a_whole_only() -> None:
+    known = Contamination(["What is two plus two?", "Four"], size=8)
+    assert known.evidence("what is two plus TWO") == "what is two plus two"
+    assert known.evidence("Tell me: what is two plus two, and why?") == "" and known.evidence("four") == "four"
+    assert known.evidence("") == ""
+
+
+@given(st.lists(st.text(max_size=20), max_size=20))
+def test_exact_duplicates_are_those_of_the_same_words(texts: list[str]) -> None:
+    exact = Exact()
+    seen: set[tuple[str, ...]] = set()
+    for one in texts:
+        key = tuple(words(one))
+        assert exact.seen(one) == (key in seen)
+        seen.add(key)
+
+
+def test_near_duplicates_beyond_the_overlap_are_dropped_and_others_kept() -> None:
+    draw = random.Random(1)
+    near = Near(0.7)
+    base = [text(draw, 60) for _ in range(200)]
+    assert [near.seen(" ".join(b)) for b in base] == [""] * 200
+    close = [[*b[:-2], "other", "end"] for b in base]  # 56 of 60 triples are the same: Jaccard 0.93
+    assert sum(near.seen(" ".join(c)) != "" for c in close) >= 198
+    half = [[*b[:30], *text(draw, 30)] for b in base]  # Jaccard about 0.32
+    assert sum(near.seen(" ".join(h)) != "" for h in half) <= 2
+    assert "word triples" in near.seen(" ".join(base[0]))

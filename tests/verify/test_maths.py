@@ -1,0 +1,109 @@
+# ruff: noqa: E501
+"""math-verify behind our timeouts: two hundred pairs with a known truth, and expressions that never end."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from potstill.records import Prompt, Sample
+from potstill.verify.check import look
+from potstill.verify.workers import checked
+from potstill.verify_recipe import Maths
+
+# gold, answers that equal it, answers that do not
+TABLE: list[tuple[str, list[str], list[str]]] = [
+    ("$\\frac{1}{2}$", ["0.5", "$\\frac{2}{4}$", "\\boxed{1/2}", "The answer is $\\dfrac12$."], ["0.25", "$\\frac{2}{1}$", "2"]),
+    ("$\\frac{3}{4}$", ["0.75", "$\\frac{6}{8}$", "3/4", "75\\%"], ["0.7", "$\\frac{4}{3}$"]),
+    ("$-\\frac{5}{3}$", ["$\\frac{-5}{3}$", "$\\frac{5}{-3}$", "-5/3"], ["$\\frac{5}{3}$", "-1.6"]),
+    ("42", ["42", "\\boxed{42}", "$42$", "42.0", "It is 42."], ["43", "-42", "4.2"]),
+    ("1000", ["1,000", "$1000$", "$10^3$", "1000.0"], ["100", "10000"]),
+    ("0", ["0", "$0$", "0.0"], ["1", "-1"]),
+    ("-7", ["-7", "$-7$", "\\boxed{-7}"], ["7", "-8"]),
+    ("3.14", ["3.14", "$\\frac{157}{50}$"], ["3.15", "$\\pi$", "314"]),
+    ("$\\pi$", ["$\\pi$", "\\boxed{\\pi}", "$2\\cdot\\frac{\\pi}{2}$"], ["3", "$2\\pi$"]),
+    ("$2\\sqrt{3}$", ["$\\sqrt{12}$", "$2\\sqrt3$", "\\boxed{2\\sqrt{3}}"], ["$3\\sqrt{2}$", "$\\sqrt{3}$"]),
+    ("$\\frac{\\sqrt{2}}{2}$", ["$\\frac{1}{\\sqrt{2}}$", "$\\sqrt{\\frac{1}{2}}$"], ["$\\sqrt{2}$", "$\\frac{2}{\\sqrt{2}}$"]),
+    ("$x^2+2x+1$", ["$(x+1)^2$", "$1+2x+x^2$", "$x(x+2)+1$"], ["$x^2+1$", "$(x-1)^2$"]),
+    ("$\\{1,2,3\\}$", ["$\\{3,2,1\\}$", "$\\{1, 2, 3\\}$", "\\boxed{\\{2,1,3\\}}"], ["$\\{1,2\\}$", "$\\{1,2,4\\}$"]),
+    ("$\\{-1, 1\\}$", ["$\\{1,-1\\}$", "\\boxed{\\{-1,1\\}}"], ["$\\{1\\}$", "$\\{0,1\\}$"]),
+    ("$[0,1]$", ["$[0,1]$", "$[0, 1]$", "\\boxed{[0,1]}"], ["$(0,1)$", "$[0,1)$", "$[0,2]$"]),
+    ("$(0,1)$", ["$(0, 1)$", "\\boxed{(0,1)}"], ["$(0,2)$", "$(1,0)$"]),
+    ("$(-\\infty, 3]$", ["$(-\\infty,3]$", "\\boxed{(-\\infty, 3]}"], ["$(-\\infty,3)$", "$[3,\\infty)$"]),
+    ("$(2,5)\\cup(7,9)$", ["$(2,5) \\cup (7,9)$"], ["$(2,5)$", "$(2,9)$"]),
+    ("$10\\text{ cm}$", ["$10$", "$10\\text{ cm}$", "$10\\mathrm{cm}$"], ["$11\\text{ cm}$", "$100$"]),
+    ("$\\$12.50$", ["$12.50", "$\\$12.5$", "12.5"], ["12", "$\\$125$"]),
+    ("$30^\\circ$", ["$30^{\\circ}$", "30", "$30$"], ["$60^\\circ$", "$3$"]),
+    ("25\\%", ["25%", "$25\\%$", "0.25"], ["52%", "$2.5\\%$"]),
+    ("$x=5$", ["$x = 5$", "$5$", "\\boxed{x=5}"], ["$x=6$", "$x=-5$"]),
+    ("$\\frac{7}{8}$", ["0.875", "7/8", "$\\frac{14}{16}$"], ["0.88", "$\\frac{8}{7}$"]),
+    ("$2^{10}$", ["1024", "$1024$", "$4^5$"], ["1000", "$2^{11}$", "20"]),
+    ("$\\log_2 8$", ["3", "$3$"], ["8", "2"]),
+    ("$e^2$", ["$e^{2}$", "$e\\cdot e$"], ["$2e$", "$e$"]),
+    ("$5!$", ["120", "$120$"], ["24", "5"]),
+    ("$\\binom{5}{2}$", ["10", "$10$"], ["20", "5"]),
+    ("$3+4i$", ["$4i+3$", "\\boxed{3+4i}"], ["$3-4i$", "$4+3i$"]),
+    ("$\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}$", ["$\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}$", "$\\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}$"], ["$\\begin{pmatrix}1&2\\\\4&3\\end{pmatrix}$", "$\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}$"]),
+    ("$\\sin^2 x + \\cos^2 x$", ["$1$", "1"], ["0", "2"]),
+    ("$\\frac{a}{b}+\\frac{c}{d}$", ["$\\frac{ad+bc}{bd}$"], ["$\\frac{a+c}{b+d}$"]),
+    ("1234567", ["1,234,567", "$1{,}234{,}567$", "$1234567$"], ["123456", "1234568"]),
+    ("$1.5\\times 10^{3}$", ["1500", "$1500$", "$15 \\cdot 100$"], ["150", "15000"]),
+    ("$\\sqrt[3]{27}$", ["3", "$3$"], ["9", "27"]),
+    ("$|-5|$", ["5", "$5$"], ["-5", "0"]),
+    ("$\\frac{22}{7}$", ["$3\\frac{1}{7}$", "22/7"], ["$\\pi$", "$\\frac{7}{22}$"]),
+    ("$y = 2x + 3$", ["$y=3+2x$", "\\boxed{y=2x+3}"], ["$y=3x+2$", "$y=2x-3$"]),
+    ("$\\frac{1}{3}$", ["1/3", "$\\frac{3}{9}$"], ["0.3", "3"]),
+    ("$\\frac{5}{6}$", ["5/6", "$\\frac{10}{12}$", "$\\frac{1}{2}+\\frac{1}{3}$"], ["0.8", "$\\frac{6}{5}$", "$\\frac{5}{7}$"]),
+    ("$7\\pi$", ["$7\\pi$", "$\\pi \\cdot 7$"], ["7", "$7+\\pi$"]),
+    ("$\\{a, b\\}$", ["$\\{b, a\\}$"], ["$\\{a\\}$", "$\\{a, c\\}$"]),
+]  # fmt: skip
+
+PAIRS = [
+    (gold, answer, same)
+    for gold, right, wrong in TABLE
+    for same, some in ((True, right), (False, wrong))
+    for answer in some
+]
+
+ENDLESS = [
+    "$9^{9^{9^{9}}}$", "$10^{10^{10}}$", "$2^{2^{2^{2^{2^{2}}}}}$", "$(10^9)!$", "$((9!)!)!$", "$\\binom{10^{12}}{10^{11}}$",
+    "$\\frac{1}{9^{9^{9}}}$", "$(x+1)^{100000}$", "$(a+b+c+d+e+f+g)^{200}$", "$\\sqrt{\\sqrt{\\sqrt{2^{3^{4^{5}}}}}}$",
+    "$\\int_0^1 e^{e^{e^{x^{x}}}} dx$", "$\\sum_{n=1}^{10^{12}} \\frac{1}{n^{n}}$", "$\\prod_{n=1}^{10^{9}} n$", "$\\sin(10^{10^{8}})$",
+    "$\\log(9^{9^{9}})$", "$" + "(" * 300 + "1" + ")" * 300 + "$", "$" + "+".join(f"x_{{{i}}}" for i in range(400)) + "$",
+    "$" + "\\frac{1}{1+" * 80 + "x" + "}" * 80 + "$", "$" + "^{2".join(["x"] * 60) + "}" * 59 + "$", "\\boxed{" * 200 + "1" + "}" * 200,
+]  # fmt: skip
+
+
+def rows(pairs: list[tuple[str, str]]) -> list[tuple[Prompt, Sample]]:
+    return [
+        (Prompt(id=str(i), split="train", messages=(), reference=gold), Sample(prompt_id=str(i), text=answer))
+        for i, (gold, answer) in enumerate(pairs)
+    ]
+
+
+def test_two_hundred_pairs() -> None:
+    assert len(PAIRS) >= 200
+    found = [f[0] for _, _, f in checked(rows([p[:2] for p in PAIRS]), [Maths(kind="maths")], processes=2)]
+    wanted = ["passed" if same else "failed" for _, _, same in PAIRS]
+    told = list(zip(PAIRS, found, strict=True))
+    wrong = [(p, f) for (p, f), w in zip(told, wanted, strict=True) if f.opinion not in (w, "undecided")]
+    assert wrong == []
+    assert len([f for f in found if f.opinion == "undecided"]) <= 2
+
+
+def test_what_never_ends_is_undecided_in_time() -> None:
+    assert len(ENDLESS) == 20
+    check = Maths(kind="maths", seconds=1)
+    for expression in ENDLESS:
+        start = time.monotonic()
+        found = look(check, *rows([("$7$", expression)])[0])
+        assert found.opinion in ("undecided", "failed"), (expression, found)
+        assert time.monotonic() - start < 1.5, expression
+
+
+@pytest.mark.parametrize("reference", [None, "", "certainly not mathematics"])
+def test_an_unreadable_reference_is_undecided(reference: str | None) -> None:
+    asked = Prompt(id="p", split="train", messages=(), reference=reference)
+    found = look(Maths(kind="maths"), asked, Sample(prompt_id="p", text="$3$"))
+    assert found.opinion == "undecided"
