@@ -25,11 +25,17 @@ def parsed(text: str) -> object:
 def test_forty_orders(tmp_path: Path) -> None:
     make = [sys.executable, str(ROOT / "scripts" / "make_orders.py"), str(tmp_path), "--count", "40"]
     subprocess.run(make, check=True)
-    recipe = load(ROOT / "recipes" / "orders.yaml", [f"prompts.source={tmp_path / 'orders.jsonl'}", "generate.n=4"])
+    files = [
+        f"prompts.source={tmp_path / 'orders.jsonl'}",
+        f"select.evaluation.source={tmp_path / 'orders_test.jsonl'}",
+    ]
+    recipe = load(ROOT / "recipes" / "orders.yaml", [*files, "generate.n=4"])
     done = harvest(recipe, folder=tmp_path / "run")
     found = sift(recipe, folder=tmp_path / "run")
     examples = tmp_path / "run" / "examples"
-    gold = {o["text"]: json.loads(o["gold"]) for o in map(json.loads, (tmp_path / "orders.jsonl").open())}
+    gold = {
+        o["text"]: json.loads(o["gold"]) for o in map(json.loads, (tmp_path / "orders.jsonl").read_text().splitlines())
+    }
     answers = pq.read_table(examples / "answers.parquet").to_pylist()
     verdicts = {(v["prompt_id"], v["index"]): v for v in pq.read_table(examples / "verdicts.parquet").to_pylist()}
     assert done.exported == len(answers) == len(verdicts) == found.reasons.total()
@@ -43,7 +49,7 @@ def test_forty_orders(tmp_path: Path) -> None:
             isinstance(order, dict)
             and {k: type(v) for k, v in order.items()} == {k: type(v) for k, v in gold[asked].items()}
             and all(min(len(v), 3) == 3 if isinstance(v, str) else v > 0 for v in order.values())
-            and all(f" {str(v).lower()} " in f" {words(asked)} " for v in order.values())
+            and all(f" {str(v).lower().strip()} " in f" {words(asked)} " for v in order.values())
         )
         assert all(f["opinion"] == "passed" for f in verdict["findings"]) == sound, (said, verdict)
         assert not verdict["kept"] or sound
@@ -51,7 +57,8 @@ def test_forty_orders(tmp_path: Path) -> None:
         kept += verdict["kept"]
         right += verdict["kept"] and order == gold[asked]
     assert kept == found.kept == pq.read_metadata(examples / "selected.parquet").num_rows
-    assert 10 <= passed <= 150 and right / kept > 0.8, (passed, kept, right)
+    assert 10 <= passed <= 150 and right / kept > 0.6, (passed, kept, right)
+    print(f"{len(answers)} answers, {passed} passed, {kept} kept, {right} of those right")
     assert found.pairs == pq.read_metadata(examples / "pairs.parquet").num_rows > 0
 
 

@@ -23,8 +23,8 @@ Row = tuple[str, dict[str, Any]]
 _MAX_LINE = 16 << 20
 
 
-def read_rows(source: str, header: Sequence[str] | None) -> Iterator[Row]:
-    """Stream the rows of `source`. Raises InputError naming file, row and column."""
+def read_rows(source: str, header: Sequence[str] | None, *, key: str = "prompts.source") -> Iterator[Row]:
+    """Stream the rows of `source`. Raises InputError naming file, row and column, and the recipe's `key`."""
     path = Path(source).expanduser()
     if path.is_dir():
         for file in _files_in(path):
@@ -37,9 +37,9 @@ def read_rows(source: str, header: Sequence[str] | None) -> Iterator[Row]:
         hint = (
             f"did you mean '{path.parent / near[0]}'?"
             if near
-            else "check 'prompts.source' (`make data` fetches the quick start's)"
+            else f"check '{key}' (`make data` fetches the quick start's)"
         )
-        raise InputError(f"prompts.source: there is no file at '{source}'", way_out=hint)
+        raise InputError(f"{key}: there is no file at '{source}'", way_out=hint)
 
 
 def _files_in(folder: Path) -> list[Path]:

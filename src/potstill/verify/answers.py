@@ -154,7 +154,7 @@ class _Gate:
 
 def _texts(evaluation: Evaluation) -> Iterator[str]:
     empty = True
-    for where, row in read_rows(evaluation.source, evaluation.header):
+    for where, row in read_rows(evaluation.source, evaluation.header, key="select.evaluation.source"):
         empty = False
         for name in evaluation.columns:
             yield str(column(row, name, "evaluation", where) or "")
