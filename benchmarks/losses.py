@@ -205,7 +205,7 @@ def liger_compiled(cell: Cell, inputs: Inputs) -> Callable[[], float]:
 
 def gemm(cell: Cell, inputs: Inputs) -> Callable[[], float]:
     """The four products that any loss needs, 256 rows at a time as the stored engine does, and nothing else."""
-    rows = 256
+    rows = min(256, cell.rows)
     dtype = inputs.hidden.dtype
 
     @torch.no_grad()

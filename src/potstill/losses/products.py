@@ -29,8 +29,6 @@ def widens(x: Tensor) -> bool:
 
 def logits(hidden_CD: Tensor, weight_VD: Tensor, *, alpha: float, out_CV: Tensor) -> Tensor:
     """out = alpha * h W', in fp32."""
-    if hidden_CD.dtype == torch.float32 and alpha == 1:
-        return torch.mm(hidden_CD, weight_VD.T, out=out_CV)
     if hidden_CD.dtype == torch.float32:
         return torch.addmm(out_CV, hidden_CD, weight_VD.T, beta=0, alpha=alpha, out=out_CV)
     if hidden_CD.device.type == "cuda":
