@@ -31,9 +31,6 @@ from potstill.train.answers import save, train_student, untaught
 from potstill.verify.workers import checked
 from potstill.verify_recipe import Select
 
-ARMS = ("teacher", "student", "base")
-"""`base`: the student before its first step."""
-
 
 def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Path:
     """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
@@ -58,7 +55,8 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
 
 
 def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
-    """Let teacher, student and base answer the exam's prompts and write scores.json, which is returned."""
+    """Let teacher, student and base (the student before its first step) answer the exam's prompts; writes scores.json
+    and returns it."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
     exam = recipe.evaluate
     if exam is None:
@@ -67,10 +65,9 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     if fingerprint is None:
         raise InputError(f"there is no student in '{place}' yet", way_out="potstill train first")
     papers: dict[str, _Paper] = {}
-    for arm in ARMS:
-        writer = recipe.teacher if arm == "teacher" else _writer(learner, place, arm, fingerprint)
-        sitting = _sitting(recipe, exam, writer, paid=arm == "teacher")
-        harvest(sitting, folder=place / "exam" / arm, watch=watch)
+    who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(learner, place)}
+    for arm, (model, mark) in who.items():
+        harvest(_sitting(recipe, exam, model, mark), folder=place / "exam" / arm, watch=watch)
         papers[arm] = _marked(place / "exam" / arm, exam, processes=2)
         done = len(papers[arm].passed)
         watch(Progress(stage="evaluate", what=arm, done=done, total=done, note=f"{papers[arm].rate:.1%} right"))
@@ -93,48 +90,33 @@ def _taught(place: Path) -> str | None:
     return json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
 
 
-def _writer(learner: Learner, place: Path, arm: str, fingerprint: str) -> Writer:
-    """The arm's model folder as one that writes; its answers are kept under what it learnt."""
-    model = place / "model"
-    if arm == "base":
-        fingerprint = hashlib.sha256(learner.model_dump_json().encode()).hexdigest()
-        model = place / "controls" / "base" / "model"
-        blank, codec, folder = untaught(learner)
-        save(blank, codec, folder, longest=1, to=model)
-    return Writer(
-        model=str(model),
-        revision=fingerprint[:16],
-        licence=learner.licence,
-        engine=Local(kind="local", template=None, slots=32),
-    )  # pyright: ignore[reportCallIssue]
-
-
-def _sitting(recipe: DataRecipe, exam: Exam, writer: Writer, *, paid: bool) -> DataRecipe:
-    """The data recipe that has the exam's prompts answered once, greedily."""
-    how = recipe.generate
-    greedy = Generate(
-        n=1,
-        temperature=0.0,
-        max_tokens=exam.max_tokens,
-        parameters=how.parameters if paid else {},
-        budget=exam.budget if paid else None,
-        prices=how.prices if paid else None,
-    )  # pyright: ignore[reportCallIssue]
-    engine = (
-        writer.engine.model_copy(update={"slots": exam.batch_size})
-        if isinstance(writer.engine, Local)
-        else writer.engine
-    )
-    changes = {
+def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> DataRecipe:
+    """The data recipe that has the exam's prompts answered once, greedily: by the teacher, or by a model folder, whose
+    answers are kept under `mark`."""
+    greedy = {"n": 1, "temperature": 0.0, "max_tokens": exam.max_tokens, "truncated": "keep", "longest": None}
+    changes: dict[str, Any] = {
         "prompts": exam.prompts,
-        "teacher": writer.model_copy(update={"engine": engine}),
-        "generate": greedy,
+        "generate": recipe.generate.model_copy(update={**greedy, "budget": exam.budget}),
         "verify": None,
         "select": Select(),  # pyright: ignore[reportCallIssue]
         "student": None,
         "evaluate": None,
     }
+    if model is not None:
+        local = Local(kind="local", template=None, slots=exam.batch_size)
+        changes["teacher"] = Writer(model=str(model), revision=mark, licence=_learner(recipe).licence, engine=local)
+        changes["generate"] = Generate.model_validate(greedy)
     return recipe.model_copy(update=changes)
+
+
+def _base(learner: Learner, place: Path) -> tuple[Path, str]:
+    """The folder of the student before its first step, made where it is missing, and its mark."""
+    mark = hashlib.sha256(learner.model_dump_json().encode()).hexdigest()[:16]
+    model = place / "controls" / f"base-{mark}" / "model"
+    if not model.is_dir():
+        blank, codec, folder = untaught(learner)
+        save(blank, codec, folder, longest=1, to=model)
+    return model, mark
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,8 +76,9 @@ class Verified:
 
 def require_checks(recipe: DataRecipe) -> None:
     """Raises a PotstillError for a check that cannot run here, before anything is paid for."""
-    for check in recipe.verify.checks if recipe.verify else ():
-        require(check)
+    for section in (recipe.verify, recipe.evaluate):
+        for check in section.checks if section else ():
+            require(check)
     if recipe.select.near_duplicates is not None:
         require_package("datasketch", "checks", what="'select.near_duplicates'")
 

@@ -1,8 +1,9 @@
 """Checks in processes that can be killed: whatever an answer holds, a check that hangs, dies or eats memory costs its
 own verdict ("undecided") and not the run.
 
-Samples go out in chunks and come back in order, a few chunks ahead of who reads them. Where a chunk does not come back
-in time, its checks are asked again one by one, each with its own limit, so that the culprit is found.
+Samples go out in chunks (one at a time where a check may take seconds) and come back in order, a few chunks ahead of
+who reads them. Where a chunk does not come back in time, its checks are asked again one by one, each with its own
+limit, so that the culprit is found.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
 
@@ -25,7 +27,7 @@ from potstill.verify import programs, text
 Asked = tuple[Prompt, Sample]
 Checked = tuple[Prompt, Sample, tuple[Finding, ...]]
 
-_CHUNK, _SLOW_CHUNK = 256, 8
+_CHUNK = 256
 _CHUNK_SECONDS = 10.0
 _MEMORY_BYTES = 4 << 30
 
@@ -33,8 +35,8 @@ _MEMORY_BYTES = 4 << 30
 def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: int) -> Iterator[Checked]:
     """What every check says of every sample, in order. Majorities are left out: they need a prompt's other samples."""
     checks = tuple(check for check in checks if not isinstance(check, ask.Majority))
-    size = _SLOW_CHUNK if any(map(checking.slow, checks)) else _CHUNK
-    each = sum(checking.seconds(check) for check in checks if checking.slow(check))
+    slow = [checking.seconds(check) for check in checks if checking.slow(check)]
+    size, patience = (1, sum(slow)) if slow else (_CHUNK, _CHUNK_SECONDS)
     source = iter(asked)
     away: deque[tuple[list[Asked], Future[list[list[Finding]]]]] = deque()
     context = get_context("forkserver")
@@ -42,7 +44,6 @@ def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: i
         try:
             while True:
                 while len(away) < 2 * processes + 2 and (chunk := list(islice(source, size))):
-                    patience = _CHUNK_SECONDS + len(chunk) * each
                     away.append((chunk, pool.schedule(_look_at, args=[chunk, checks], timeout=patience)))
                 if not away:
                     return
@@ -62,19 +63,25 @@ def _findings(
 ) -> list[list[Finding]]:
     try:
         return answer.result()
-    except (TimeoutError, ProcessExpired, MemoryError):
+    except (TimeoutError, ProcessExpired, MemoryError) as error:
+        if len(chunk) == len(checks) == 1:
+            return [[_unanswered(checks[0], error)]]
         return [[_alone(pool, one, check) for check in checks] for one in chunk]
 
 
 def _alone(pool: ProcessPool, one: Asked, check: ask.Check) -> Finding:
-    limit = checking.seconds(check)
     try:
-        return pool.schedule(_look_at, args=[[one], (check,)], timeout=limit).result()[0][0]
-    except TimeoutError:
-        said = text.undecided("took too long", f"longer than {limit:g} s")
-    except (ProcessExpired, MemoryError) as error:
+        return pool.schedule(_look_at, args=[[one], (check,)], timeout=checking.seconds(check)).result()[0][0]
+    except (TimeoutError, ProcessExpired, MemoryError) as error:
+        return _unanswered(check, error)
+
+
+def _unanswered(check: ask.Check, error: Exception) -> Finding:
+    if isinstance(error, TimeoutError):
+        said = text.undecided("took too long", f"longer than {checking.seconds(check):g} s")
+    else:
         said = text.undecided("the check's process died", type(error).__name__)
-    return Finding(opinion=said.opinion, reason=said.reason, evidence=said.evidence, check=checking.name_of(check))
+    return replace(said, check=checking.name_of(check))
 
 
 def _look_at(chunk: Sequence[Asked], checks: Sequence[ask.Check]) -> list[list[Finding]]:
