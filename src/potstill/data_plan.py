@@ -54,8 +54,8 @@ class DataPlan:
 def plan_data(recipe: DataRecipe) -> DataPlan:
     """Raises a PotstillError for everything that can be known to be wrong before a request. Sends nothing."""
     licences = {
-        f"{what} ({licence})": check_licence(licence, key=f"{what}.licence")
-        for what, licence in (("teacher", recipe.teacher.licence), ("prompts", recipe.prompts.licence))
+        f"{key.removesuffix('.licence')} ({licence})": check_licence(licence, key=key)
+        for key, licence in recipe.licensed.items()
     }
     require_checks(recipe)
     price, how = price_of(recipe), recipe.generate

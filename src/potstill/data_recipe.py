@@ -214,6 +214,16 @@ class DataRecipe(Values):
     evaluate: Exam | None = None
 
     @property
+    def licensed(self) -> dict[str, str]:
+        """Everything with a licence, by its key in the recipe: all are checked before anything is paid."""
+        found = {"teacher.licence": self.teacher.licence, "prompts.licence": self.prompts.licence}
+        if self.student is not None:
+            found["student.licence"] = self.student.licence
+        if self.evaluate is not None:
+            found["evaluate.prompts.licence"] = self.evaluate.prompts.licence
+        return found
+
+    @property
     def licences(self) -> str:
         """What travels with every row."""
         return f"{self.teacher.licence} (teacher), {self.prompts.licence} (prompts)"

@@ -52,8 +52,8 @@ def harvest(
     `wanted(prompt, answers)` says how many more a prompt should get (default: the recipe's n); `most` bounds it.
     An answer in the ledger that still fits is never asked for again. Raises a PotstillError; what was heard is kept.
     """
-    check_licence(recipe.teacher.licence, key="teacher.licence")
-    check_licence(recipe.prompts.licence, key="prompts.licence")
+    for key, licence in recipe.licensed.items():
+        check_licence(licence, key=key)
     require_checks(recipe)
     sampler = sampler_for(recipe)
     price_of(recipe)

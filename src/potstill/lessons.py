@@ -35,7 +35,8 @@ from potstill.verify_recipe import Select
 def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Path:
     """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
-    check_licence(learner.licence, key="student.licence")
+    for key, licence in recipe.licensed.items():
+        check_licence(licence, key=key)
     kept = place / "examples" / ("answers.parquet" if recipe.verify is None else "selected.parquet")
     if not kept.is_file():
         verb = "generate" if recipe.verify is None else "verify"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
 from potstill.data_recipe import DataRecipe, load
-from potstill.errors import InputError
+from potstill.errors import InputError, LicenceRefused
 from potstill.harvest import harvest, sift
 from potstill.lessons import examine, teach
 from potstill.models.load import codec_of
@@ -87,6 +87,13 @@ def test_generate_verify_train_evaluate(tmp_path: Path, tiny_model: Path, capsys
     (tmp_path / "answers.jsonl").write_text("")
     assert examine(recipe, folder=run)["arms"] == scores["arms"]
     assert {p: p.stat().st_mtime_ns for p in (run / "model").iterdir()} == before
+
+
+def test_the_students_licence_is_checked_before_anything_is_paid_for(tmp_path: Path, tiny_model: Path) -> None:
+    student = {"start": str(tiny_model), "licence": "nobody knows", "layers": 2}
+    with pytest.raises(LicenceRefused, match=r"student\.licence"):
+        harvest(recipe_in(tmp_path, tiny_model, student=student), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_assistants_last_turn_bears_loss_and_nothing_else(tiny_model: Path) -> None:
