@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,16 +25,18 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from potstill.data_plan import DataPlan, Probed
 from potstill.dispatch.money import DOLLAR
-from potstill.harvest import Harvest
-from potstill.licences import Policy
-from potstill.plan import Plan
 from potstill.records import Progress, Watch
 from potstill.store.requests import glance
-from potstill.store.run import Run
-from potstill.verify.answers import Verified
 from potstill.verify.select import KEPT
+
+if TYPE_CHECKING:  # names of types alone: `--help` and `runs` need not wait for what only the other verbs use
+    from potstill.data_plan import DataPlan, Probed
+    from potstill.harvest import Harvest
+    from potstill.licences import Policy
+    from potstill.plan import Plan
+    from potstill.store.run import Run
+    from potstill.verify.answers import Verified
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
