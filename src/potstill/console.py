@@ -262,14 +262,20 @@ def _state(folder: Path) -> dict[str, Any]:
     scores_file = folder / "scores.json"
     arms: Mapping[str, Any] = json.loads(scores_file.read_text()).get("arms", {}) if scores_file.is_file() else {}
     done = [name for name, path in (("report", "report.html"), ("train", "model")) if (folder / path).exists()]
-    accuracy = {arm: f"{arms[arm]['accuracy']['value']:.1%}" if arm in arms else "-" for arm in ("student", "teacher")}
+    right = {arm: _right(arms.get(arm, {})) for arm in ("student", "teacher")}
     asked = glance(folder)
     answers = "-"
     if asked and asked["prompts"]:
         spent = (asked.get("paid", 0) + asked.get("maybe", 0)) / DOLLAR
         answers = f"{asked['settled']:,} of {asked['prompts']:,} prompts" + (f", ${spent:,.2f}" if spent else "")
         done += ["generate"] if asked["settled"] == asked["prompts"] else []
-    return {"run": folder.name, "finished": done[0] if done else "-", "answers": answers, **accuracy}
+    return {"run": folder.name, "finished": done[0] if done else "-", "answers": answers, **right}
+
+
+def _right(metrics: Mapping[str, Any]) -> str:
+    """The share of test prompts an arm answered rightly, whichever kind of recipe it belongs to."""
+    found = metrics.get("accuracy") or metrics.get("pass_rate")
+    return f"{found['value']:.1%}" if found else "-"
 
 
 def _value(metrics: Mapping[str, Any], name: str, form: str) -> str:

@@ -80,6 +80,8 @@ def test_generate_verify_train_evaluate(tmp_path: Path, tiny_model: Path, capsys
     assert len(curve) == 4 and curve[-1] < 0.7 * curve[0]
     model = AutoModelForCausalLM.from_pretrained(run / "model", local_files_only=True)
     assert model.config.num_hidden_layers == 2 and "apache-2.0 (teacher)" in (run / "model" / "README.md").read_text()
+    assert execute(["runs", str(tmp_path), "--json"]) == 0
+    assert f"{scores['arms']['student']['pass_rate']['value']:.1%}" in capsys.readouterr().out
     # again: nothing is taught or asked anew
     before = {p: p.stat().st_mtime_ns for p in (run / "model").iterdir()}
     teach(recipe, folder=run)
