@@ -4,6 +4,7 @@ the laws of divergences; hostile numbers; errors that say the way out."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,26 +237,44 @@ def test_value_and_gradient_match_float64_autograd(options: str, kind: str, engi
             assert max(found.values()) <= 2e-6, (value, found)
 
 
-@given(seed=st.integers(0, 2**27), spread=st.sampled_from([0.3, 1.0, 2.0]), index=st.integers(0, len(ALL) - 1))
+@given(seed=seeds, spread=st.sampled_from([0.3, 1.0, 2.0]), index=st.integers(0, len(ALL) - 1))
 def test_no_engine_is_further_off_than_autograd_in_fp32(seed: int, spread: float, index: int) -> None:
-    """At a spread of 2 logits reach 40 and students are certain: gradients are what is left of terms that cancel, and
-    one case's error is the luck of its logits' rounding on either side. So eight cases are taken together."""
-    value, draws = ALL[index], [Case.random(8 * seed + i, rows=5, spread=spread) for i in range(8)]
     for kind in ("hidden", "top5", "sampled"):
-        if not defined(value, kind):
+        if not defined(ALL[index], kind) or (kind, spread) == ("hidden", 2.0):
             continue
-        eager, ours = torch.zeros(3), {name: torch.zeros(3) for name in ENGINES}
-        for case in draws:
-            signal = signal_of(kind, case, Options())
-            exact = by_autograd(case, signal, value, torch.float64)
-            plain = by_autograd(case, signal, value, torch.float32)
-            eager += torch.tensor([relative(e, x) for e, x in zip(plain, exact, strict=True)])
-            for name, engine in ENGINES.items():
-                found = backward(case, signal, value, **engine)
-                ours[name] += torch.tensor([relative(f, x) for f, x in zip(found, exact, strict=True)])
-        limits = (2 * eager).clamp(min=8 * 2e-5)
+        eager, ours = fp32_errors(seed, spread, kind, ALL[index])
+        limits = [max(1.5 * error, 2e-5) for error in eager]
         for name, found in ours.items():
-            assert (found <= limits).all(), (kind, name, found, limits)
+            assert all(f <= limit for f, limit in zip(found, limits, strict=True)), (kind, name, found, limits)
+
+
+@pytest.mark.parametrize("index", range(len(ALL)))
+def test_nor_on_average_where_both_are_at_the_mercy_of_rounding(index: int) -> None:
+    """At a spread of 2 logits reach 40 and students are certain: full-vocabulary gradients are what is left of terms
+    that cancel. One case's error is luck on either side (up to five times the other's), its geometric mean is not."""
+    drawn = [fp32_errors(seed, 2.0, "hidden", ALL[index]) for seed in range(24)]
+    for i, what in enumerate(("value", "hidden", "head")):
+        eager = geometric_mean([max(errors[i], 1e-9) for errors, _ in drawn])
+        for name in ENGINES:
+            ours = geometric_mean([max(found[name][i], 1e-9) for _, found in drawn])
+            assert ours <= max(1.5 * eager, 2e-5 if what == "value" else 0.0), (name, what, ours, eager)
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def fp32_errors(seed: int, spread: float, kind: str, value: Divergence) -> tuple[list[float], dict[str, list[float]]]:
+    """Relative errors of value and gradients against float64: of eager autograd, and of every engine."""
+    case = Case.random(seed, rows=5, spread=spread)
+    signal = signal_of(kind, case, Options())
+    exact = by_autograd(case, signal, value, torch.float64)
+
+    def off(found: Sequence[Tensor | None]) -> list[float]:
+        return [relative(f, x) for f, x in zip(found, exact, strict=True)]
+
+    ours = {name: off(backward(case, signal, value, **engine)) for name, engine in ENGINES.items()}
+    return off(by_autograd(case, signal, value, torch.float32)), ours
 
 
 def by_autograd(case: Case, signal: Signal, value: Divergence, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
