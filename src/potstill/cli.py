@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from potstill.data_recipe import DataRecipe, is_data_recipe
 from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
 from potstill.recipe import Recipe, load
-from potstill.records import Stage
+from potstill.records import Stage, Watch
 from potstill.store.run import recipe_of
 
 app = App(
@@ -81,9 +82,9 @@ def check(recipe: Path, *, probe: int | None = None, options: Options = _DEFAULT
 def run(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Run all stages of a recipe, or go on with a run folder: prompts, generate, verify, train, evaluate, report."""
     if _writes_data(recipe):
-        _walk_data(recipe, options)
-        return
-    _walk(recipe, "report", options)
+        _walk_data(recipe, None, options)
+    else:
+        _walk(recipe, "report", options)
 
 
 @app.command
@@ -100,7 +101,8 @@ def generate(
         US dollars that are never exceeded, in place of generate.budget.
     """
     if _writes_data(recipe):
-        _harvest(recipe, limit, budget, options)
+        budgeted = () if budget is None else (f"generate.budget={budget}",)
+        _walk_data(recipe, "generate", options, limit=limit, overrides=budgeted)
     elif limit is not None or budget is not None:
         raise InputError("--limit and --budget need a recipe with a 'generate:' section", way_out="leave them out")
     else:
@@ -110,27 +112,18 @@ def generate(
 @app.command
 def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Check the teacher's answers and keep the good ones. Asks the teacher nothing that it has answered."""
-    if _writes_data(recipe):
-        _sift(recipe, options)
-        return
     _walk(recipe, "verify", options)
 
 
 @app.command
 def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Train the student and its controls."""
-    if _writes_data(recipe):
-        _teach(recipe, options)
-        return
     _walk(recipe, "train", options)
 
 
 @app.command
 def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Compare student, teacher and controls on the test prompts."""
-    if _writes_data(recipe):
-        _examine(recipe, options)
-        return
     _walk(recipe, "evaluate", options)
 
 
@@ -205,6 +198,9 @@ def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
 
 
 def _walk(target: Path, through: Stage, options: Options) -> None:
+    if through != "report" and target.exists() and _writes_data(target):
+        _walk_data(target, through, options)
+        return
     recipe, folder = _resolve(target, options)
     from potstill import pipeline
 
@@ -214,53 +210,36 @@ def _walk(target: Path, through: Stage, options: Options) -> None:
         console.show_run(run)
 
 
-def _harvest(target: Path, limit: int | None, budget: float | None, options: Options) -> None:
-    from potstill.harvest import harvest
-
-    budgeted = () if budget is None else (f"generate.budget={budget}",)
-    recipe, folder = _resolve_data(target, (*options.set, *budgeted), options)
-    with console.watching(as_json=options.json) as watch:
-        found = harvest(recipe, folder=folder, limit=limit, watch=watch)
-    console.show_harvest(found, as_json=options.json)
-
-
-def _sift(target: Path, options: Options) -> None:
-    from potstill.harvest import sift
-
-    recipe, folder = _resolve_data(target, options.set, options)
-    with console.watching(as_json=options.json) as watch:
-        found = sift(recipe, folder=folder, watch=watch)
-    console.show_sift(found, as_json=options.json)
+def _walk_data(
+    target: Path, stage: Stage | None, options: Options, *, limit: int | None = None, overrides: Sequence[str] = ()
+) -> None:
+    """One stage of a recipe of free text; None: every stage that it has a section for."""
+    recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
+    sections = {"verify": recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
+    for each in [stage] if stage else ["generate", *(name for name, section in sections.items() if section)]:
+        with console.watching(as_json=options.json) as watch:
+            show = _data_stage(each, recipe, folder, limit, watch)
+        show(as_json=options.json)
 
 
-def _walk_data(target: Path, options: Options) -> None:
-    """Every stage that the recipe has a section for."""
-    recipe, _ = _resolve_data(target, options.set, options)
-    _harvest(target, None, None, options)
-    if recipe.verify is not None:
-        _sift(target, options)
-    if recipe.student is not None:
-        _teach(target, options)
-    if recipe.evaluate is not None:
-        _examine(target, options)
+def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
+    """Do it; returns what shows the outcome."""
+    from potstill import harvest
 
+    match stage:
+        case "generate":
+            done = harvest.harvest(recipe, folder=folder, limit=limit, watch=watch)
+            return partial(console.show_harvest, done)
+        case "verify":
+            return partial(console.show_sift, harvest.sift(recipe, folder=folder, watch=watch))
+        case "train":
+            from potstill import lessons  # torch takes seconds
 
-def _teach(target: Path, options: Options) -> None:
-    recipe, folder = _resolve_data(target, options.set, options)
-    from potstill.lessons import teach
+            return partial(console.show_student, lessons.teach(recipe, folder=folder, watch=watch))
+        case _:
+            from potstill import lessons
 
-    with console.watching(as_json=options.json) as watch:
-        model = teach(recipe, folder=folder, watch=watch)
-    console.show_student(model, as_json=options.json)
-
-
-def _examine(target: Path, options: Options) -> None:
-    recipe, folder = _resolve_data(target, options.set, options)
-    from potstill.lessons import examine
-
-    with console.watching(as_json=options.json) as watch:
-        scores = examine(recipe, folder=folder, watch=watch)
-    console.show_exam(scores, as_json=options.json)
+            return partial(console.show_exam, lessons.examine(recipe, folder=folder, watch=watch))
 
 
 def _check_data(target: Path, prompts: int | None, options: Options) -> None:

@@ -17,12 +17,11 @@ from potstill.engines.sampler import Ask
 from potstill.errors import InputError
 from potstill.generate.collect import price_of
 from potstill.generate.told import told_first
-from potstill.harvest import harvest
-from potstill.licences import Policy, check_licence
+from potstill.harvest import check_sections, harvest
+from potstill.licences import Policy
 from potstill.prompts.stream import described, stream_prompts
 from potstill.records import Watch, unwatched
 from potstill.store.requests import Requests
-from potstill.verify.answers import require_checks
 
 _BYTES_A_TOKEN = 4
 
@@ -54,10 +53,9 @@ class DataPlan:
 def plan_data(recipe: DataRecipe) -> DataPlan:
     """Raises a PotstillError for everything that can be known to be wrong before a request. Sends nothing."""
     licences = {
-        f"{key.removesuffix('.licence')} ({licence})": check_licence(licence, key=key)
-        for key, licence in recipe.licensed.items()
+        f"{key.removesuffix('.licence')} ({recipe.licensed[key]})": policy
+        for key, policy in check_sections(recipe).items()
     }
-    require_checks(recipe)
     price, how = price_of(recipe), recipe.generate
     first = tuple(m.as_dict() for m in told_first(recipe.teacher))
     left_out: Counter[str] = Counter()

@@ -238,9 +238,13 @@ class DataRecipe(Values):
 
     @model_validator(mode="after")
     def _budget_has_a_price(self) -> DataRecipe:
+        exam = self.evaluate.budget if self.evaluate else None
         paid = isinstance(self.teacher.engine, Server | Batches)
-        if self.generate.budget is not None and not (paid and self.generate.prices):
-            raise ValueError("'generate.budget' needs a served teacher and a price file ('generate.prices')")
+        for key, budget in (("generate.budget", self.generate.budget), ("evaluate.budget", exam)):
+            if budget is not None and not (paid and self.generate.prices):
+                raise ValueError(f"'{key}' needs a served teacher and a price file ('generate.prices')")
+        if self.evaluate and self.generate.budget is not None and exam is None:
+            raise ValueError("'generate.budget' does not cover the exam: say what that may cost in 'evaluate.budget'")
         return self
 
 

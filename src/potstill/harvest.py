@@ -16,13 +16,15 @@ from potstill.errors import BudgetReached, InputError, TeacherError
 from potstill.generate.collect import Asking, collect, export, load_asks, price_of, usable_answers
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.waves import Wanted
-from potstill.licences import check_licence
+from potstill.licences import Policy, check_licence
+from potstill.models.locate import check_layers, facts, locate
 from potstill.prompt_file import AskColumns, PromptFile
-from potstill.prompts.stream import stream_prompts
+from potstill.prompts.stream import described, stream_prompts
 from potstill.records import Progress, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
+from potstill.text.template import Template
 from potstill.verify.answers import Verified, require_checks, verify_answers
 
 
@@ -52,9 +54,7 @@ def harvest(
     `wanted(prompt, answers)` says how many more a prompt should get (default: the recipe's n); `most` bounds it.
     An answer in the ledger that still fits is never asked for again. Raises a PotstillError; what was heard is kept.
     """
-    for key, licence in recipe.licensed.items():
-        check_licence(licence, key=key)
-    require_checks(recipe)
+    check_sections(recipe)
     sampler = sampler_for(recipe)
     price_of(recipe)
     asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
@@ -74,6 +74,20 @@ def harvest(
         exported = export(recipe, requests, answers, most=asking.most)
         watch(Progress(stage="generate", what="exported", done=exported, total=exported))
         return _harvest(place, answers, exported, requests)
+
+
+def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
+    """What can be known to be wrong with any section before the first is paid for. Returns what the licences allow, by
+    their keys in the recipe; raises a PotstillError."""
+    policies = {key: check_licence(licence, key=key) for key, licence in recipe.licensed.items()}
+    require_checks(recipe)
+    if (learner := recipe.student) is not None:
+        check_layers(facts(locate(learner.start)), learner.layers, key="student.layers")
+        if learner.template is not None:
+            Template(learner.template, name="student")
+    if (exam := recipe.evaluate) is not None and next(stream_prompts(exam.prompts, Counter()), None) is None:
+        raise InputError(f"evaluate.prompts: {described(exam.prompts)} holds no prompts", way_out="give some")
+    return policies
 
 
 def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Verified:

@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from potstill.data_recipe import DataRecipe, Generate, Local, Writer
 from potstill.errors import InputError
-from potstill.evaluate.metrics import interval, resamples
-from potstill.harvest import harvest
-from potstill.licences import check_licence
-from potstill.records import Progress, Score, Watch, unwatched
+from potstill.evaluate.exam import Paper, compare_papers, marked
+from potstill.harvest import check_sections, harvest
+from potstill.records import Progress, Watch, unwatched
 from potstill.store.answers import read_conversations
 from potstill.store.files import write_atomic
-from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner
 from potstill.train.answers import save, train_student, untaught
-from potstill.verify.workers import checked
 from potstill.verify_recipe import Select
 
 
 def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Path:
     """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
-    for key, licence in recipe.licensed.items():
-        check_licence(licence, key=key)
+    check_sections(recipe)
     kept = place / "examples" / ("answers.parquet" if recipe.verify is None else "selected.parquet")
     if not kept.is_file():
         verb = "generate" if recipe.verify is None else "verify"
@@ -65,14 +58,14 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     fingerprint = _taught(place)
     if fingerprint is None:
         raise InputError(f"there is no student in '{place}' yet", way_out="potstill train first")
-    papers: dict[str, _Paper] = {}
+    papers: dict[str, Paper] = {}
     who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(learner, place)}
     for arm, (model, mark) in who.items():
         harvest(_sitting(recipe, exam, model, mark), folder=place / "exam" / arm, watch=watch)
-        papers[arm] = _marked(place / "exam" / arm, exam, processes=2)
+        papers[arm] = marked(place / "exam" / arm, exam)
         done = len(papers[arm].passed)
         watch(Progress(stage="evaluate", what=arm, done=done, total=done, note=f"{papers[arm].rate:.1%} right"))
-    scores = {"recipe": recipe.name, **_compared(papers, exam, seed=recipe.seed)}
+    scores = {"recipe": recipe.name, **compare_papers(papers, count=exam.resamples, seed=recipe.seed)}
     write_atomic(place / "scores.json", json.dumps(scores, indent=1))
     return scores
 
@@ -118,70 +111,6 @@ def _base(learner: Learner, place: Path) -> tuple[Path, str]:
         blank, codec, folder = untaught(learner)
         save(blank, codec, folder, longest=1, to=model)
     return model, mark
-
-
-@dataclass(frozen=True, slots=True)
-class _Paper:
-    """One arm's exam: which prompts it answered rightly, and what was wrong with the others."""
-
-    passed: Mapping[str, bool]
-    reasons: Counter[str]
-
-    @property
-    def rate(self) -> float:
-        return sum(self.passed.values()) / len(self.passed)
-
-
-def _marked(folder: Path, exam: Exam, *, processes: int) -> _Paper:
-    """A prompt without an answer is not passed, nor is one of which a check cannot say."""
-    reasons: Counter[str] = Counter()
-    with Requests(folder / "ledger.sqlite") as requests:
-        passed = dict.fromkeys(requests.prompt_ids(), False)
-        for prompt, _, findings in checked(requests.samples(most=1), exam.checks, processes=processes):
-            against = next((f for f in findings if f.opinion != "passed"), None)
-            passed[prompt.id] = against is None
-            if against is not None:
-                reasons[f"{against.check.partition('@')[0]}: {against.reason}"] += 1
-        if missing := len(passed) - requests.count_answers(most=1):
-            reasons["no answer"] = missing
-    return _Paper(passed, reasons)
-
-
-def _compared(papers: Mapping[str, _Paper], exam: Exam, *, seed: int) -> dict[str, Any]:
-    """Pass rates with 95 % intervals, the student's paired differences, and the share of the gap between base and
-    teacher that it closed: all from the same resamples of prompts."""
-    ids = list(papers["teacher"].passed)
-    rows_BN = resamples(len(ids), count=exam.resamples, seed=seed)
-    right = {arm: np.array([paper.passed[i] for i in ids], dtype=np.float64) for arm, paper in papers.items()}
-    draws = {arm: row_N[rows_BN].mean(axis=-1) for arm, row_N in right.items()}
-
-    def paired(other: str) -> dict[str, Any]:
-        value = float(right["student"].mean() - right[other].mean())
-        return {"pass_rate": {"value": value, "ci95": list(interval(draws["student"] - draws[other]))}}
-
-    return {
-        "arms": {
-            arm: {
-                "pass_rate": Score(value=paper.rate, n=len(ids), ci95=interval(draws[arm])).as_dict(),
-                "wrong": dict(paper.reasons.most_common()),
-            }
-            for arm, paper in papers.items()
-        },
-        "paired": {f"student - {arm}": paired(arm) for arm in papers if arm != "student"},
-        "gap_recovered": {"base": _gap(right, draws)},
-    }
-
-
-def _gap(right: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any] | None:
-    """None where the teacher cannot be told from the base. It may exceed 1: checks add what the teacher alone lacks."""
-    low, high = interval(draws["teacher"] - draws["base"])
-    if low <= 0 <= high:
-        return None
-    means = {arm: float(row.mean()) for arm, row in right.items()}
-    usable = draws["teacher"] != draws["base"]
-    shares = (draws["student"] - draws["base"])[usable] / (draws["teacher"] - draws["base"])[usable]
-    value = (means["student"] - means["base"]) / (means["teacher"] - means["base"])
-    return {"value": value, "ci95": list(interval(shares))}
 
 
 def _model_card(recipe: DataRecipe, learner: Learner, answers: int) -> str:

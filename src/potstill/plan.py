@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from potstill.errors import InputError
 from potstill.licences import Policy, check_licence
-from potstill.models.locate import Facts, facts, locate
+from potstill.models.locate import Facts, check_layers, facts, locate
 from potstill.prompts import load_prompts
 from potstill.recipe import Recipe
 from potstill.text.template import Template
@@ -58,11 +57,7 @@ def plan(recipe: Recipe) -> Plan:
         )
     }
     teacher = facts(locate(recipe.teacher.model))
-    if teacher and recipe.student.layers > teacher.layers:
-        raise InputError(
-            f"student.layers is {recipe.student.layers}, but the teacher has {teacher.layers} layers",
-            way_out=f"choose 1 to {teacher.layers}",
-        )
+    check_layers(teacher, recipe.student.layers, key="student.layers")
     for name, source in (
         ("teacher", recipe.teacher.template),
         ("student", recipe.student.template),

@@ -43,6 +43,7 @@ class Exam(Values):
     max_tokens: Count = 512
     batch_size: Count = Field(32, description="answers that the student writes at once")
     resamples: Annotated[int, Field(ge=100)] = 2000
+    processes: Count = Field(2, description="checks at once")
     budget: Positive | None = Field(None, description="US dollars for the teacher's answers, beyond generate.budget")
 
     @model_validator(mode="after")

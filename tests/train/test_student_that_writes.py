@@ -184,6 +184,11 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "nothing kept": ("train", [], "holds no kept answers yet; potstill verify first"),
     "not taught": ("evaluate", [], "there is no student in"),
     "exam without student": ("train", ["student=null"], "add 'student'"),
+    "a student of nothing": ("generate", ["student.start=nowhere/at-all.gguf"], "there is no model at"),
+    "too many layers": ("generate", ["student.layers=9"], "student.layers is 9, but the model it starts from has 4"),
+    "a broken template": ("generate", ["student.template='{% if %}'"], "the student template does not parse"),
+    "no exam paper": ("generate", ["evaluate.prompts.source=none.jsonl"], "there is no file at 'none.jsonl'"),
+    "an exam without a price": ("generate", ["evaluate.budget=1.0"], "'evaluate.budget' needs a served teacher"),
     "a majority in an exam": ("evaluate", ["evaluate.checks=[{kind: majority}]"], "every prompt is answered once"),
 }
 
@@ -198,3 +203,12 @@ def test_a_mistake_is_one_sentence(
     assert execute([*words, *(w for o in overrides for w in ("--set", o))]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "ledger.sqlite").exists()  # nothing was asked before it was found
+
+
+def test_an_exam_of_a_paid_teacher_has_a_budget_of_its_own(tmp_path: Path, tiny_model: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("canned: {input: 1, output: 1}\n")
+    paid = {"model": "canned", "licence": "mit", "engine": {"kind": "server", "url": "http://127.0.0.1:9/v1"}}
+    with pytest.raises(InputError, match=r"does not cover the exam.*'evaluate\.budget'"):
+        recipe_in(tmp_path, tiny_model, teacher=paid, generate={"n": 3, "budget": 1.0, "prices": str(prices)})

@@ -34,7 +34,7 @@ def score_arms(arms: Mapping[str, Answers], *, count: int, seed: int) -> tuple[S
         arm: {m: Score(value=float(v[0]), n=n, ci95=interval(draws[arm][m])) for m, v in metrics.items()}
         for arm, metrics in points.items()
     }
-    return scores, _paired(points, draws), _gaps(points, draws)
+    return scores, paired(points, draws, PAIRED), gaps(points, draws, "accuracy")
 
 
 def validation_scores(answers: Answers) -> dict[str, Score]:
@@ -69,39 +69,44 @@ def _expected_grade(answers: Answers) -> Array:
     return answers.p_NC[:, present] @ means
 
 
-def _paired(points: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
+Metrics = Mapping[str, Mapping[str, Array]]
+"""Arm -> metric -> its value on the prompts as they are (1,), or on every resample of them (B,)."""
+
+
+def paired(points: Metrics, draws: Metrics, metrics: Sequence[str]) -> dict[str, Any]:
+    """The student less every other arm."""
     return {
         f"student - {arm}": {
             m: {
                 "value": float(points["student"][m][0] - points[arm][m][0]),
                 "ci95": list(interval(draws["student"][m] - draws[arm][m])),
             }
-            for m in PAIRED
+            for m in metrics
         }
         for arm in points
         if arm != "student"
     }
 
 
-def _gaps(points: Mapping[str, Any], draws: Mapping[str, Any]) -> dict[str, Any]:
-    """(student - control) / (teacher - control) in accuracy, by joint resampling; null where the denominator's interval
-    includes 0. It may exceed 1: checks add knowledge that the teacher alone lacks."""
-    gaps: dict[str, Any] = {}
+def gaps(points: Metrics, draws: Metrics, metric: str) -> dict[str, Any]:
+    """(student - control) / (teacher - control), by joint resampling; null where the denominator's interval includes 0.
+    It may exceed 1: checks add knowledge that the teacher alone lacks."""
+    found: dict[str, Any] = {}
     for control in points:
         if control in ("student", "teacher", "teacher_raw"):
             continue
-        drawn = {arm: draws[arm]["accuracy"] - draws[control]["accuracy"] for arm in ("student", "teacher")}
+        drawn = {arm: draws[arm][metric] - draws[control][metric] for arm in ("student", "teacher")}
         low, high = interval(drawn["teacher"])
         if low <= 0 <= high:
-            gaps[control] = None
+            found[control] = None
             continue
-        base, teacher, student = (points[arm]["accuracy"][0] for arm in (control, "teacher", "student"))
+        base, teacher, student = (points[arm][metric][0] for arm in (control, "teacher", "student"))
         usable = drawn["teacher"] != 0  # the interval excludes 0, so hardly a resample is lost
-        gaps[control] = {
+        found[control] = {
             "value": float((student - base) / (teacher - base)),
             "ci95": list(interval(drawn["student"][usable] / drawn["teacher"][usable])),
         }
-    return gaps
+    return found
 
 
 def as_indices(answers: Sequence[str], choices: Sequence[str]) -> Ints:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from potstill.losses.native import bf16_product, fits
+from potstill.losses.native import bf16_product, fits, has_avx512_bf16
 
 _WIDENED = 2048  # outcomes of the head that are fp32 at once: their copy stays in the cache
 _ROUNDED = 8192  # outcomes whose gradient is rounded to half precision at once
@@ -24,7 +24,7 @@ def widens(x: Tensor) -> bool:
     """Whether half-precision `x` is multiplied as fp32: on a CPU, unless it is bf16 and there is AVX512-BF16."""
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return x.dtype == torch.float16 or not torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return x.dtype == torch.float16 or not has_avx512_bf16()
 
 
 def logits(hidden_CD: Tensor, weight_VD: Tensor, *, alpha: float, out_CV: Tensor) -> Tensor:

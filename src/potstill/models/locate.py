@@ -48,6 +48,15 @@ class Facts:
         return self.parameters - (self.layers - layers) * self.a_layer
 
 
+def check_layers(model: Facts | None, layers: int, *, key: str) -> None:
+    """Raises InputError where the model is known to have fewer."""
+    if model and layers > model.layers:
+        raise InputError(
+            f"{key} is {layers}, but the model it starts from has {model.layers} layers",
+            way_out=f"choose 1 to {model.layers}",
+        )
+
+
 def locate(name: str) -> Located:
     """Resolve a hub id, a folder, a `.gguf` file or `package:NAME/FILE`. Raises InputError or MissingEnvironment."""
     if name.startswith("package:"):

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from potstill.errors import InputError
+from potstill.models.forward import decoder_layers
 
 
 def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -17,6 +18,13 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
     weights = {name: value.float() for name, value in teacher.state_dict().items() if name in wanted}
     student.load_state_dict(weights)
     return student.eval()
+
+
+def freeze(student: PreTrainedModel, *, embeddings: bool, layers: int) -> None:
+    """Keep its embeddings (and its head where they are tied) and its first `layers` layers as they are."""
+    student.get_input_embeddings().requires_grad_(not embeddings)
+    for layer in decoder_layers(student)[:layers]:
+        layer.requires_grad_(False)
 
 
 def random_weights(teacher: PreTrainedModel, layers: int, *, seed: int) -> PreTrainedModel:

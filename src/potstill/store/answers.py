@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from potstill.records import Message, Prompt, Sample
 from potstill.store.files import drafted
+from potstill.store.tables import TURN
 
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
 _SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("index", pa.int32()),
-        ("messages", pa.list_(_TURN)),
+        ("messages", pa.list_(TURN)),
         ("finish", pa.string()),
         ("cut_off", pa.bool_()),
         ("teacher", pa.string()),
@@ -60,7 +60,7 @@ def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyr
     columns = [
         pa.array([prompt.id for prompt, _ in group], pa.string()),
         pa.array([s.index for s in samples], pa.int32()),
-        pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, fields=list(_TURN))),
+        pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, fields=list(TURN))),
         pa.array([s.finish for s in samples], pa.string()),
         pa.array([s.cut_off for s in samples], pa.bool_()),
         pa.array([teacher] * len(group), pa.string()),

@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 
 from potstill.store.files import drafted
 
+TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
+"""A message in the Hugging Face convention."""
+
 _GROUP = 10_000
 
 Put = Callable[[Mapping[str, Any]], None]

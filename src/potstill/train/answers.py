@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
-from potstill.models.forward import decoder_layers, hidden_rows
+from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
-from potstill.models.student import first_layers
+from potstill.models.student import first_layers, freeze
 from potstill.records import Message, Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
@@ -39,9 +39,7 @@ def train_student(
 ) -> Fitted:
     """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one."""
     model, codec, folder = untaught(learner)
-    model.get_input_embeddings().requires_grad_(not learner.freeze_embeddings)
-    for layer in decoder_layers(model)[: learner.freeze_layers]:
-        layer.requires_grad_(False)
+    freeze(model, embeddings=learner.freeze_embeddings, layers=learner.freeze_layers)
     rows = conversation_rows(conversations, codec, reasoning=recipe.train.learn == "reasoning and answer")
     held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
     job = Job(

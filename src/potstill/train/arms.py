@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from potstill.models.forward import decoder_layers
 from potstill.models.load import Loaded, codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
-from potstill.models.student import first_layers, random_weights
+from potstill.models.student import first_layers, freeze, random_weights
 from potstill.recipe import Recipe, Sft
 from potstill.records import Watch
 from potstill.store.checkpoints import Checkpoints
@@ -34,9 +33,7 @@ def untrained(recipe: Recipe, teacher: PreTrainedModel, arm: str) -> PreTrainedM
     if arm == "from_scratch":
         return random_weights(teacher, recipe.student.layers, seed=recipe.seed)
     student = first_layers(teacher, recipe.student.layers)
-    student.get_input_embeddings().requires_grad_(not recipe.student.freeze_embeddings)
-    for layer in decoder_layers(student)[: recipe.student.freeze_layers]:
-        layer.requires_grad_(False)
+    freeze(student, embeddings=recipe.student.freeze_embeddings, layers=recipe.student.freeze_layers)
     return student
 
 

@@ -25,7 +25,7 @@ from potstill.prompts.columns import column
 from potstill.prompts.rows import read_rows
 from potstill.records import Message, Progress, Prompt, Sample, Watch
 from potstill.store.files import write_atomic
-from potstill.store.tables import Put, table
+from potstill.store.tables import TURN, Put, table
 from potstill.verify.card import data_card
 from potstill.verify.hygiene import Contamination, Exact, Near
 from potstill.verify.programs import require, require_package
@@ -33,8 +33,7 @@ from potstill.verify.select import KEPT, Judged, choose
 from potstill.verify.workers import checked
 from potstill.verify_recipe import Evaluation, Select
 
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-_TURNS = pa.list_(_TURN)
+_TURNS = pa.list_(TURN)
 _SELECTED = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -165,19 +164,19 @@ def _texts(evaluation: Evaluation) -> Iterator[str]:
         )
 
 
-def _turn(message: Message) -> dict[str, object]:
-    return {"role": message.role, "content": message.content, "reasoning_content": message.reasoning_content}
+def _turns(prompt: Prompt) -> list[dict[str, object]]:
+    return [message.as_dict() for message in prompt.messages]
 
 
 def _answer(sample: Sample) -> dict[str, object]:
-    return _turn(Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning))
+    return Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning).as_dict()
 
 
 def _selected_row(recipe: DataRecipe, one: Judged) -> dict[str, object]:
     return {
         "prompt_id": one.prompt.id,
         "index": one.sample.index,
-        "messages": [*map(_turn, one.prompt.messages), _answer(one.sample)],
+        "messages": [*_turns(one.prompt), _answer(one.sample)],
         "score": one.score,
         "teacher": recipe.teacher.model,
         "licence": recipe.licences,
@@ -199,7 +198,7 @@ def _verdict_row(one: Judged) -> dict[str, object]:
 def _pair_row(chosen: Judged, rejected: Judged) -> dict[str, object]:
     return {
         "prompt_id": chosen.prompt.id,
-        "prompt": [*map(_turn, chosen.prompt.messages)],
+        "prompt": _turns(chosen.prompt),
         "chosen": [_answer(chosen.sample)],
         "rejected": [_answer(rejected.sample)],
     }

@@ -31,7 +31,7 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 @cache
 def bf16_product() -> Product | None:
     """Compiles at most once a process."""
-    if os.environ.get("POTSTILL_NATIVE") == "0" or not _has_avx512_bf16():
+    if os.environ.get("POTSTILL_NATIVE") == "0" or not has_avx512_bf16():
         return None
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
@@ -71,7 +71,7 @@ def fits(hidden_CD: Tensor, weight_VD: Tensor) -> bool:
     )
 
 
-def _has_avx512_bf16() -> bool:
+def has_avx512_bf16() -> bool:
     return (
         platform.machine() in ("x86_64", "AMD64")
         and platform.system() == "Linux"

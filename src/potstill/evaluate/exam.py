@@ -1,0 +1,65 @@
+"""Arms that write, examined: which prompts each answered rightly by the checks, and how they compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill.evaluate.compare import gaps, paired
+from potstill.evaluate.metrics import interval, resamples
+from potstill.records import Score
+from potstill.store.requests import Requests
+from potstill.student_recipe import Exam
+from potstill.verify.workers import checked
+
+_METRIC = "pass_rate"
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """One arm's exam: which prompts it answered rightly, and what was wrong with the others."""
+
+    passed: Mapping[str, bool]
+    reasons: Counter[str]
+
+    @property
+    def rate(self) -> float:
+        return sum(self.passed.values()) / len(self.passed)
+
+
+def marked(folder: Path, exam: Exam) -> Paper:
+    """The answers in the run folder's ledger. A prompt without an answer is not passed, nor is one of which a check
+    cannot say."""
+    reasons: Counter[str] = Counter()
+    with Requests(folder / "ledger.sqlite") as requests:
+        passed = dict.fromkeys(requests.prompt_ids(), False)
+        for prompt, _, findings in checked(requests.samples(most=1), exam.checks, processes=exam.processes):
+            against = next((f for f in findings if f.opinion != "passed"), None)
+            passed[prompt.id] = against is None
+            if against is not None:
+                reasons[f"{against.check.partition('@')[0]}: {against.reason}"] += 1
+        if missing := len(passed) - requests.count_answers(most=1):
+            reasons["no answer"] = missing
+    return Paper(passed, reasons)
+
+
+def compare_papers(papers: Mapping[str, Paper], *, count: int, seed: int) -> dict[str, Any]:
+    """`arms`, `paired` and `gap_recovered` of scores.json, all from the same `count` resamples of prompts."""
+    ids = list(papers["teacher"].passed)
+    rows_BN = resamples(len(ids), count=count, seed=seed)
+    right = {arm: np.array([paper.passed[i] for i in ids], dtype=np.float64) for arm, paper in papers.items()}
+    points = {arm: {_METRIC: right_N.mean(keepdims=True)} for arm, right_N in right.items()}
+    draws = {arm: {_METRIC: right_N[rows_BN].mean(axis=-1)} for arm, right_N in right.items()}
+    arms = {
+        arm: {
+            _METRIC: Score(value=paper.rate, n=len(ids), ci95=interval(draws[arm][_METRIC])).as_dict(),
+            "wrong": dict(paper.reasons.most_common()),
+        }
+        for arm, paper in papers.items()
+    }
+    return {"arms": arms, "paired": paired(points, draws, [_METRIC]), "gap_recovered": gaps(points, draws, _METRIC)}
