@@ -28,6 +28,7 @@ def test_forty_orders(tmp_path: Path) -> None:
     files = [
         f"prompts.source={tmp_path / 'orders.jsonl'}",
         f"select.evaluation.source={tmp_path / 'orders_test.jsonl'}",
+        f"evaluate.prompts.source={tmp_path / 'orders_test.jsonl'}",
     ]
     recipe = load(ROOT / "recipes" / "orders.yaml", [*files, "generate.n=4"])
     done = harvest(recipe, folder=tmp_path / "run")
