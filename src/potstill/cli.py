@@ -157,6 +157,9 @@ def runs(folder: Path = Path("runs"), *, options: Options = _DEFAULTS) -> None:
 
 def main() -> None:
     """Entry point of the `potstill` command."""
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # torch's huge pages: a large gradient has 500 times fewer faults
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, console.interrupt)
     sys.exit(execute(sys.argv[1:]))

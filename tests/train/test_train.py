@@ -1,5 +1,6 @@
 """The loop learns, sees every example once an epoch, and resumes to the bit."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from potstill.errors import GuardStopped
+from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
@@ -23,6 +25,7 @@ from potstill.text.tokens import Ids
 from potstill.train.batch import Row, batch_order, collate
 from potstill.train.loop import Job, fit, schedule
 from potstill.train.methods import terms
+from potstill.train.trainee import Trainee
 
 ONE_TOKEN: tuple[Ids, ...] = ((7,), (9,))
 SEVERAL: tuple[Ids, ...] = ((7, 8), (9,), (7, 5, 6))
@@ -210,3 +213,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model: PreTrain
         fit(model, job(tmp_path))
     for old, new in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_step_with_tied_embeddings_is_the_step_of_plain_autograd(model: PreTrainedModel) -> None:
+    """What looking up adds to a tied weight's gradient is added by hand: the same to the last digits."""
+    embeddings = model.get_input_embeddings()
+    assert embeddings is not None and embeddings.weight is model.get_output_embeddings().weight
+    settings = job(Path()).settings
+    plain, batch = copy.deepcopy(model), collate(rows(ONE_TOKEN, 6), (), device=torch.device("cpu"))
+    optimizer = torch.optim.AdamW(
+        plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
+    )
+    trainee = Trainee(model, settings)
+    for _ in range(2):
+        for one in (plain, model):
+            hidden_RD = hidden_rows(one, batch.ids_BL, batch.b_R, batch.l_R)
+            torch.nn.functional.cross_entropy(head_logits(one, hidden_RD), batch.target_R).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        trainee.update(rate=1e-3)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-6)

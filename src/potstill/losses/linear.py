@@ -117,7 +117,7 @@ class _LinearDivergence(torch.autograd.Function):
         problem: Problem,
         observe: Callable[[Account], None] | None,
     ) -> Tensor:
-        gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V)
+        gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V, problem.vocabulary)
         scores = _run(problem, hidden_ND, gradients, problem.weights_N)
         nats_N = scores.divergence_N * problem.divergence_scale + scores.cross_entropy_N * problem.cross_entropy_weight
         name_nan(nats_N, hidden_ND, problem.teacher)
@@ -139,7 +139,7 @@ class _LinearDivergence(torch.autograd.Function):
             del gradients
             problem: Problem = ctx.problem
             factor_N = grad_N.float() if problem.weights_N is None else grad_N.float() * problem.weights_N
-            gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V)
+            gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V, problem.vocabulary)
             _run(replace(problem, observe=False), hidden_ND, gradients, factor_N)
         weight_grad = None if gradients.weight_VD is None else gradients.weight_VD.to(weight_VD.dtype)
         bias_grad = None if gradients.bias_V is None or bias_V is None else gradients.bias_V.to(bias_V.dtype)
@@ -151,12 +151,15 @@ def _run(problem: Problem, hidden_ND: Tensor, gradients: Gradients, factor_N: Te
     return engine(problem, hidden_ND, gradients, factor_N)
 
 
-def _no_gradients(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Gradients:
-    """Zeros for what is asked for; a frozen head's gradient is never computed."""
+def _no_gradients(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, vocabulary: int) -> Gradients:
+    """Room for what is asked for; a frozen head's gradient is never computed. What no row will write is zero."""
     wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    weight_grad = torch.empty_like(weight_VD, dtype=torch.float32) if wants_weight else None
+    if weight_grad is not None:
+        weight_grad[vocabulary if len(hidden_ND) else 0 :].zero_()
     return Gradients(
         torch.zeros_like(hidden_ND) if wants_hidden else None,
-        torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None,
+        weight_grad,
         torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias and bias_V is not None else None,
     )
 

@@ -50,7 +50,8 @@ class Head:
 
 @dataclass(slots=True)
 class Gradients:
-    """Accumulators of dL/dh, dL/dW, dL/db; None where nobody wants it. Weights' gradients are summed in fp32."""
+    """Accumulators of dL/dh, dL/dW, dL/db; None where nobody wants it. Weights' gradients are summed in fp32.
+    The head's memory is first written by the rows from 0 on: zeroing it would be one more walk through it."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -69,7 +70,7 @@ class Gradients:
         if self.hidden_ND is not None:
             products.add_hidden_gradient(self.hidden_ND[rows], factor_CV, head.weight_VD, alpha=alpha)
         if self.weight_VD is not None:
-            products.add_weight_gradient(self.weight_VD[columns], factor_CV, hidden_CD, alpha=alpha)
+            products.add_weight_gradient(self.weight_VD[columns], factor_CV, hidden_CD, alpha=alpha, fresh=row == 0)
 
     def _narrowed(self, slope_CV: Tensor, dtype: torch.dtype) -> Tensor:
         """In the products' dtype, every time in the same memory: an allocation a chunk leaves the heap in pieces."""
@@ -80,6 +81,8 @@ class Gradients:
         return self._narrow.view(-1)[: slope_CV.numel()].view(slope_CV.shape).copy_(slope_CV)
 
     def scale(self, factor: Tensor) -> None:
+        if factor.device.type == "cpu" and factor.item() == 1:
+            return
         for gradient in (self.hidden_ND, self.weight_VD, self.bias_V):
             if gradient is not None:
                 gradient.mul_(factor)

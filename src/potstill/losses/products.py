@@ -57,16 +57,20 @@ def add_hidden_gradient(sum_CD: Tensor, slope_CV: Tensor, weight_VD: Tensor, *, 
     sum_CD.add_(found_CD, alpha=alpha)
 
 
-def add_weight_gradient(sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor, *, alpha: float) -> None:
-    """sum += alpha * slope' h, where the sum is fp32. A half-precision product is rounded once and added in fp32, a
-    slab at a time to save its memory."""
+def add_weight_gradient(
+    sum_VD: Tensor, slope_CV: Tensor, hidden_CD: Tensor, *, alpha: float, fresh: bool = False
+) -> None:
+    """sum += alpha * slope' h, where the sum is fp32; a `fresh` sum holds nothing yet, not even zeros. A half-precision
+    product is rounded once and added in fp32, a slab at a time to save its memory."""
     if sum_VD.dtype == slope_CV.dtype:
-        sum_VD.addmm_(slope_CV.T, hidden_CD.to(sum_VD.dtype), alpha=alpha)
+        sum_VD.addmm_(slope_CV.T, hidden_CD.to(sum_VD.dtype), alpha=alpha, beta=0 if fresh else 1)
         return
     part_WD = hidden_CD.new_empty((min(_ROUNDED, len(sum_VD)), hidden_CD.shape[1]))
     for slab in _slabs(len(sum_VD), _ROUNDED):
-        slope_CW = slope_CV[:, slab]
-        sum_VD[slab].add_(torch.mm(slope_CW.T, hidden_CD, out=part_WD[: slope_CW.shape[1]]), alpha=alpha)
+        slope_CW, sum_WD = slope_CV[:, slab], sum_VD[slab]
+        if fresh:
+            sum_WD.zero_()
+        sum_WD.add_(torch.mm(slope_CW.T, hidden_CD, out=part_WD[: slope_CW.shape[1]]), alpha=alpha)
 
 
 def _slabs(vocabulary: int, size: int) -> Iterator[slice]:

@@ -27,7 +27,7 @@ def terms(
     """
     match method:
         case Sft():
-            ce = token_nats(model, hidden_RD[: len(batch.target_R)], batch.target_R).mean()
+            ce = token_nats(model, hidden_RD[: len(batch.target_R)], batch.target_R, over=len(batch.target_R)).sum()
             return ce, {"ce": ce.item()}
         case LogitKd(temperature=temperature, alpha=alpha):
             logp_RV = torch.log_softmax(head_logits(model, hidden_RD), dim=-1)
@@ -50,9 +50,9 @@ def terms(
             assert_never(method)
 
 
-def token_nats(model: PreTrainedModel, hidden_RD: Tensor, target_R: Tensor) -> Tensor:
-    """-ln q(target), shape (R,): cross-entropy as the forward KL from a teacher that was drawn once. The logits of long
-    answers never exist all at once, and a frozen head's gradient is not computed."""
+def token_nats(model: PreTrainedModel, hidden_RD: Tensor, target_R: Tensor, *, over: int = 1) -> Tensor:
+    """-ln q(target) / over, shape (R,): cross-entropy as the forward KL from a teacher that was drawn once. The logits
+    of long answers never exist all at once, and a frozen head's gradient is not computed."""
     head: Any = model.get_output_embeddings()
     scale, softcap = logit_terms(model)
     once_R1 = target_R.unsqueeze(-1)
@@ -60,6 +60,7 @@ def token_nats(model: PreTrainedModel, hidden_RD: Tensor, target_R: Tensor) -> T
         hidden_RD.float(),
         head.weight.float(),
         teacher=Sampled(once_R1, torch.ones_like(once_R1)),
+        weights_N=None if over == 1 else hidden_RD.new_full((len(target_R),), 1 / over, dtype=torch.float32),
         student_bias_V=head.bias,
         logit_scale=scale,
         softcap=softcap,
