@@ -30,11 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "loopback"))
 from data_runs import write_recipe
 
 from loopback import loopback
-from potstill.data_recipe import Server, load
+from potstill.data_recipe import load
 from potstill.engines.server import ServerSampler
 from potstill.generate.collect import Asking, collect, export, load_asks
 from potstill.records import unwatched
 from potstill.store.run import open_data_run
+from potstill.teacher_recipe import Server
 
 IN_FLIGHT, DELAY = 1000, 0.5
 PEERS = {"bespokelabs-curator": "curator_peer.py", "distilabel": "distilabel_peer.py"}

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill.data_recipe import DataRecipe, Generate, Local, Writer
+from potstill.data_recipe import DataRecipe, Generate
 from potstill.errors import InputError
 from potstill.evaluate.exam import Paper, compare_papers, marked
 from potstill.harvest import check_sections, harvest
@@ -22,6 +22,7 @@ from potstill.store.answers import read_conversations
 from potstill.store.files import write_atomic
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner
+from potstill.teacher_recipe import Local, Writer
 from potstill.train.answers import save, train_student, untaught
 from potstill.verify_recipe import Select
 

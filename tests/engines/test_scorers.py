@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from potstill.data_recipe import Server, Writer
 from potstill.engines.scorer import Scored
 from potstill.engines.scoring_local import LocalScorer
 from potstill.engines.scoring_server import ServerScorer, read_scores
@@ -18,6 +17,7 @@ from potstill.errors import InputError, TeacherError
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.signals import Hidden, TopK
+from potstill.teacher_recipe import Server, Writer
 
 IDS = [5, 9, 17, 33, 8]
 

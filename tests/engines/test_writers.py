@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from data_runs import query, write_recipe
 
-from potstill.data_recipe import Generate, Gguf, Local, load
+from potstill.data_recipe import Generate, load
 from potstill.engines.gguf import GgufSampler
 from potstill.engines.sampler import Ask, Failure, Sampler
 from potstill.engines.writer import LocalSampler
 from potstill.errors import InputError
 from potstill.harvest import harvest
+from potstill.teacher_recipe import Gguf, Local
 
 
 def gguf() -> Path:

@@ -14,11 +14,12 @@ from typing import Any, Self, cast
 
 import aiohttp
 
-from potstill.data_recipe import Batches, Generate, Writer
+from potstill.data_recipe import Generate
 from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.engines.server import failure_of
+from potstill.teacher_recipe import Batches, Writer
 
 _MARK = "potstill"
 _OVER = ("completed", "failed", "expired", "cancelled")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
-from potstill.data_recipe import Batches, Canned, DataRecipe, Gguf, Local, Server
+from potstill.data_recipe import DataRecipe
 from potstill.engines.canned import canned_from
 from potstill.engines.sampler import Sampler
 from potstill.errors import InputError
 from potstill.models.locate import facts, locate
+from potstill.teacher_recipe import Batches, Canned, Gguf, Local, Server
 
 
 def sampler_for(recipe: DataRecipe) -> Sampler:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import aiohttp
 
-from potstill.data_recipe import Http
 from potstill.engines.address import GuardedResolver, check_address
 from potstill.engines.keys import Key, find_key
 from potstill.engines.sampler import Failure
+from potstill.teacher_recipe import Http
 
 
 def key_for(http: Http) -> Key:

@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import torch
 
-from potstill.data_recipe import Server, Writer
 from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.sampler import Failure
 from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
 from potstill.signals import TopK
+from potstill.teacher_recipe import Server, Writer
 
 _BYTES_A_CANDIDATE = 100
 

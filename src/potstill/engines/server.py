@@ -11,10 +11,11 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from potstill.data_recipe import Generate, Server, Writer
+from potstill.data_recipe import Generate
 from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.reply import read_anthropic, read_openai
 from potstill.engines.sampler import Ask, Failure, FailureKind, Reading
+from potstill.teacher_recipe import Server, Writer
 
 _KINDS: dict[int, FailureKind] = {
     **dict.fromkeys((400, 409, 413, 415, 422, 451), "refused"),

@@ -15,13 +15,14 @@ from typing import Any, Self, cast
 
 import torch
 
-from potstill.data_recipe import Generate, Local
+from potstill.data_recipe import Generate
 from potstill.engines.local import KeptPrefix, shared_prefix
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.records import Message
+from potstill.teacher_recipe import Local
 from potstill.text.tokens import Ids
 
 _WORTH_KEEPING = 16  # tokens of a shared prefix

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill.data_recipe import Batches, Canned, DataRecipe, Gguf, Local, Server
+from potstill.data_recipe import DataRecipe
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
@@ -22,6 +22,7 @@ from potstill.prompts.stream import source_mark, stream_prompts
 from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.answers import write_answers
 from potstill.store.requests import Outcome, Requests
+from potstill.teacher_recipe import Batches, Canned, Gguf, Local, Server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

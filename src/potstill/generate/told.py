@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from potstill.data_recipe import Writer
 from potstill.recipe import Teacher
 from potstill.records import Message
+from potstill.teacher_recipe import Writer
 
 
 def told_first(teacher: Teacher | Writer) -> tuple[Message, ...]:

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from potstill.data_recipe import DataRecipe, Generate, Local, Server
+from potstill.data_recipe import DataRecipe, Generate
 from potstill.dispatch.loop import Job, Taken
 from potstill.engines.sampler import Answer, Ask, Reading
 from potstill.generate.told import told_first
 from potstill.records import Message, Prompt, Sample
 from potstill.store.requests import Open, Requests, Settled, Written
+from potstill.teacher_recipe import Local, Server
 
 Wanted = Callable[[Prompt, Sequence[Sample]], int]
 """How many more answers this prompt should get, given the good ones it has."""

@@ -1,0 +1,116 @@
+"""Who writes, and how it is reached: the part of a data recipe that names a teacher, or a judge."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from potstill.recipe import Shot
+from potstill.values import Count, Positive, Probability, Values
+
+
+class Http(Values):
+    """How a server is reached. A key stands in an environment variable or in a file of mode 0600, never here."""
+
+    url: str = Field(description="the base address, such as http://127.0.0.1:8000/v1")
+    key_env: str | None = Field(None, description="name of the environment variable that holds the key")
+    key_file: str | None = Field(None, description="path of a file of mode 0600 that holds the key")
+    deadline: Positive = Field(600.0, description="seconds from sending a request to its last byte")
+    attempts: Count = Field(8, description="how often one answer is tried before it is given up")
+    retry_seconds: Positive = Field(1.0, description="wait before the first retry; it doubles up to a minute")
+    patience: Positive = Field(600.0, description="seconds without a single success after which the run stops")
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", url):
+            raise ValueError(
+                "'url' must be http(s)://HOST[:PORT][/PATH] without user, password or query "
+                "(the value is not shown, it may hold a secret)"
+            )
+        return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _a_name_not_a_key(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name):
+            raise ValueError("'key_env' is the NAME of an environment variable, such as TEACHER_KEY, not the key")
+        return name
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Http:
+        if self.key_env and self.key_file:
+            raise ValueError("name one of 'key_env' and 'key_file'")
+        return self
+
+
+class Server(Http):
+    """An OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, commercial APIs) or Anthropic's messages."""
+
+    kind: Literal["server"]
+    form: Literal["openai", "anthropic"] = "openai"
+    in_flight: Count = Field(256, description="most requests at once; the number found to work adapts below it")
+    start_in_flight: Count = 16
+    requests_a_minute: Positive | None = None
+    tokens_a_minute: Positive | None = None
+    max_reply_bytes: Count = 16 << 20
+    samples_a_request: Count = Field(1, description="above 1, sent as `n`: prompt tokens are paid once")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="the latter for models that think out of sight: it counts those tokens too"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Server:
+        if self.form == "anthropic" and self.samples_a_request > 1:
+            raise ValueError("'samples_a_request' must be 1: Anthropic's messages give one answer a request")
+        return self
+
+
+class Batches(Http):
+    """Provider batch files in OpenAI's form: upload, wait, download; slower and cheaper."""
+
+    kind: Literal["batches"]
+    requests_a_file: Count = 10_000
+    poll_seconds: Positive = 30.0
+    price_factor: Probability = Field(0.5, description="what a token costs compared with the price file")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+
+class Gguf(Values):
+    """A .gguf file, in this process, through llama.cpp (`pip install xllamacpp`)."""
+
+    kind: Literal["gguf"]
+    slots: Count = Field(8, description="answers written at once")
+    context: Count = Field(2048, description="tokens of prompt and answer together")
+    threads: Count = 2
+
+
+class Local(Values):
+    """A `transformers` model in this process."""
+
+    kind: Literal["local"]
+    template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
+    slots: Count = Field(16, description="answers written at once")
+
+
+class Canned(Values):
+    """Answers from a JSONL file of {"prompt": ..., "answer": ...}: dry runs and tests."""
+
+    kind: Literal["canned"]
+    answers: str
+
+
+Engine = Annotated[Server | Batches | Gguf | Local | Canned, Field(discriminator="kind")]
+
+
+class Writer(Values):
+    """The teacher, and what it is told before every prompt."""
+
+    model: str = Field(description="the name that the server knows, a hub id, a folder, or a .gguf file")
+    revision: str | None = None
+    licence: str
+    instructions: str | None = None
+    examples: tuple[Shot, ...] = ()
+    engine: Engine
