@@ -111,7 +111,7 @@ def generate(
 
 @app.command
 def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Check the teacher's answers and keep the good ones. Asks the teacher nothing that it has answered."""
+    """Check the teacher's answers and keep the good ones. Asks only a judge, if the recipe has one, and only once."""
     _walk(recipe, "verify", options)
 
 

@@ -200,15 +200,17 @@ def show_sift(found: Verified, *, as_json: bool) -> None:
     """What became of the answers, and where the good ones are."""
     if as_json:
         reasons = dict(found.reasons.most_common())
-        say_json(
-            {"selected": str(found.selected), "reasons": reasons, "prompts": dict(found.prompts), "pairs": found.pairs}
-        )
+        kept = {"selected": str(found.selected), "reasons": reasons, "prompts": dict(found.prompts)}
+        say_json({**kept, "pairs": found.pairs, "judges": {name: dict(sums) for name, sums in found.judges.items()}})
         return
     total = found.reasons.total()
     out.print(f"{found.kept:,} of {total:,} answers kept in {clean(str(found.selected))}", soft_wrap=True)
     for reason, count in found.reasons.most_common():
         if reason != KEPT:
             out.print(f"  {count:>9,} ({count / total:.1%})  {clean(reason)}", soft_wrap=True)
+    for name, totals in found.judges.items():
+        spent = (totals.get("paid", 0) + totals.get("maybe", 0)) / DOLLAR
+        out.print(f"{clean(name)}: {totals.get('attempts', 0):,} requests in all, ${spent:.4f}", soft_wrap=True)
     out.print(f"prompts without a kept answer: {found.prompts['lost']:,} of {found.prompts.total():,}", soft_wrap=True)
 
 

@@ -18,7 +18,7 @@ from potstill.prompt_file import PromptFile
 from potstill.student_recipe import Exam, Learner, Lessons
 from potstill.teacher_recipe import Batches, Server, Writer
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
-from potstill.verify_recipe import Select, Verification
+from potstill.verify_recipe import Judge, RewardModel, Select, Verification
 
 Truncated = Literal["keep", "drop", "longer"]
 
@@ -113,6 +113,11 @@ class DataRecipe(Values):
         found = {"teacher.licence": self.teacher.licence, "prompts.licence": self.prompts.licence}
         if self.student is not None:
             found["student.licence"] = self.student.licence
+        for number, check in enumerate(self.verify.checks if self.verify else ()):
+            if isinstance(check, Judge):
+                found[f"verify.checks.{number}.teacher.licence"] = check.teacher.licence
+            elif isinstance(check, RewardModel):
+                found[f"verify.checks.{number}.licence"] = check.licence
         if self.evaluate is not None:
             found["evaluate.prompts.licence"] = self.evaluate.prompts.licence
         return found

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import pickle
+import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe, Expand
+from potstill.data_recipe import DataRecipe, Expand, Generate
 from potstill.dispatch.money import DOLLAR
 from potstill.engines.choose import sampler_for
-from potstill.errors import BudgetReached, InputError, TeacherError
+from potstill.errors import BudgetReached, InputError, PotstillError, TeacherError
 from potstill.generate.collect import Asking, collect, export, load_asks, price_of, usable_answers
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.waves import Wanted
@@ -20,12 +27,15 @@ from potstill.licences import Policy, check_licence
 from potstill.models.locate import check_layers, facts, locate
 from potstill.prompt_file import AskColumns, PromptFile
 from potstill.prompts.stream import described, stream_prompts
-from potstill.records import Progress, Sample, Watch, unwatched
-from potstill.store.files import write_atomic
+from potstill.records import Message, Progress, Sample, Watch, unwatched
+from potstill.store.files import drafted, write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
+from potstill.teacher_recipe import Local
 from potstill.text.template import Template
 from potstill.verify.answers import Verified, require_checks, verify_answers
+from potstill.verify.late import Group, in_question, judged, questions, rewarded, with_findings
+from potstill.verify_recipe import Judge, RewardModel, Select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,7 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     their keys in the recipe; raises a PotstillError."""
     policies = {key: check_licence(licence, key=key) for key, licence in recipe.licensed.items()}
     require_checks(recipe)
+    _require_judges(recipe)
     if (learner := recipe.student) is not None:
         check_layers(facts(locate(learner.start)), learner.layers, key="student.layers")
         if learner.template is not None:
@@ -91,9 +102,14 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
 
 
 def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Verified:
-    """Judge the answers that the ledger holds and write the best. Sends nothing; free to run again."""
+    """Judge the answers that the ledger holds and write the best. Sends nothing but what a judge of the recipe has not
+    been asked yet; free to run again."""
     if recipe.verify is None:
         raise InputError("the recipe has no 'verify' section", way_out="add one with its checks")
+    for key, licence in recipe.licensed.items():
+        if key.startswith("verify."):
+            check_licence(licence, key=key)
+    _require_judges(recipe)
     place = folder or Path("runs") / recipe.name
     nothing = InputError(f"'{place}' holds no answers yet", way_out="let the teacher write: potstill generate")
     if not (place / "ledger.sqlite").is_file():
@@ -106,7 +122,9 @@ def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwat
         if not total:
             raise nothing
         answers = usable_answers(recipe, requests, most=most)
-        return verify_answers(recipe, answers, place, total=total, watch=watch)
+        grading = _Grading(recipe, place, watch)
+        found = verify_answers(recipe, answers, place, grade=grading.grade, total=total, watch=watch)
+        return replace(found, judges=grading.totals)
 
 
 def _harvest(folder: Path, answers: Path, exported: int, requests: Requests) -> Harvest:
@@ -173,3 +191,109 @@ def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
 def _samples(folder: Path) -> list[Sample]:
     with Requests(folder / "ledger.sqlite") as requests:
         return [sample for _, sample in requests.samples()]
+
+
+_AT_ONCE = 64  # batches of a reward model that are sorted by length together
+
+
+@dataclass(frozen=True, slots=True)
+class _Grading:
+    """Late checks, streamed. `totals`: the sums of the ledgers of the judges asked so far."""
+
+    recipe: DataRecipe
+    place: Path
+    watch: Watch
+    totals: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+
+    def grade(self, check: Judge | RewardModel, groups: Iterator[Group]) -> Iterator[Group]:
+        return self._judge(check, groups) if isinstance(check, Judge) else self._reward(check, groups)
+
+    def _judge(self, check: Judge, groups: Iterator[Group]) -> Iterator[Group]:
+        """The judge is asked everything at once, so the answers wait on disk; those of one prompt are in memory."""
+        assert self.recipe.verify is not None
+        folder, verification = self.place / "judge" / check.name, self.recipe.verify
+        file = folder.with_name(f"{check.name}.jsonl")
+        count = asked = 0
+        with tempfile.TemporaryFile() as waiting:
+            with drafted(file) as draft, draft.open("w", encoding="utf-8") as lines:
+                for group in groups:
+                    pickle.dump(group, waiting)
+                    count += 1
+                    for question in questions(check, group, verification):
+                        lines.write(json.dumps({"id": _question_id(question), "text": question}) + "\n")
+                        asked += 1
+            if not asked:
+                self.totals[check.name] = {}
+            else:
+                done = harvest(
+                    _judging(self.recipe, check, file), folder=folder, watch=partial(_relabelled, self, check)
+                )
+                self.totals[check.name] = done.totals
+            waiting.seek(0)
+            with Requests(folder / "ledger.sqlite") if asked else nullcontext() as requests:
+                for _ in range(count):
+                    group: Group = pickle.load(waiting)  # our own, from this process
+                    yield judged(
+                        check, group, verification, lambda q: requests and requests.first_answer(_question_id(q))
+                    )
+
+    def _reward(self, check: RewardModel, groups: Iterator[Group]) -> Iterator[Group]:
+        assert self.recipe.verify is not None
+        from potstill.engines.reward import RewardScorer  # torch takes seconds
+
+        scorer, verification = RewardScorer(check), self.recipe.verify
+        while some := list(islice(groups, _AT_ONCE * check.batch_size)):
+            good = [in_question(group, verification) for group in some]
+            values = iter(
+                scorer.score(
+                    [
+                        (*one.prompt.messages, Message(role="assistant", content=one.sample.text))
+                        for part in good
+                        for one in part
+                    ]
+                )
+            )
+            for group, part in zip(some, good, strict=True):
+                yield with_findings(check, group, part, [rewarded(check, next(values)) for _ in part])
+
+
+def _relabelled(grading: _Grading, check: Judge, progress: Progress) -> None:
+    grading.watch(replace(progress, stage="verify", what=f"{check.name}: {progress.what}"))
+
+
+def _question_id(question: str) -> str:
+    return hashlib.sha256(question.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _judging(recipe: DataRecipe, check: Judge, file: Path) -> DataRecipe:
+    """The recipe that has a judge's questions answered: once each, at temperature 0, with its own money."""
+    prompts = PromptFile(
+        source=str(file), licence=recipe.prompts.licence, columns=AskColumns(text="text", id="id"), header=None
+    )
+    how = Generate(temperature=0.0, max_tokens=check.max_tokens, budget=check.budget, prices=check.prices)
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name}-{check.name}"[:100],
+            "prompts": prompts,
+            "teacher": check.teacher,
+            "generate": how,
+            "verify": None,
+            "select": Select(),  # pyright: ignore[reportCallIssue]
+            "student": None,
+            "evaluate": None,
+        }
+    )
+
+
+def _require_judges(recipe: DataRecipe) -> None:
+    """Raises a PotstillError for a judge that could not be asked: no key, no price, no model."""
+    for check in recipe.verify.judges if recipe.verify else ():
+        asking = _judging(recipe, check, Path("none"))
+        try:
+            price_of(asking)
+            if isinstance(check.teacher.engine, Local):
+                facts(locate(check.teacher.model))  # without its weights
+            else:
+                sampler_for(asking)
+        except PotstillError as error:
+            raise type(error)(f"the judge '{check.name}': {error.problem}", way_out=error.way_out) from None

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from potstill.prompt_file import PromptFile
 from potstill.recipe import Method, Sft, Student, Train
 from potstill.values import Count, Positive, Values
-from potstill.verify_recipe import Check, Majority
+from potstill.verify_recipe import Check, Judge, Majority, RewardModel
 
 
 class Learner(Student):
@@ -50,4 +50,6 @@ class Exam(Values):
     def _one_answer_each(self) -> Exam:
         if any(isinstance(check, Majority) for check in self.checks):
             raise ValueError("'checks' may not hold a majority: every prompt is answered once")
+        if any(isinstance(check, Judge | RewardModel) for check in self.checks):
+            raise ValueError("'checks' may not hold a judge or a reward model: an exam's marks come from checks alone")
         return self

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from potstill.values import Count, Positive, Probability, Values
+from potstill.teacher_recipe import Batches, Server, Writer
+from potstill.values import Count, Name, Positive, Probability, Values
 
 
 class Extracting(Values):
@@ -155,6 +156,54 @@ class Function(Values):
     seconds: Positive = 10.0
 
 
+class Judge(Values):
+    """A language model's opinion of answers that passed everything that costs nothing. Its replies are a run of their
+    own in `judge/NAME/`: in a ledger, paid once. Undecided where its last line is not as asked.
+
+    By a `rubric`, it ends with `Score: 7`, a whole number within `scale`; the score is that number's place in the
+    scale, from 0 to 1. `pairwise`, it compares a prompt's answers two by two, each pair in both orders, and ends with
+    `Better: A`, `Better: B` or `Better: tie`; what both orders agree on is a win, all else half of one, and the score
+    is the share of wins. An answer without a rival passes unscored: a comparison cannot say that it is bad.
+    """
+
+    kind: Literal["judge"]
+    name: Name = "judge"
+    teacher: Writer = Field(description="who judges; its instructions come first, then the rubric and the answer")
+    rubric: str = Field(min_length=1, description="what makes an answer good")
+    at_least: Probability = 0.7
+    scale: tuple[int, int] = (1, 10)
+    pairwise: bool = False
+    opponents: Count = Field(2, description="pairwise: each answer meets the next so many of its prompt, in a ring")
+    max_tokens: Count = 512
+    budget: Positive | None = Field(None, description="US dollars for this judge, never exceeded")
+    prices: str | None = Field(None, description="a price file such as recipes/prices.yaml")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Judge:
+        if self.scale[0] < 0 or self.scale[0] >= self.scale[1]:
+            raise ValueError(f"'scale' is {list(self.scale)}: give the worst and the best score, from 0 up")
+        if self.budget is not None and not (self.prices and isinstance(self.teacher.engine, Server | Batches)):
+            raise ValueError("'budget' needs a served judge and a price file ('prices')")
+        return self
+
+
+class RewardModel(Values):
+    """A sequence classifier that reads the prompt and the answer through its chat template.
+
+    With one output that is the reward: `at_least` compares it as it is, and the score is its sigmoid, so it orders as
+    the reward does. With several, `label` names the one whose probability counts.
+    """
+
+    kind: Literal["reward_model"]
+    model: str = Field(description="a folder or a hub id; safetensors, no code of its own")
+    revision: str | None = None
+    licence: str
+    template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
+    label: str | None = None
+    at_least: float | None = Field(None, description="a reward, or a probability; none: it only scores")
+    batch_size: Count = 16
+
+
 Check = Annotated[
     Exact
     | OneOf
@@ -170,7 +219,9 @@ Check = Annotated[
     | Repetition
     | Reasoning
     | Majority
-    | Function,
+    | Function
+    | Judge
+    | RewardModel,
     Field(discriminator="kind"),
 ]
 
@@ -181,6 +232,22 @@ class Verification(Values):
     checks: tuple[Check, ...] = Field(min_length=1)
     undecided: Literal["drop", "keep"] = "drop"
     processes: Count = 2
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        return tuple(check for check in self.checks if isinstance(check, Judge))
+
+    @property
+    def late(self) -> tuple[Judge | RewardModel, ...]:
+        """Checks that are asked last, and only of answers that nothing spoke against: reward models, then judges."""
+        return (*(check for check in self.checks if isinstance(check, RewardModel)), *self.judges)
+
+    @model_validator(mode="after")
+    def _judges_have_names(self) -> Verification:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two judges are called '{max(names, key=names.count)}': give each its own 'name'")
+        return self
 
 
 class Evaluation(Values):

@@ -150,6 +150,9 @@ class Teacher(asyncio.Protocol):
             self.reply(400, b'{"error": {"message": "these messages are not answered", "code": "bad_request"}}')
             return
         reply = _anthropic(asked) if anthropic else _openai(asked)
+        if self.options.judge:
+            said = _judged(self.options.judge, str(asked["messages"][-1]["content"]))
+            reply["choices"][0]["message"]["content"] = said
         if fault in BILLED:
             prompt, completion = _usage(asked, reply)
             self.books.prompt_tokens += prompt
@@ -213,6 +216,20 @@ def _openai(asked: dict[str, Any]) -> dict[str, Any]:
     prompt, completion = _usage(asked, reply)
     total = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return {**reply, "created": 1, "usage": total}
+
+
+def _judged(how: str, question: str) -> str:
+    """A judge who likes long answers, always says A, or says nothing that can be read. It finds the parts by the mark
+    that every part begins with."""
+    mark = question[question.index("begin with [") + len("begin with ") :].split()[0]
+    parts = [part.partition("\n")[2].strip("\n") for part in question.split(f"\n{mark} ")[1:-1]]
+    sizes = [len(part.split()) for part in parts[1:]]
+    if how == "unreadable":
+        return "Score: 10 out of 10\nBetter: both"
+    if len(sizes) == 1:
+        return f"It has {sizes[0]} words.\nScore: {min(10, sizes[0])}"
+    best = "tie" if sizes[0] == sizes[1] else "A" if sizes[0] > sizes[1] else "B"
+    return f"Sizes {sizes}.\nBetter: {'A' if how == 'first' else best}"
 
 
 def _anthropic(asked: dict[str, Any]) -> dict[str, Any]:
@@ -280,5 +297,6 @@ if __name__ == "__main__":
     parser.add_argument("--page", type=int, default=100, help="how many batches are listed at once")
     parser.add_argument("--nameless", type=int, default=0, help="1: a new batch's id is not told")
     parser.add_argument("--most-tokens", type=int, default=1 << 30, help="a higher max_tokens is refused")
+    parser.add_argument("--judge", default="", help="judge answers: long, first or unreadable")
     parser.add_argument("--key", default="", help="the key that is asked for")
     asyncio.run(serve(parser.parse_args()))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.records import Finding, Message, Prompt, Sample
-from potstill.verify.select import KEPT, Judged, choose
+from potstill.verify.select import KEPT, Judged, choose, with_majority
 from potstill.verify_recipe import Length, Majority, Select, Verification
 
 PROMPT = Prompt(id="p", split="train", messages=(Message(role="user", content="?"),))
@@ -76,7 +76,10 @@ def test_a_majority_outvotes_and_a_tie_does_not() -> None:
         ]
 
     def reasons(*answers: str) -> list[str]:
-        return [one.reason for one in choose(group(*answers), vote, Select(keep=9), open_gate)[0]]
+        return [
+            one.reason
+            for one in choose(with_majority(group(*answers), vote.checks), vote, Select(keep=9), open_gate)[0]
+        ]
 
     assert reasons("= 4", "so = 4", "= 5") == [KEPT, KEPT, "majority: outvoted"]
     assert reasons("= 4", "= 5", "= 4", "= 5") == ["majority: undecided, no majority"] * 4

@@ -142,6 +142,37 @@ def _folder_facts(folder: Path) -> Facts:
     )
 
 
+def classifier_labels(located: Located) -> tuple[str, ...] | None:
+    """The outputs of a sequence classifier, in order; None for a hub id that is not here. Raises InputError."""
+    if located.form == "gguf":
+        raise InputError(f"'{located.name}' is a .gguf file, not a classifier", way_out="give a folder or a hub id")
+    if located.path is None:
+        return None
+    config = read_json(located.path / "config.json")
+    if not any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+        raise InputError(
+            f"'{located.name}' is no sequence classifier (architectures: {config.get('architectures')})",
+            way_out="give a reward model",
+        )
+    if not any(located.path.glob("*.safetensors")):
+        raise InputError(f"'{located.path}' holds no .safetensors weights", way_out="save the model as safetensors")
+    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the two that a config does not write down
+    return tuple(str(named[key]) for key in sorted(named, key=int))
+
+
+def require_label(labels: tuple[str, ...], label: str | None, *, model: str) -> None:
+    """Raises InputError where it is not clear which output of a classifier is meant."""
+    if label is None and len(labels) > 1:
+        raise InputError(
+            f"'{model}' has {len(labels)} labels ({', '.join(labels)})", way_out="say which counts as 'label'"
+        )
+    if label is not None and (len(labels) == 1 or label not in labels):
+        raise InputError(
+            f"'{model}' has no label '{label}' among several: it has {', '.join(labels)}",
+            way_out="name one of several, or leave 'label' out where there is one",
+        )
+
+
 def _safetensors_parameters(path: Path) -> int:
     """Counted from the header (8 bytes of length, then JSON); the data must fill the file exactly."""
     size = path.stat().st_size

@@ -357,6 +357,18 @@ class Requests:
             sums.items(),
         )
 
+    def first_answer(self, prompt_id: str) -> Sample | None:
+        """The first answer to one prompt, if there is one."""
+        row = self._db.execute(
+            "SELECT text, reasoning, finish, cut_off FROM asks k JOIN answers a ON a.question = k.question "
+            "WHERE prompt_id = ? AND sample = 0 AND given_up IS NULL",
+            (prompt_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        text, reasoning, finish, cut_off = row
+        return Sample(prompt_id=prompt_id, text=text, reasoning=reasoning, finish=finish, cut_off=bool(cut_off))
+
     def samples(self, *, most: int | None = None) -> Iterator[tuple[Prompt, Sample]]:
         """The first `most` answers (default all) to every prompt as they are now, by prompt and index."""
         rows = self._db.execute(

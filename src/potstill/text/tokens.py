@@ -30,6 +30,10 @@ class Codec:
         """Ids of the rendered messages with the generation prompt."""
         return self._encode(self.template.render(messages, add_generation_prompt=True))
 
+    def conversation(self, messages: Sequence[Message]) -> Ids:
+        """Ids of the finished conversation, without a generation prompt."""
+        return self._encode(self.template.render(messages, add_generation_prompt=False))
+
     def answer(self, answer: str) -> Ids:
         """Ids of the answer alone, as the template writes it, without the end of the turn."""
         written = self.template.completion(_ASKED, Message(role="assistant", content=answer))

@@ -5,13 +5,14 @@
     examples/pairs.parquet      chosen and rejected answers in TRL's columns (where the recipe asks)
     examples/README.md          the data card
 
-Free to run again: it reads the ledger and sends nothing. Same answers and same checks, same bytes.
+Free to run again: it reads the ledger and sends nothing, unless a judge has not been asked yet.
+Same answers and same checks, same bytes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -28,10 +29,11 @@ from potstill.store.files import write_atomic
 from potstill.store.tables import TURN, Put, table
 from potstill.verify.card import data_card
 from potstill.verify.hygiene import Contamination, Exact, Near
+from potstill.verify.late import Group
 from potstill.verify.programs import require, require_package
-from potstill.verify.select import KEPT, Judged, choose
+from potstill.verify.select import KEPT, Judged, choose, with_majority
 from potstill.verify.workers import checked
-from potstill.verify_recipe import Evaluation, Select
+from potstill.verify_recipe import Evaluation, Judge, RewardModel, Select
 
 _TURNS = pa.list_(TURN)
 _SELECTED = pa.schema(
@@ -59,14 +61,19 @@ _VERDICTS = pa.schema(
 _PAIRS = pa.schema([("prompt_id", pa.string()), ("prompt", _TURNS), ("chosen", _TURNS), ("rejected", _TURNS)])
 
 
+Grade = Callable[[Judge | RewardModel, Iterator[Group]], Iterator[Group]]
+"""Adds what a late check says: who knows models and servers hands it down."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """Answers by what became of them, and prompts with and without a kept answer."""
+    """Answers by what became of them, prompts with and without a kept answer, and the sums of every judge's ledger."""
 
     selected: Path
     reasons: Counter[str] = field(default_factory=Counter[str])
     prompts: Counter[str] = field(default_factory=Counter[str])
     pairs: int = 0
+    judges: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
 
     @property
     def kept(self) -> int:
@@ -83,7 +90,13 @@ def require_checks(recipe: DataRecipe) -> None:
 
 
 def verify_answers(
-    recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], folder: Path, *, total: int, watch: Watch
+    recipe: DataRecipe,
+    answers: Iterable[tuple[Prompt, Sample]],
+    folder: Path,
+    *,
+    grade: Grade,
+    total: int,
+    watch: Watch,
 ) -> Verified:
     """Judge `answers` (a prompt's in a row) and write what is described above under `folder`."""
     assert recipe.verify is not None
@@ -95,7 +108,10 @@ def verify_answers(
         selected = files.enter_context(table(found.selected, _SELECTED))
         verdicts = files.enter_context(table(found.selected.with_name("verdicts.parquet"), _VERDICTS))
         paired = _pairs_table(files, found.selected, wanted=recipe.select.pairs)
-        for group in _by_prompt(recipe, answers):
+        groups = _by_prompt(recipe, answers)
+        for check in recipe.verify.late:
+            groups = grade(check, groups)
+        for group in groups:
             judged, pair = choose(group, recipe.verify, recipe.select, gate)
             for one in judged:
                 found.reasons[one.reason] += 1
@@ -118,7 +134,8 @@ def _by_prompt(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]]) -> 
     assert recipe.verify is not None
     rows = checked(answers, recipe.verify.checks, processes=recipe.verify.processes)
     for _, group in groupby(rows, key=lambda row: row[0].id):
-        yield [Judged(prompt=prompt, sample=sample, findings=findings) for prompt, sample, findings in group]
+        judged = [Judged(prompt=prompt, sample=sample, findings=findings) for prompt, sample, findings in group]
+        yield with_majority(judged, recipe.verify.checks)
 
 
 def _pairs_table(files: ExitStack, selected: Path, *, wanted: bool) -> Put | None:

@@ -55,4 +55,5 @@ _FUNCTIONS: dict[str, Callable[[Any, Prompt, Sample], Finding]] = {
     "reasoning_gym": programs.gym,
     "function": programs.function,
 }
-"""Every kind of check but `majority`, which needs all of a prompt's samples: `verify/select.py` has it."""
+"""Every kind of check but `majority`, which needs all of a prompt's samples (`verify/select.py`), and the late ones,
+`judge` and `reward_model` (`verify/late.py`)."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from potstill import verify_recipe as ask
 from potstill.errors import InputError, MissingEnvironment
+from potstill.models.locate import classifier_labels, locate, require_label
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify.sandbox import require_sandbox, run_python
 from potstill.verify.text import code_of, extracted, failed, passed, undecided
@@ -129,6 +130,10 @@ def require(check: ask.Check) -> None:
         require_sandbox()
     if isinstance(check, ask.Function):
         named_function(check.name)
+    if isinstance(check, ask.RewardModel):
+        labels = classifier_labels(locate(check.model))
+        if labels is not None:
+            require_label(labels, check.label, model=check.model)
     if check.kind in _EXTRAS:
         require_package(*_EXTRAS[check.kind], what=f"the check '{check.kind}'")
 

@@ -42,7 +42,7 @@ def choose(
     group: Sequence[Judged], verification: ask.Verification, select: ask.Select, gate: Gate
 ) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
     """All answers to one prompt with their reasons, in order; and the best kept beside the first that failed."""
-    judged = [_first_objection(one, verification) for one in with_majority(group, verification.checks)]
+    judged = [first_objection(one, verification) for one in group]
     good = [one for one in judged if not one.reason]
     share, (least, most) = len(good) / len(judged), select.pass_rate
     if good and not least <= share <= most:
@@ -56,8 +56,8 @@ def choose(
     return settled, (kept, rejected) if kept and rejected else None
 
 
-def _first_objection(one: Judged, verification: ask.Verification) -> Judged:
-    """A failure speaks louder than doubt, whichever comes first."""
+def first_objection(one: Judged, verification: ask.Verification) -> Judged:
+    """The answer with what speaks against it. A failure speaks louder than doubt, whichever comes first."""
     doubts = verification.undecided == "drop"
     against = next((f for f in one.findings if f.opinion == "failed"), None)
     against = against or next((f for f in one.findings if doubts and f.opinion == "undecided"), None)
@@ -92,7 +92,8 @@ def _ordered(good: Sequence[Judged], prefer: str) -> list[Judged]:
 
 
 def with_majority(group: Sequence[Judged], checks: Sequence[ask.Check]) -> list[Judged]:
-    """The findings with those of majority checks put in at their places."""
+    """The findings of all checks but the late ones, with those of majority checks put in at their places."""
+    checks = [check for check in checks if not isinstance(check, ask.Judge | ask.RewardModel)]
     found = [list(one.findings) for one in group]
     for place, check in enumerate(checks):
         if isinstance(check, ask.Majority):

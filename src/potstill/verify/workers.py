@@ -27,14 +27,16 @@ from potstill.verify import programs, text
 Asked = tuple[Prompt, Sample]
 Checked = tuple[Prompt, Sample, tuple[Finding, ...]]
 
+_ELSEWHERE = ask.Majority | ask.Judge | ask.RewardModel
 _CHUNK = 256
 _CHUNK_SECONDS = 10.0
 _MEMORY_BYTES = 4 << 30
 
 
 def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: int) -> Iterator[Checked]:
-    """What every check says of every sample, in order. Majorities are left out: they need a prompt's other samples."""
-    checks = tuple(check for check in checks if not isinstance(check, ask.Majority))
+    """What every check says of every sample, in order. Left out are majorities, which need a prompt's other
+    samples, and what is asked late."""
+    checks = tuple(check for check in checks if not isinstance(check, _ELSEWHERE))
     slow = [checking.seconds(check) for check in checks if checking.slow(check)]
     size, patience = (1, sum(slow)) if slow else (_CHUNK, _CHUNK_SECONDS)
     source = iter(asked)
