@@ -161,6 +161,9 @@ def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> N
     cap = "no budget" if how.budget is None else f"budget ${how.budget:,.2f}"
     price = f"at most ${plan.dollars:,.2f}" if how.prices else "no price file, so not counted"
     out.print(f"money: {price}, {cap}", soft_wrap=True)
+    for judge in plan.recipe.verify.judges if plan.recipe.verify else ():
+        cap = "no budget" if judge.budget is None else f"budget ${judge.budget:,.2f}"
+        out.print(f"{clean(judge.name)}: {clean(judge.teacher.model)}, beyond that, {cap}", soft_wrap=True)
     if probed:
         (low, middle, high), (least, cost, most) = probed.tokens_written, probed.dollars
         out.print(

@@ -193,7 +193,7 @@ def _samples(folder: Path) -> list[Sample]:
         return [sample for _, sample in requests.samples()]
 
 
-_AT_ONCE = 64  # batches of a reward model that are sorted by length together
+_AT_ONCE = 64  # times batch_size: prompts whose answers are batched by length together
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from potstill.cli import execute
 from potstill.data_recipe import load
 from potstill.engines.reward import RewardScorer
+from potstill.errors import InputError
 from potstill.harvest import harvest, sift
 from potstill.records import Message
 from potstill.verify.late import rewarded
@@ -186,5 +187,5 @@ def test_a_head_that_is_not_there_is_refused(make_tiny_model: Callable[..., Path
     config["architectures"] = ["LlamaForSequenceClassification"]
     config["id2label"] = {"0": "reward"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Exception, match="lacks weights: score.weight"):
+    with pytest.raises(InputError, match=r"lacks weights: score\.weight"):
         RewardScorer(check_of(folder))

@@ -7,6 +7,12 @@ from collections import Counter
 
 from potstill.data_recipe import DataRecipe
 from potstill.verify.select import KEPT
+from potstill.verify_recipe import Check
+
+
+def _shown(check: Check) -> dict[str, object]:
+    """A check's values, less how a judge's server is reached: that is nobody's business who gets the data."""
+    return check.model_dump(mode="json", exclude_defaults=True, exclude={"teacher": {"engine"}})
 
 
 def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) -> str:
@@ -39,7 +45,7 @@ def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) 
         "",
         "Checks, all of which must pass:",
         "",
-        *(f"- `{json.dumps(c.model_dump(mode='json', exclude_defaults=True))}`" for c in recipe.verify.checks),
+        *(f"- `{json.dumps(_shown(c))}`" for c in recipe.verify.checks),
         "",
         f"Selection: `{json.dumps(recipe.select.model_dump(mode='json', exclude_defaults=True))}`",
     ]
