@@ -21,7 +21,7 @@ from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.student_recipe import Learner
 from potstill.text.tokens import Codec
-from potstill.train.batch import Row, collate
+from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
 
@@ -95,8 +95,9 @@ def held_back_nats(model: PreTrainedModel, rows: Sequence[Row]) -> Score:
     """Mean cross-entropy of a token of the answers held back."""
     total, count = 0.0, 0
     for begin in range(0, len(rows), 8):
-        batch = collate(rows[begin : begin + 8], (), device=model.device)
-        hidden_RD = hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R)
-        total += token_nats(model, hidden_RD, batch.target_R).sum().item()
-        count += len(batch.target_R)
+        some = rows[begin : begin + 8]
+        batch = collate(some, (), whole=Whole.of(some), device=model.device)
+        hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+        total += token_nats(model, hidden_RD, batch.target_N).sum().item()
+        count += len(batch.target_N)
     return Score(value=total / count, n=count)
