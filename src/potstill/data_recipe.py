@@ -16,8 +16,8 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, mode
 
 from potstill import recipe as recipes
 from potstill.prompt_file import PromptFile
-from potstill.recipe import Shot
-from potstill.student_recipe import Exam, Learner, Lessons
+from potstill.recipe import Sft, Shot
+from potstill.student_recipe import Exam, Learner, Lessons, ScoredBy
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
 from potstill.verify_recipe import Select, Verification
 
@@ -219,6 +219,8 @@ class DataRecipe(Values):
         found = {"teacher.licence": self.teacher.licence, "prompts.licence": self.prompts.licence}
         if self.student is not None:
             found["student.licence"] = self.student.licence
+        if self.train.scored_by is not None:
+            found["train.scored_by.licence"] = self.train.scored_by.licence
         if self.evaluate is not None:
             found["evaluate.prompts.licence"] = self.evaluate.prompts.licence
         return found
@@ -234,6 +236,30 @@ class DataRecipe(Values):
             raise ValueError("'select' chooses among checked answers: add 'verify' with its checks")
         if self.student is None and self.evaluate is not None:
             raise ValueError("'evaluate' examines a student: add 'student'")
+        return self
+
+    @property
+    def scored_by(self) -> ScoredBy | None:
+        """Who scores the kept answers token by token: the model named for it, or the teacher where it runs here."""
+        if self.train.scored_by is not None or isinstance(self.train.method, Sft):
+            return self.train.scored_by
+        match self.teacher.engine:
+            case Local(template=template):
+                pass
+            case Gguf():
+                template = None
+            case _:
+                return None
+        writer = self.teacher
+        return ScoredBy(model=writer.model, revision=writer.revision, licence=writer.licence, template=template)
+
+    @model_validator(mode="after")
+    def _somebody_scores(self) -> DataRecipe:
+        if self.student is not None and not isinstance(self.train.method, Sft) and self.scored_by is None:
+            raise ValueError(
+                f"'train.method' is {self.train.method.kind}, but the teacher does not run in this process: name "
+                "a model that scores its answers in 'train.scored_by', or learn by 'sft'"
+            )
         return self
 
     @model_validator(mode="after")

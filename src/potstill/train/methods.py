@@ -18,6 +18,7 @@ from potstill.losses import (
     CrossEntropy,
     Divergence,
     ForwardKl,
+    Hidden,
     Jeffreys,
     Jsd,
     ReverseKl,
@@ -101,9 +102,11 @@ def _token_terms(
     seen: list[Account] = []
     everywhere = bool(batch.scored_N.all())
     at = slice(None) if everywhere else batch.scored_N
-    weight_N, hidden_ND = batch.weight_N[at], hidden_RD[at]
+    weight_N, student = batch.weight_N[at], _student(model, hidden_RD[at])
+    heads = [len(student["student_head_VD"]), *([len(signal.head_VD)] if isinstance(signal, Hidden) else [])]
     loss = linear_divergence(
-        **_student(model, hidden_ND),
+        **student,
+        vocabulary=min(heads),  # tokens are shared (checked): what one head has beyond the other is padding
         teacher=signal,
         divergence=divergence_of(method),
         weights_N=weight_N,
