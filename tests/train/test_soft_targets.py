@@ -121,7 +121,9 @@ def test_a_recipe_with_soft_targets_trains_and_leaves_the_teacher_as_it_was(
 ) -> None:
     teacher = make_tiny_model(tmp_path / "teacher", seed=1)  # of other weights, so that there is something to learn
     before = fingerprint(teacher)
-    path = recipe_with_a_scorer(tmp_path, tiny_model, scored_by={"model": str(teacher), "licence": "mit"})
+    soft = {"kind": "logit_kd", "alpha": 0.0}
+    scorer = {"model": str(teacher), "licence": "mit"}
+    path = recipe_with_a_scorer(tmp_path, tiny_model, scored_by=scorer, method=soft, epochs=9)
     assert execute(["run", str(path), "--run", str(tmp_path / "run")]) == 0
     assert fingerprint(teacher) == before
     logged = [row for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student") if "kd" in row]
