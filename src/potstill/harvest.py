@@ -61,6 +61,7 @@ def harvest(
     check_sections(recipe)
     sampler = sampler_for(recipe)
     price_of(recipe)
+    check_rescue(recipe)
     asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
     place = folder or Path("runs") / recipe.name
     answers = place / "examples" / "answers.parquet"
@@ -85,7 +86,6 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     their keys in the recipe; raises a PotstillError."""
     policies = {key: check_licence(licence, key=key) for key, licence in recipe.licensed.items()}
     require_checks(recipe)
-    _check_rescue(recipe)
     if (learner := recipe.student) is not None:
         check_layers(facts(locate(learner.start)), learner.layers, key="student.layers")
         if learner.template is not None:
@@ -95,8 +95,8 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     return policies
 
 
-def _check_rescue(recipe: DataRecipe) -> None:
-    """Prices, keys and files of whoever is asked again."""
+def check_rescue(recipe: DataRecipe) -> None:
+    """Prices, keys and files of whoever is asked again, before anybody is paid. Raises a PotstillError."""
     for number in range(1, len(recipe.rescue.tries) + 1 if recipe.rescue else 1):
         asked = asking_again(recipe, number, Path())
         price_of(asked)

@@ -13,7 +13,7 @@ from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.generate.again import asking_again, write_asks
 from potstill.generate.collect import usable_answers
-from potstill.harvest import answered_run, check_sections, harvest, sift, silent_prompts
+from potstill.harvest import answered_run, check_rescue, check_sections, harvest, sift, silent_prompts
 from potstill.records import Progress, Watch, unwatched
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
@@ -31,6 +31,7 @@ def rescue(
     if recipe.rescue is None:
         raise InputError("the recipe has no 'rescue' section", way_out="add one with its tries")
     check_sections(recipe)
+    check_rescue(recipe)
     with answered_run(recipe, folder) as (place, requests):
         lost = _write_lost(place, 1, recipe, requests, watch)
     for number in range(1, len(recipe.rescue.tries) + 1):

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from potstill.cli import execute
 from potstill.data_recipe import DataRecipe, load
-from potstill.errors import BudgetReached, InputError, LicenceRefused
+from potstill.errors import BudgetReached, InputError, LicenceRefused, PotstillError
 from potstill.generate.again import asking_again
 from potstill.harvest import check_sections, harvest, sift
 from potstill.rescue import rescue
@@ -178,6 +178,14 @@ def test_another_teachers_licence_is_checked_first(tmp_path: Path) -> None:
     tries = [{"samples": 1, "teacher": {"model": "other", "licence": "llama2", "engine": engine}}]
     with pytest.raises(LicenceRefused, match=r"rescue\.tries\.0\.teacher\.licence"):
         check_sections(recipe_in(tmp_path, rescue={"tries": tries}))
+
+
+def test_a_missing_key_of_another_teacher_is_found_before_anything_is_asked(tmp_path: Path) -> None:
+    engine = {"kind": "server", "url": "http://127.0.0.1:9/v1", "key_env": "NO_SUCH_KEY_HERE"}
+    tries = [{"samples": 1, "teacher": {"model": "other", "licence": "mit", "engine": engine}}]
+    with pytest.raises(PotstillError, match="NO_SUCH_KEY_HERE"):
+        harvest(recipe_in(tmp_path, rescue={"tries": tries}), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
