@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -24,6 +24,9 @@ from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
 from potstill.recipe import Recipe, load
 from potstill.records import Stage, Watch
 from potstill.store.run import recipe_of
+
+if TYPE_CHECKING:
+    from potstill.verify.answers import Nats
 
 app = App(
     name="potstill",
@@ -113,6 +116,31 @@ def generate(
 def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Check the teacher's answers and keep the good ones. Asks the teacher nothing that it has answered."""
     _walk(recipe, "verify", options)
+
+
+@app.command
+def rescue(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Ask again where no answer passed (more samples, a hint, another teacher, as `rescue:` says), and verify."""
+    if not _writes_data(recipe):
+        raise InputError("potstill rescue needs a recipe with a 'rescue:' section", way_out="add one to a data recipe")
+    _walk_data(recipe, "rescue", options)
+
+
+@app.command
+def export(recipe: Path, *, format: Literal["jsonl", "parquet"] = "jsonl", options: Options = _DEFAULTS) -> None:
+    """Write the selected answers (and pairs) for other programs, beside the Parquet files of `potstill verify`.
+
+    Parameters
+    ----------
+    format
+        jsonl writes them anew; parquet names the files that are there.
+    """
+    if not _writes_data(recipe):
+        raise InputError("potstill export needs a recipe with a 'generate:' section", way_out="see `model/` of the run")
+    _, folder = _resolve_data(recipe, options.set, options)
+    from potstill.store.export import export_examples
+
+    console.show_export(export_examples(folder / "examples", form=format), as_json=options.json)
 
 
 @app.command
@@ -214,11 +242,12 @@ def _walk(target: Path, through: Stage, options: Options) -> None:
 
 
 def _walk_data(
-    target: Path, stage: Stage | None, options: Options, *, limit: int | None = None, overrides: Sequence[str] = ()
+    target: Path, stage: str | None, options: Options, *, limit: int | None = None, overrides: Sequence[str] = ()
 ) -> None:
     """One stage of a recipe of free text; None: every stage that it has a section for."""
     recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
-    sections = {"verify": recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
+    checks = "rescue" if recipe.rescue else "verify"  # rescue verifies too
+    sections = {checks: recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
     for each in [stage] if stage else ["generate", *(name for name, section in sections.items() if section)]:
         with console.watching(as_json=options.json) as watch:
             show = _data_stage(each, recipe, folder, limit, watch)
@@ -234,7 +263,13 @@ def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None,
             done = harvest.harvest(recipe, folder=folder, limit=limit, watch=watch)
             return partial(console.show_harvest, done)
         case "verify":
-            return partial(console.show_sift, harvest.sift(recipe, folder=folder, watch=watch))
+            found = harvest.sift(recipe, folder=folder, student_nats=_student_nats(recipe), watch=watch)
+            return partial(console.show_sift, found, rescue=recipe.rescue is not None)
+        case "rescue":
+            from potstill.rescue import rescue
+
+            found = rescue(recipe, folder=folder, student_nats=_student_nats(recipe), watch=watch)
+            return partial(console.show_sift, found, rescue=True)
         case "train":
             from potstill import lessons  # torch takes seconds
 
@@ -243,6 +278,14 @@ def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None,
             from potstill import lessons
 
             return partial(console.show_exam, lessons.examine(recipe, folder=folder, watch=watch))
+
+
+def _student_nats(recipe: DataRecipe) -> Nats | None:
+    if recipe.select.prefer != "learnable":
+        return None
+    from potstill import lessons  # torch takes seconds
+
+    return lessons.student_nats(recipe)
 
 
 def _check_data(target: Path, prompts: int | None, options: Options) -> None:

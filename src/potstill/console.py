@@ -161,6 +161,9 @@ def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> N
     cap = "no budget" if how.budget is None else f"budget ${how.budget:,.2f}"
     price = f"at most ${plan.dollars:,.2f}" if how.prices else "no price file, so not counted"
     out.print(f"money: {price}, {cap}", soft_wrap=True)
+    if (again := plan.recipe.rescue) is not None:
+        most = "no budget, not counted" if again.budget is None else f"at most ${again.budget:,.2f}"
+        out.print(f"rescue of prompts without a passed answer, beyond that: {most}", soft_wrap=True)
     if probed:
         (low, middle, high), (least, cost, most) = probed.tokens_written, probed.dollars
         out.print(
@@ -196,8 +199,8 @@ def show_harvest(found: Harvest, *, as_json: bool) -> None:
         out.print(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests", soft_wrap=True)
 
 
-def show_sift(found: Verified, *, as_json: bool) -> None:
-    """What became of the answers, and where the good ones are."""
+def show_sift(found: Verified, *, rescue: bool, as_json: bool) -> None:
+    """What became of the answers, and where the good ones are; `rescue`: whether the recipe has that section."""
     if as_json:
         reasons = dict(found.reasons.most_common())
         say_json(
@@ -209,7 +212,19 @@ def show_sift(found: Verified, *, as_json: bool) -> None:
     for reason, count in found.reasons.most_common():
         if reason != KEPT:
             out.print(f"  {count:>9,} ({count / total:.1%})  {clean(reason)}", soft_wrap=True)
-    out.print(f"prompts without a kept answer: {found.prompts['lost']:,} of {found.prompts.total():,}", soft_wrap=True)
+    lost, silent = found.prompts["lost"] + found.prompts["unanswered"], found.prompts["unanswered"]
+    without = f" ({silent:,} of them without an answer to judge)" if silent else ""
+    out.print(f"prompts without a kept answer: {lost:,} of {found.prompts.total():,}{without}", soft_wrap=True)
+    if rescue:
+        out.print(f"rescued prompts: {found.prompts['rescued']:,} (potstill rescue asks again)", soft_wrap=True)
+
+
+def show_export(files: Mapping[Path, int], *, as_json: bool) -> None:
+    if as_json:
+        say_json({"files": {str(path): rows for path, rows in files.items()}})
+        return
+    for path, rows in files.items():
+        out.print(f"{rows:,} rows in {clean(str(path))}", soft_wrap=True)
 
 
 def show_student(model: Path, *, as_json: bool) -> None:

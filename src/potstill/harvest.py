@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe, Expand
+from potstill.data_recipe import Batches, Canned, DataRecipe, Expand, Server
 from potstill.dispatch.money import DOLLAR
 from potstill.engines.choose import sampler_for
 from potstill.errors import BudgetReached, InputError, TeacherError
+from potstill.generate.again import Rescued, asking_again
 from potstill.generate.collect import Asking, collect, export, load_asks, price_of, usable_answers
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.waves import Wanted
@@ -20,12 +24,12 @@ from potstill.licences import Policy, check_licence
 from potstill.models.locate import check_layers, facts, locate
 from potstill.prompt_file import AskColumns, PromptFile
 from potstill.prompts.stream import described, stream_prompts
-from potstill.records import Progress, Sample, Watch, unwatched
+from potstill.records import Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
 from potstill.text.template import Template
-from potstill.verify.answers import Verified, require_checks, verify_answers
+from potstill.verify.answers import Handed, Nats, Verified, require_checks, verify_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ def harvest(
     check_sections(recipe)
     sampler = sampler_for(recipe)
     price_of(recipe)
+    check_rescue(recipe)
     asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
     place = folder or Path("runs") / recipe.name
     answers = place / "examples" / "answers.parquet"
@@ -90,8 +95,39 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     return policies
 
 
-def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Verified:
-    """Judge the answers that the ledger holds and write the best. Sends nothing; free to run again."""
+def check_rescue(recipe: DataRecipe) -> None:
+    """Prices, keys and files of whoever is asked again, before anybody is paid. Raises a PotstillError."""
+    for number in range(1, len(recipe.rescue.tries) + 1 if recipe.rescue else 1):
+        asked = asking_again(recipe, number, Path())
+        price_of(asked)
+        if isinstance(asked.teacher.engine, Server | Batches | Canned):
+            sampler_for(asked)
+        else:
+            facts(locate(asked.teacher.model))
+
+
+def sift(
+    recipe: DataRecipe, *, folder: Path | None = None, student_nats: Nats | None = None, watch: Watch = unwatched
+) -> Verified:
+    """Judge the answers that the ledger holds, those that rescue brought among them, and write the best. Sends nothing;
+    free to run again. `student_nats` (from `lessons`) goes with `select.prefer: learnable`."""
+    with answered_run(recipe, folder) as (place, requests), _rescue_ledger(place) as ledger:
+        rescued = Rescued(recipe, ledger)
+        unanswered = sum(not any(rescued.of(prompt)) for prompt in silent_prompts(recipe, requests))
+        return verify_answers(
+            recipe,
+            _all_answers(recipe, requests, rescued),
+            place,
+            total=requests.count_answers(most=recipe.generate.n),
+            watch=watch,
+            handed=Handed(student_nats=student_nats, unanswered=unanswered),
+        )
+
+
+@contextmanager
+def answered_run(recipe: DataRecipe, folder: Path | None) -> Generator[tuple[Path, Requests]]:
+    """The run folder and its ledger, brought up to date with the recipe. Raises InputError where there are no checks or
+    no answers yet."""
     if recipe.verify is None:
         raise InputError("the recipe has no 'verify' section", way_out="add one with its checks")
     place = folder or Path("runs") / recipe.name
@@ -101,12 +137,37 @@ def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwat
     with open_data_run(place, recipe) as requests:
         if not isinstance(recipe.prompts, Expand):
             load_asks(recipe, requests)
-        most = recipe.generate.n
-        total = requests.count_answers(most=most)
-        if not total:
+        if not requests.count_answers(most=recipe.generate.n):
             raise nothing
-        answers = usable_answers(recipe, requests, most=most)
-        return verify_answers(recipe, answers, place, total=total, watch=watch)
+        yield place, requests
+
+
+def silent_prompts(recipe: DataRecipe, requests: Requests) -> Iterator[Prompt]:
+    """The prompts that were asked and have no usable answer."""
+    return requests.unanswered(most=recipe.generate.n, cut_off=recipe.generate.truncated == "keep")
+
+
+@contextmanager
+def _rescue_ledger(place: Path) -> Generator[Requests | None]:
+    path = place / "rescue" / "ledger.sqlite"
+    if not path.is_file():
+        yield None
+        return
+    with Requests(path) as requests:
+        yield requests
+
+
+def _all_answers(recipe: DataRecipe, requests: Requests, rescued: Rescued) -> Iterator[tuple[Prompt, Sample]]:
+    """Every prompt's own answers, then those that rescue brought it."""
+    own = usable_answers(recipe, requests, most=recipe.generate.n)
+    for _, group in groupby(own, key=lambda row: row[0].id):
+        prompt = None
+        for prompt, sample in group:
+            yield prompt, sample
+        assert prompt is not None
+        yield from ((prompt, sample) for sample in rescued.of(prompt))
+    for prompt in silent_prompts(recipe, requests):
+        yield from ((prompt, sample) for sample in rescued.of(prompt))
 
 
 def _harvest(folder: Path, answers: Path, exported: int, requests: Requests) -> Harvest:

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data_recipe import DataRecipe, Generate, Local, Writer
+from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
 from potstill.evaluate.exam import Paper, compare_papers, marked
 from potstill.harvest import check_sections, harvest
-from potstill.records import Progress, Watch, unwatched
+from potstill.models.load import device
+from potstill.records import Message, Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.answers import read_conversations
 from potstill.store.files import write_atomic
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner
+from potstill.text.tokens import Ids
 from potstill.train.answers import save, train_student, untaught
+from potstill.verify.answers import Nats
 from potstill.verify_recipe import Select
 
 
@@ -46,6 +50,31 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         done = {"fingerprint": fingerprint, "answers": len(conversations), **asdict(fitted)}
         write_atomic(place / "student.json", json.dumps(done, indent=1))
     return place / "model"
+
+
+def student_nats(recipe: DataRecipe) -> Nats | None:
+    """What `select.prefer: learnable` asks the student before its first step: mean nats a token of each answer (its
+    reasoning too where that is learnt) and of the end of the turn, in the student's own template. None where the recipe
+    does not ask for it."""
+    if recipe.select.prefer != "learnable":
+        return None
+    blank, codec, _ = untaught(_learner(recipe))
+    model, reasoning = blank.to(device()), recipe.train.learn == "reasoning and answer"  # pyright: ignore[reportArgumentType]
+
+    def nats(answers: Sequence[tuple[Prompt, Sample]]) -> list[float | None]:
+        found: list[float | None] = [None] * len(answers)
+        rows: list[tuple[int, Ids, Ids]] = []
+        for at, (prompt, sample) in enumerate(answers):
+            thought = sample.reasoning if reasoning else None
+            said = Message(role="assistant", content=sample.text, reasoning_content=thought)
+            if codec.control_token([*prompt.messages, said]) is None:
+                rows.append((at, codec.prefix(prompt.messages), codec.turn(prompt.messages, said)))
+        scored = mean_nats(model, [(prefix, target) for _, prefix, target in rows])
+        for (at, _, _), value in zip(rows, scored, strict=True):
+            found[at] = value
+        return found
+
+    return nats
 
 
 def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
@@ -93,6 +122,7 @@ def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> D
         "generate": recipe.generate.model_copy(update={**greedy, "budget": exam.budget}),
         "verify": None,
         "select": Select(),  # pyright: ignore[reportCallIssue]
+        "rescue": None,
         "student": None,
         "evaluate": None,
     }

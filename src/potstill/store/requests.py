@@ -366,18 +366,32 @@ class Requests:
             (_all(most),),
         )
         prompt = None
-        for prompt_id, messages, reference, index, text, reasoning, finish, cut_off in rows:
+        for prompt_id, messages, reference, *answer in rows:
             if prompt is None or prompt.id != prompt_id:
                 prompt = Prompt(id=prompt_id, split="train", messages=messages_of(messages), reference=reference)
-            sample = Sample(
-                prompt_id=prompt_id,
-                text=text,
-                index=index,
-                reasoning=reasoning,
-                finish=finish,
-                cut_off=bool(cut_off),
-            )
-            yield prompt, sample
+            yield prompt, _sample(prompt_id, *answer)
+
+    def samples_of(self, key: bytes, prompt_id: str, *, most: int) -> Iterator[Sample]:
+        """The first `most` answers to one question, whether or not it is asked now."""
+        rows = self._db.execute(
+            "SELECT sample, text, reasoning, finish, cut_off FROM questions q JOIN answers a ON a.question = q.id "
+            "WHERE key = ? AND given_up IS NULL AND sample < ? ORDER BY sample",
+            (key, most),
+        )
+        return (_sample(prompt_id, *row) for row in rows)
+
+    def unanswered(self, *, most: int, cut_off: bool) -> Iterator[Prompt]:
+        """Every prompt that was asked and has none of its first `most` answers, in order; `cut_off` says whether one
+        that was cut off counts."""
+        rows = self._db.execute(
+            "SELECT prompt_id, messages, reference FROM asks k JOIN questions q ON q.id = k.question "
+            "WHERE EXISTS (SELECT 1 FROM answers WHERE question = q.id AND sample < ?) AND NOT EXISTS (SELECT 1 "
+            "FROM answers WHERE question = q.id AND sample < ? AND given_up IS NULL AND (? OR NOT cut_off)) "
+            "ORDER BY position",
+            (most, most, cut_off),
+        )
+        for prompt_id, messages, reference in rows:
+            yield Prompt(id=prompt_id, split="train", messages=messages_of(messages), reference=reference)
 
 
 def glance(folder: Path) -> Mapping[str, int] | None:
@@ -389,6 +403,12 @@ def glance(folder: Path) -> Mapping[str, int] | None:
             return {**dict(db.execute("SELECT name, value FROM totals")), "prompts": prompts, "settled": settled}
     except sqlite3.Error:
         return None
+
+
+def _sample(prompt_id: str, index: int, text: str, reasoning: str | None, finish: Finish, cut_off: int) -> Sample:
+    return Sample(
+        prompt_id=prompt_id, text=text, index=index, reasoning=reasoning, finish=finish, cut_off=bool(cut_off)
+    )
 
 
 def messages_of(body: str) -> tuple[Message, ...]:
