@@ -1,7 +1,7 @@
 """Hinton, Vinyals and Dean 2015 on scikit-learn's digits: what a teacher's wrong answers teach.
 
-A student of 16 hidden units with 100 labelled images learns alone, or from a bigger teacher whose logits it also sees on
-1,200 images without labels. Another student never sees an image of one digit, and is asked for it all the same.
+A student of 16 hidden units with 100 labelled images learns alone, or from a bigger teacher whose logits it also sees
+on 1,200 images without labels. Another student never sees an image of one digit, and is asked for it all the same.
 
     make bench-dark-knowledge        20 seeds, rewrites the table of docs/results/dark_knowledge.md
 
@@ -18,6 +18,7 @@ import re
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def network(hidden: tuple[int, ...], *, seed: str, dropout: float = 0.0) -> nn.S
     with drawn_from(seed, torch.device("cpu")):
         layers = [
             module
-            for wide, next_wide in zip(sizes, sizes[1:], strict=False)
+            for wide, next_wide in pairwise(sizes)
             for module in (nn.Linear(wide, next_wide), nn.ReLU(), nn.Dropout(dropout))
         ]
         return nn.Sequential(*layers, nn.Linear(sizes[-1], 10))
@@ -164,8 +165,8 @@ def table(found: list[Seed], seconds: float) -> str:
             "",
             f"Recall of the omitted digit by seed: {min(before):.2f} to {max(before):.2f} before the correction, "
             f"{min(after):.2f} to {max(after):.2f} after. "
-            f"Distilled beat alone in {sum(s.distilled > s.alone for s in found)} of {len(found)} seeds. {seconds:.0f} s, "
-            f"{torch.get_num_threads()} thread, Python {platform.python_version()}, {libraries}.",
+            f"Distilled beat alone in {sum(s.distilled > s.alone for s in found)} of {len(found)} seeds. "
+            f"{seconds:.0f} s, {torch.get_num_threads()} thread, Python {platform.python_version()}, {libraries}.",
         ]
     )
 

@@ -2,9 +2,9 @@
 
     taught = distil_classifier(student, teacher, images, labels=labels, settings=Distillation(temperature=4.0))
 
-The student minimises T² D(teacher_T || student_T), a mean over all rows, plus alpha x cross-entropy, a mean over the rows
-that have a label. A row without one is a transfer row: it bears the soft part alone. Without a teacher the same function
-trains on the labels alone, which is the control to compare with.
+The student minimises T² D(teacher_T || student_T), a mean over all rows, plus alpha x cross-entropy, a mean over the
+rows that have a label. A row without one is a transfer row: it bears the soft part alone. Without a teacher the same
+function trains on the labels alone, which is the control to compare with.
 
 Dimension key: N rows, B rows of a batch, C classes, L tokens.
 """
