@@ -115,7 +115,7 @@ def _work(recipe: Recipe, teacher: Facts | None, mean_tokens: float) -> tuple[Wo
         *_encoder_work(recipe, mean_tokens),
         Work(
             stage="evaluate",
-            what=f"{split.test} test prompts x {len(arms) + len(recipe.controls)} arms",
+            what=f"{split.test} test prompts x {len(arms) + len(recipe.controls) + (recipe.encoder is not None)} arms",
             tokens=evaluated,
             seconds=seconds(2, evaluated, small),
             memory=teacher.parameters * _WEIGHT_BYTES if teacher else None,

@@ -1,4 +1,4 @@
-"""A recipe with an encoder: an arm like the others, in its scores and its report, and a folder that anybody can load."""
+"""A recipe with an encoder: an arm like the others, in scores and report, and a folder that anybody can load."""
 
 from __future__ import annotations
 
