@@ -196,6 +196,42 @@ class Train(Values):
     validations: Count = Field(4, description="how often the validation prompts are scored while training")
 
 
+class EncoderShape(Values):
+    """An encoder with random weights (ModernBERT's architecture), reading the teacher's tokens."""
+
+    layers: Count = 2
+    hidden: Count = 128
+    heads: Count = 2
+    dropout: Probability = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> EncoderShape:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"'hidden' is {self.hidden}, which {self.heads} heads cannot share in even parts")
+        return self
+
+
+class Encoder(Values):
+    """One more arm, `encoder`: a classifier with the choices as its labels, taught on the student's examples by the
+    recipe's method. It starts from a model or from random weights."""
+
+    start: str | None = Field(None, description="hub id or folder of an encoder; its own tokenizer is used")
+    revision: str | None = None
+    licence: str | None = Field(None, description="of what it starts from")
+    shape: EncoderShape | None = None
+    epochs: Count = 3
+    batch_size: Count = 32
+    learning_rate: Positive = 3e-4
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Encoder:
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("name exactly one of 'start' and 'shape'")
+        if (self.start is None) != (self.licence is None):
+            raise ValueError("'licence' is that of 'start': name both or none")
+        return self
+
+
 class Evaluate(Values):
     batch_tokens: Count = 1024
     resamples: Annotated[int, Field(ge=100)] = 2000
@@ -215,6 +251,7 @@ class Recipe(Values):
     student: Student
     train: Train
     controls: tuple[Control, ...] = get_args(Control)
+    encoder: Encoder | None = None
     evaluate: Evaluate = Evaluate()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")

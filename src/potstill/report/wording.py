@@ -37,6 +37,12 @@ ARMS: Mapping[str, ArmName] = {
         "the student trained on the teacher's hard labels alone",
         "#3f9a80",
     ),
+    "encoder": ArmName(
+        "Encoder",
+        "a classifier over the allowed answers, trained on the student's examples; it writes no text",
+        "the encoder classifier",
+        "#5d7f3c",
+    ),
     "floor": ArmName(
         "Floor",
         "TF-IDF + logistic regression on the teacher's hard labels",

@@ -50,6 +50,8 @@ def _duties(recipe: Recipe) -> list[str]:
         ("teacher.licence", recipe.teacher.licence),
         ("prompts.licence", recipe.prompts.licence),
     )
+    if recipe.encoder and recipe.encoder.licence:
+        pairs = (*pairs, ("encoder.licence", recipe.encoder.licence))
     policies = [(licence, check_licence(licence, key=key)) for key, licence in pairs]
     return [f"{licence}: {policy.duties}" for licence, policy in policies if policy.duties]
 
