@@ -43,8 +43,8 @@ class Masks:
         )
         if not standard:
             raise InputError(
-                f"rollouts need causal attention with keys, values and position ids in every layer; {config.model_type} "
-                "has other layers",
+                "rollouts need causal attention with keys, values and position ids in every layer; "
+                f"{config.model_type} has other layers",
                 way_out="let a server write its answers",
             )
         how = config._attn_implementation

@@ -177,9 +177,7 @@ class Rollouts:
             group.append(waiting.popleft())
         return group
 
-    def _prefill(
-        self, group: Sequence[tuple[int, int, Ids, int]], n: int, sampling: Sampling
-    ) -> Iterator[_Answer]:
+    def _prefill(self, group: Sequence[tuple[int, int, Ids, int]], n: int, sampling: Sampling) -> Iterator[_Answer]:
         """The prompts' keys and values, padded on the right, and the first token of each of their answers."""
         ids_P = [ids for _, _, ids, _ in group]
         longest = max(map(len, ids_P))
