@@ -9,7 +9,7 @@ Dimension key: P prompts computed together, B active rows, R rows drawn, L token
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -273,7 +273,7 @@ class Rollouts:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def _evaluating(model: PreTrainedModel) -> Generator[None]:
     """Without dropout, and afterwards as it was."""
     training = model.training
     model.eval()
