@@ -51,6 +51,13 @@ def clean(text: str) -> str:
     return "".join(_visible(c) for c in _ANSI.sub("", text.replace("\r\n", "\n")))
 
 
+def clipped(text: str, longest: int) -> str:
+    """`text` cleaned and cut to `longest` characters, with how many are missing."""
+    if len(text) <= longest:
+        return clean(text)
+    return f"{clean(text[:longest])} […] ({len(text) - longest:,} more characters)"
+
+
 def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 

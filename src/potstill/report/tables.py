@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -100,9 +100,10 @@ def claims(data: ReportData) -> list[Claim]:
     ]
 
 
-def gaps(data: ReportData) -> Table:
+def gaps(recovered: Mapping[str, Mapping[str, Any] | None]) -> Table:
+    """The rows of scores.json's `gap_recovered`."""
     rows: list[list[Cell]] = []
-    for control, gap in data.scores["gap_recovered"].items():
+    for control, gap in recovered.items():
         if gap is None:
             why = f"undefined: {arm_name(control).spoken} is not distinguishable from the teacher"
             rows.append([Cell(arm_name(control).label), number(DASH), Cell(why)])
