@@ -201,7 +201,7 @@ def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
 
 
 def _walk(target: Path, through: Stage, options: Options) -> None:
-    if through != "report" and target.exists() and _writes_data(target):
+    if target.exists() and _writes_data(target):
         _walk_data(target, through, options)
         return
     recipe, folder = _resolve(target, options)
@@ -218,14 +218,21 @@ def _walk_data(
 ) -> None:
     """One stage of a recipe of free text; None: every stage that it has a section for."""
     recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
-    sections = {"verify": recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
-    for each in [stage] if stage else ["generate", *(name for name, section in sections.items() if section)]:
+    for each in _data_stages(recipe, stage):
         with console.watching(as_json=options.json) as watch:
             show = _data_stage(each, recipe, folder, limit, watch)
         show(as_json=options.json)
 
 
-def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
+def _data_stages(recipe: DataRecipe, stage: Stage | None) -> list[Stage]:
+    """What is done: the stage alone, an exam with the report of it; None: all that the recipe has a section for."""
+    if stage is not None:
+        return [stage, "report"] if stage == "evaluate" else [stage]
+    sections: dict[Stage, object] = {"verify": recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
+    return ["generate", *(name for name, section in sections.items() if section), "report"]
+
+
+def _data_stage(stage: Stage, recipe: DataRecipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
     """Do it; returns what shows the outcome."""
     from potstill import harvest
 
@@ -239,6 +246,10 @@ def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None,
             from potstill import lessons  # torch takes seconds
 
             return partial(console.show_student, lessons.teach(recipe, folder=folder, watch=watch))
+        case "report":
+            from potstill.report.free_text import write_data_report
+
+            return partial(console.show_report, write_data_report(folder, watch=watch))
         case _:
             from potstill import lessons
 
@@ -271,8 +282,6 @@ def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> t
 
 def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
     """A recipe file, or a run folder with its own recipe."""
-    if target.exists() and _writes_data(target):
-        raise InputError(f"a recipe of free text ('{target}') has no report yet", way_out=f"potstill run {target}")
     if target.is_dir() and (target / "recipe.yaml").is_file():
         return load(target / "recipe.yaml", options.set), options.run or target
     recipe = load(target, options.set)

@@ -77,6 +77,7 @@ def render_page(data: ReportData) -> str:
         "claims": tables.claims(data),
         "earned_back": earned_back(data),
         "metrics": [*QUALITY, *EFFORT],
+        "quality": QUALITY,
         "tables": tables,
         "rows": rows,
         "sides": tables.sides(rows, choices),

@@ -375,9 +375,7 @@ class Requests:
             sums.items(),
         )
 
-    def samples(
-        self, *, most: int | None = None, of: Sequence[str] | None = None
-    ) -> Iterator[tuple[Prompt, Sample]]:
+    def samples(self, *, most: int | None = None, of: Sequence[str] | None = None) -> Iterator[tuple[Prompt, Sample]]:
         """The first `most` answers (default all) to every prompt as they are now (or to those `of` these few ids), by
         prompt and index."""
         some = "" if of is None else f"AND prompt_id IN ({','.join('?' * len(of))}) "

@@ -47,6 +47,4 @@ def read_verdicts(path: Path) -> Iterator[Ruling]:
             *(batch.column(name).to_pylist() for name in columns), strict=True
         ):
             said = tuple(Finding(**finding) for finding in findings)
-            yield Ruling(
-                prompt_id=prompt_id, index=index, kept=kept, reason=reason, evidence=evidence, findings=said
-            )
+            yield Ruling(prompt_id=prompt_id, index=index, kept=kept, reason=reason, evidence=evidence, findings=said)
