@@ -123,13 +123,13 @@ def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
 
 @app.command
 def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Compare student, teacher and controls on the test prompts."""
+    """Compare student, teacher and controls on the test prompts (a recipe with `generate:` writes its report too)."""
     _walk(recipe, "evaluate", options)
 
 
 @app.command
 def report(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Write report.html and the model's card."""
+    """Write report.html and the model's card. A recipe with `generate:` may ask for it at any moment of its run."""
     _walk(recipe, "report", options)
 
 

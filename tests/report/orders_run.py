@@ -1,4 +1,4 @@
-"""A run folder of a data recipe, made through the library: canned teacher, real ledger, real checks, real exam. Only the
+"""A run folder of a data recipe, made through the library: canned teacher, real ledger, real checks, real exam. The
 student's and the base's answers are canned too, so that no model need be trained."""
 
 from __future__ import annotations

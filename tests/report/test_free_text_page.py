@@ -30,10 +30,9 @@ browser = pytest.mark.skipif(
     BINARY is None and not os.environ.get("CI"), reason="Chromium is not installed (apt-get install chromium)"
 )
 HOSTILE = (
-    " </details></table></section><script>document.title='pwned'</script><img src=http://evil.invalid/x onerror=alert(1)>"
-    "<svg onload=alert(2)></svg>{{ 7 * 7 }} \x1b[31mred\x1b[0m \u202egnp.exe\u202c \u2066\u200f\x00 שלום "
-    + 25_000
-    * "long "
+    " </details></table></section><script>document.title='pwned'</script>"
+    "<img src=http://evil.invalid/x onerror=alert(1)><svg onload=alert(2)></svg>{{ 7 * 7 }} \x1b[31mred\x1b[0m "
+    "\u202egnp.exe\u202c \u2066\u200f\x00 שלום" + 25_000 * " long"
 )
 
 
@@ -115,11 +114,7 @@ def test_the_road_is_counted_as_the_verdicts_say(run: Path, page: Page) -> None:
     assert {name: page.row("road", name)[0] for name in counted} == {k: str(n) for k, n in counted.items()}
     reasons = Counter(v["reason"] for v in verdicts if not v["kept"])
     assert {why: page.row("road", why)[0] for why in reasons} == {why: str(n) for why, n in reasons.items()}
-    shown = [
-        int(row[1])
-        for row in page.rows["road"]
-        if row[0].split("\n")[0].split("  ")[0] and row[0].startswith(tuple(reasons))
-    ]
+    shown = [int(row[1]) for row in page.rows["road"] if row[0].startswith(tuple(reasons))]
     assert shown == sorted(shown, reverse=True) and sum(shown) == len(verdicts) - kept
     opinions: Counter[tuple[str, Opinion]] = Counter(
         (f["check"].partition("@")[0], f["opinion"]) for v in verdicts for f in v["findings"]
