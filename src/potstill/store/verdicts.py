@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,10 +42,21 @@ class Ruling:
 
 def read_verdicts(path: Path) -> Iterator[Ruling]:
     """Every row in the order of the file: a prompt's answers stand together."""
-    columns = ["prompt_id", "index", "kept", "reason", "evidence", "findings"]
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=columns):
-        for prompt_id, index, kept, reason, evidence, findings in zip(
-            *(batch.column(name).to_pylist() for name in columns), strict=True
-        ):
-            said = tuple(Finding(**finding) for finding in findings)
-            yield Ruling(prompt_id=prompt_id, index=index, kept=kept, reason=reason, evidence=evidence, findings=said)
+    columns = ["prompt_id", "index", "kept", "reason", "evidence"]
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=[*columns, "findings"]):
+        plain = (batch.column(name).to_pylist() for name in columns)
+        rows = zip(*plain, _findings(batch.column("findings")), strict=True)
+        for prompt_id, index, kept, reason, evidence, findings in rows:
+            yield Ruling(
+                prompt_id=prompt_id, index=index, kept=kept, reason=reason, evidence=evidence, findings=findings
+            )
+
+
+def _findings(lists: pa.ListArray) -> Iterator[tuple[Finding, ...]]:  # pyright: ignore[reportUnknownParameterType]
+    """Column by column: less than half of the time that a dict a finding would take."""
+    parts = (part.to_pylist() for part in lists.flatten().flatten())
+    said = (
+        Finding(check=check, opinion=opinion, reason=reason, evidence=evidence)
+        for check, opinion, reason, evidence in zip(*parts, strict=True)
+    )
+    return (tuple(islice(said, length)) for length in lists.value_lengths().to_pylist())
