@@ -138,7 +138,6 @@ def potstill(system: str, count: int, warm: int) -> Measured:
 def trl(system: str, count: int, warm: int) -> Measured:
     """Through the trainers' public surface: a conversational set for GKD, prompt and completion for SFT."""
     import torch
-    from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
 
     from potstill.models.load import load

@@ -151,13 +151,13 @@ def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
 
 @app.command
 def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Compare student, teacher and controls on the test prompts."""
+    """Compare student, teacher and controls on the test prompts (a recipe with `generate:` writes its report too)."""
     _walk(recipe, "evaluate", options)
 
 
 @app.command
 def report(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Write report.html and the model's card."""
+    """Write report.html and the model's card. A recipe with `generate:` may ask for it at any moment of its run."""
     _walk(recipe, "report", options)
 
 
@@ -229,7 +229,7 @@ def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
 
 
 def _walk(target: Path, through: Stage, options: Options) -> None:
-    if through != "report" and target.exists() and _writes_data(target):
+    if target.exists() and _writes_data(target):
         _walk_data(target, through, options)
         return
     recipe, folder = _resolve(target, options)
@@ -246,12 +246,19 @@ def _walk_data(
 ) -> None:
     """One stage of a recipe of free text; None: every stage that it has a section for."""
     recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
-    checks = "rescue" if recipe.rescue else "verify"  # rescue verifies too
-    sections = {checks: recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
-    for each in [stage] if stage else ["generate", *(name for name, section in sections.items() if section)]:
+    for each in _data_stages(recipe, stage):
         with console.watching(as_json=options.json) as watch:
             show = _data_stage(each, recipe, folder, limit, watch)
         show(as_json=options.json)
+
+
+def _data_stages(recipe: DataRecipe, stage: str | None) -> list[str]:
+    """What is done: the stage alone, an exam with the report of it; None: all that the recipe has a section for."""
+    if stage is not None:
+        return [stage, "report"] if stage == "evaluate" else [stage]
+    checks = "rescue" if recipe.rescue else "verify"  # rescue verifies too
+    sections = {checks: recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
+    return ["generate", *(name for name, section in sections.items() if section), "report"]
 
 
 def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
@@ -274,6 +281,10 @@ def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None,
             from potstill import lessons  # torch takes seconds
 
             return partial(console.show_student, lessons.teach(recipe, folder=folder, watch=watch))
+        case "report":
+            from potstill.report.free_text import write_data_report
+
+            return partial(console.show_report, write_data_report(folder, watch=watch))
         case _:
             from potstill import lessons
 
@@ -314,8 +325,6 @@ def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> t
 
 def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
     """A recipe file, or a run folder with its own recipe."""
-    if target.exists() and _writes_data(target):
-        raise InputError(f"a recipe of free text ('{target}') has no report yet", way_out=f"potstill run {target}")
     if target.is_dir() and (target / "recipe.yaml").is_file():
         return load(target / "recipe.yaml", options.set), options.run or target
     recipe = load(target, options.set)

@@ -253,6 +253,13 @@ def show_exam(scores: Mapping[str, Any], *, as_json: bool) -> None:
         out.print(f"{name}: {found['pass_rate']['value']:+.1%} ({low:+.1%} to {high:+.1%})", soft_wrap=True)
 
 
+def show_report(page: Path, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"report": str(page)})
+    else:
+        out.print(f"report: {clean(str(page))}", soft_wrap=True)
+
+
 def show_runs(folder: Path, *, as_json: bool) -> None:
     rows = [_state(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))]
     if as_json:

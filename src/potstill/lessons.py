@@ -90,11 +90,13 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     papers: dict[str, Paper] = {}
     who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(learner, place)}
     for arm, (model, mark) in who.items():
+        (place / "exam" / arm / "examples" / "verdicts.parquet").unlink(missing_ok=True)  # of older answers
         harvest(_sitting(recipe, exam, model, mark), folder=place / "exam" / arm, watch=watch)
         papers[arm] = marked(place / "exam" / arm, exam)
         done = len(papers[arm].passed)
         watch(Progress(stage="evaluate", what=arm, done=done, total=done, note=f"{papers[arm].rate:.1%} right"))
-    scores = {"recipe": recipe.name, **compare_papers(papers, count=exam.resamples, seed=recipe.seed)}
+    scores = {"recipe": recipe.name, "student_fingerprint": fingerprint}
+    scores |= compare_papers(papers, count=exam.resamples, seed=recipe.seed)
     write_atomic(place / "scores.json", json.dumps(scores, indent=1))
     return scores
 

@@ -67,7 +67,9 @@ def test_generate_verify_train_evaluate(tmp_path: Path, tiny_model: Path, capsys
     run = tmp_path / "run"
     assert execute(["run", str(tmp_path / "recipe.yaml"), "--run", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "student - base" in said
+    assert "student - base" in said and "report.html" in said
+    page = (run / "report.html").read_text()
+    assert "Answers side by side" in page and len(page) < 300_000
     scores = json.loads((run / "scores.json").read_text())
     # the canned teacher is right or wrong by the luck of its seed; the base has random weights
     assert scores["arms"]["base"]["pass_rate"]["value"] == 0.0

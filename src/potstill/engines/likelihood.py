@@ -1,6 +1,6 @@
 """How surprising a model finds given answers: the mean cross-entropy of their tokens.
 
-Dimension key: B sequences, L tokens, R rows that are scored, V vocabulary.
+Dimension key: R rows that are scored, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.engines.local import plan_batches
+from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows
 from potstill.text.tokens import Ids
 
@@ -21,7 +22,7 @@ _ROWS = 1024  # rows of logits at once
 @torch.inference_mode()
 def mean_nats(model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]]) -> list[float]:
     """Nats a token of every (prefix, target), in order: -ln p(target | prefix) / tokens of the target. Batched by
-    length, each batch at most 4,096 tokens with its padding, or one sequence."""
+    length, each batch at most 4,096 tokens, or one sequence."""
     found = [0.0] * len(rows)
     for batch in plan_batches([len(prefix) + len(target) - 1 for prefix, target in rows], _BATCH_TOKENS):
         for at, value in zip(batch, _batch(model, [rows[i] for i in batch]), strict=True):
@@ -30,13 +31,11 @@ def mean_nats(model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]]) -> list[f
 
 
 def _batch(model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]]) -> list[float]:
-    sequences = [(*prefix, *target[:-1]) for prefix, target in rows]
-    longest = max(map(len, sequences))
-    ids_BL = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences], device=model.device)
-    places = [(b, len(prefix) - 1 + i) for b, (prefix, target) in enumerate(rows) for i in range(len(target))]
-    b_R, l_R = torch.tensor(places, device=model.device).T
+    documents = Documents.of([(*prefix, *target[:-1]) for prefix, target in rows], model.device)
+    places = zip(rows, documents.start_S, strict=True)
+    at = [start + len(prefix) - 1 + i for (prefix, target), start in places for i in range(len(target))]
     target_R = torch.tensor([token for _, target in rows for token in target], device=model.device)
-    hidden_RD = hidden_rows(model, ids_BL, b_R, l_R)
+    hidden_RD = hidden_rows(model, documents, torch.tensor(at, device=model.device))
     nats_R = torch.cat(
         [
             torch.nn.functional.cross_entropy(head_logits(model, some_RD), some_R, reduction="none")

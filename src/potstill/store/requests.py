@@ -203,6 +203,24 @@ class Requests:
         ).fetchone()
         return int(row[0])
 
+    def lost_answers(self, *, most: int) -> dict[str, int]:
+        """How many of the first `most` answers a prompt were given up, by reason."""
+        rows = self._db.execute(
+            "SELECT given_up, count(*) FROM asks k JOIN answers a ON a.question = k.question "
+            "WHERE given_up IS NOT NULL AND sample < ? GROUP BY given_up",
+            (most,),
+        )
+        return dict(rows)
+
+    def count_cut_off(self, *, most: int) -> int:
+        """How many of the first `most` answers a prompt did not come to their end."""
+        row = self._db.execute(
+            "SELECT count(*) FROM asks k JOIN answers a ON a.question = k.question "
+            "WHERE given_up IS NULL AND cut_off AND sample < ?",
+            (most,),
+        ).fetchone()
+        return int(row[0])
+
     def open_asks(self, *, limit: int | None = None) -> Iterator[Open]:
         """Every prompt that is not settled, in order; read a page at a time, so writing in between is fine."""
         after = -1
@@ -357,13 +375,15 @@ class Requests:
             sums.items(),
         )
 
-    def samples(self, *, most: int | None = None) -> Iterator[tuple[Prompt, Sample]]:
-        """The first `most` answers (default all) to every prompt as they are now, by prompt and index."""
+    def samples(self, *, most: int | None = None, of: Sequence[str] | None = None) -> Iterator[tuple[Prompt, Sample]]:
+        """The first `most` answers (default all) to every prompt as they are now (or to those `of` these few ids), by
+        prompt and index."""
+        some = "" if of is None else f"AND prompt_id IN ({','.join('?' * len(of))}) "
         rows = self._db.execute(
             "SELECT prompt_id, messages, reference, sample, text, reasoning, finish, cut_off FROM asks k "
             "JOIN questions q ON q.id = k.question JOIN answers a ON a.question = q.id "
-            "WHERE given_up IS NULL AND sample < ? ORDER BY position, sample",
-            (_all(most),),
+            f"WHERE given_up IS NULL AND sample < ? {some}ORDER BY position, sample",
+            (_all(most), *(of or ())),
         )
         prompt = None
         for prompt_id, messages, reference, *answer in rows:

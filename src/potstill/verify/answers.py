@@ -26,6 +26,7 @@ from potstill.prompts.rows import read_rows
 from potstill.records import Message, Progress, Prompt, Sample, Watch
 from potstill.store.files import write_atomic
 from potstill.store.tables import TURN, Put, table
+from potstill.store.verdicts import VERDICTS
 from potstill.verify.card import data_card
 from potstill.verify.hygiene import Contamination, Exact, Near
 from potstill.verify.programs import require, require_package
@@ -45,20 +46,6 @@ _SELECTED = pa.schema(
         ("rescue", pa.int32()),
         ("teacher", pa.string()),
         ("licence", pa.string()),
-    ]
-)
-_FINDING = pa.struct([(name, pa.string()) for name in ("check", "opinion", "reason", "evidence")])
-_VERDICTS = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("index", pa.int32()),
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-        ("evidence", pa.string()),
-        ("score", pa.float64()),
-        ("student_nats", pa.float64()),
-        ("rescue", pa.int32()),
-        ("findings", pa.list_(_FINDING)),
     ]
 )
 _PAIRS = pa.schema([("prompt_id", pa.string()), ("prompt", _TURNS), ("chosen", _TURNS), ("rejected", _TURNS)])
@@ -129,7 +116,7 @@ def verify_answers(
     pairs = done = 0
     with ExitStack() as files:
         selected = files.enter_context(table(found.selected, _SELECTED))
-        verdicts = files.enter_context(table(found.selected.with_name("verdicts.parquet"), _VERDICTS))
+        verdicts = files.enter_context(table(found.selected.with_name("verdicts.parquet"), VERDICTS))
         paired = _pairs_table(files, found.selected, wanted=recipe.select.pairs)
         groups = (objections(group, recipe.verify) for group in _by_prompt(recipe, answers))
         for group in _scored(groups, handed.student_nats):
