@@ -204,15 +204,16 @@ def sampled_slice(columns: Columns, rows: slice, ids: slice, vocabulary: int) ->
 
 def unpack_sampled(columns: Columns, draws: int, temperature: float) -> Sampled:
     """K is the most distinct ids of a row; shorter rows are padded with counts of 0."""
-    marks = np.unpackbits(columns["runs"], axis=1, count=draws, bitorder="little")
-    ends_M = np.flatnonzero(marks)
-    row_M = ends_M // draws
-    first_N = np.concatenate([[0], np.bitwise_count(columns["runs"]).sum(1, dtype=np.int64).cumsum()])
-    column_M = np.arange(len(ends_M)) - first_N[row_M]
-    shape = (len(marks), int(column_M.max(initial=0)) + 1)
-    ids_NK, counts_NK = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    ids_NK[row_M, column_M] = columns["ids"]
-    counts_NK[row_M, column_M] = np.diff(ends_M, prepend=-1)
+    marks = np.unpackbits(columns["runs"], axis=1, count=draws, bitorder="little").view(bool)
+    ends_M, distinct_N = np.flatnonzero(marks), np.count_nonzero(marks, axis=1)
+    k = int(distinct_N.max(initial=1))
+    # Where each id lies in the (N, K) table: rows begin at multiples of K, and its place in its row.
+    at_M = np.arange(len(ends_M)) + np.repeat(
+        np.arange(len(marks)) * k - (distinct_N.cumsum() - distinct_N), distinct_N
+    )
+    ids_NK, counts_NK = np.zeros((2, len(marks), k), dtype=np.int64)
+    ids_NK.reshape(-1)[at_M] = columns["ids"]
+    counts_NK.reshape(-1)[at_M] = np.diff(ends_M, prepend=-1)
     return Sampled(torch.from_numpy(ids_NK), torch.from_numpy(counts_NK), temperature)
 
 
