@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,11 +47,12 @@ class Checkpoints:
         try:
             save_file(dict(tensors), draft / "tensors.safetensors")
             (draft / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
-            files = {name: _hash(draft / name) for name in _FILES}
+            with ThreadPoolExecutor(1) as beside:  # the disk works while we hash
+                flushed = beside.submit(_flush, *(draft / name for name in _FILES))
+                files = {name: _hash(draft / name) for name in _FILES}
+                flushed.result()
             (draft / _MANIFEST).write_text(_sealed({"step": step, "score": score, "files": files}), encoding="utf-8")
-            for name in (*_FILES, _MANIFEST):
-                with (draft / name).open("rb") as file:
-                    os.fsync(file.fileno())
+            _flush(draft / _MANIFEST)
             place = self._folder / f"step-{step:06d}"
             shutil.rmtree(place, ignore_errors=True)  # a damaged one, or one of another fingerprint
             draft.replace(place)
@@ -134,6 +136,12 @@ def _what_is_wrong(place: Path) -> str | None:
         if _hash(place / name) != digest:
             return f"{name} is not what was written"
     return None
+
+
+def _flush(*paths: Path) -> None:
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _hash(path: Path) -> str:
