@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders demo demo-orders test test-vllm soak bench-generate bench-losses check format clean
+.PHONY: help setup data orders demo demo-orders test test-vllm soak bench-generate bench-losses bench-train bench-rollouts bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -81,6 +81,12 @@ $(BENCH): pyproject.toml constraints.txt
 bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first, then seconds and memory
 	.venv-bench/bin/python -m pytest -m bench tests/losses
 	.venv-bench/bin/python benchmarks/losses.py
+
+bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md
+
+bench-rollouts: $(SETUP) ## rollouts in slots beside model.generate in static batches
+	$(BIN)/python benchmarks/rollouts.py --write docs/results/rollouts.md
 
 check: $(SETUP) ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -24,6 +24,9 @@ from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
 from potstill.recipe import Recipe, load
 from potstill.records import Stage, Watch
 from potstill.store.run import recipe_of
+
+if TYPE_CHECKING:
+    from potstill.verify.answers import Nats
 
 app = App(
     name="potstill",
@@ -116,6 +119,31 @@ def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
 
 
 @app.command
+def rescue(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Ask again where no answer passed (more samples, a hint, another teacher, as `rescue:` says), and verify."""
+    if not _writes_data(recipe):
+        raise InputError("potstill rescue needs a recipe with a 'rescue:' section", way_out="add one to a data recipe")
+    _walk_data(recipe, "rescue", options)
+
+
+@app.command
+def export(recipe: Path, *, format: Literal["jsonl", "parquet"] = "jsonl", options: Options = _DEFAULTS) -> None:
+    """Write the selected answers (and pairs) for other programs, beside the Parquet files of `potstill verify`.
+
+    Parameters
+    ----------
+    format
+        jsonl writes them anew; parquet names the files that are there.
+    """
+    if not _writes_data(recipe):
+        raise InputError("potstill export needs a recipe with a 'generate:' section", way_out="see `model/` of the run")
+    _, folder = _resolve_data(recipe, options.set, options)
+    from potstill.store.export import export_examples
+
+    console.show_export(export_examples(folder / "examples", form=format), as_json=options.json)
+
+
+@app.command
 def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Train the student and its controls."""
     _walk(recipe, "train", options)
@@ -123,13 +151,13 @@ def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
 
 @app.command
 def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Compare student, teacher and controls on the test prompts."""
+    """Compare student, teacher and controls on the test prompts (a recipe with `generate:` writes its report too)."""
     _walk(recipe, "evaluate", options)
 
 
 @app.command
 def report(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Write report.html and the model's card."""
+    """Write report.html and the model's card. A recipe with `generate:` may ask for it at any moment of its run."""
     _walk(recipe, "report", options)
 
 
@@ -201,7 +229,7 @@ def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
 
 
 def _walk(target: Path, through: Stage, options: Options) -> None:
-    if through != "report" and target.exists() and _writes_data(target):
+    if target.exists() and _writes_data(target):
         _walk_data(target, through, options)
         return
     recipe, folder = _resolve(target, options)
@@ -214,15 +242,23 @@ def _walk(target: Path, through: Stage, options: Options) -> None:
 
 
 def _walk_data(
-    target: Path, stage: Stage | None, options: Options, *, limit: int | None = None, overrides: Sequence[str] = ()
+    target: Path, stage: str | None, options: Options, *, limit: int | None = None, overrides: Sequence[str] = ()
 ) -> None:
     """One stage of a recipe of free text; None: every stage that it has a section for."""
     recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
-    sections = {"verify": recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
-    for each in [stage] if stage else ["generate", *(name for name, section in sections.items() if section)]:
+    for each in _data_stages(recipe, stage):
         with console.watching(as_json=options.json) as watch:
             show = _data_stage(each, recipe, folder, limit, watch)
         show(as_json=options.json)
+
+
+def _data_stages(recipe: DataRecipe, stage: str | None) -> list[str]:
+    """What is done: the stage alone, an exam with the report of it; None: all that the recipe has a section for."""
+    if stage is not None:
+        return [stage, "report"] if stage == "evaluate" else [stage]
+    checks = "rescue" if recipe.rescue else "verify"  # rescue verifies too
+    sections = {checks: recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
+    return ["generate", *(name for name, section in sections.items() if section), "report"]
 
 
 def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
@@ -234,15 +270,33 @@ def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None,
             done = harvest.harvest(recipe, folder=folder, limit=limit, watch=watch)
             return partial(console.show_harvest, done)
         case "verify":
-            return partial(console.show_sift, harvest.sift(recipe, folder=folder, watch=watch))
+            found = harvest.sift(recipe, folder=folder, student_nats=_student_nats(recipe), watch=watch)
+            return partial(console.show_sift, found, rescue=recipe.rescue is not None)
+        case "rescue":
+            from potstill.rescue import rescue
+
+            found = rescue(recipe, folder=folder, student_nats=_student_nats(recipe), watch=watch)
+            return partial(console.show_sift, found, rescue=True)
         case "train":
             from potstill import lessons  # torch takes seconds
 
             return partial(console.show_student, lessons.teach(recipe, folder=folder, watch=watch))
+        case "report":
+            from potstill.report.free_text import write_data_report
+
+            return partial(console.show_report, write_data_report(folder, watch=watch))
         case _:
             from potstill import lessons
 
             return partial(console.show_exam, lessons.examine(recipe, folder=folder, watch=watch))
+
+
+def _student_nats(recipe: DataRecipe) -> Nats | None:
+    if recipe.select.prefer != "learnable":
+        return None
+    from potstill import lessons  # torch takes seconds
+
+    return lessons.student_nats(recipe)
 
 
 def _check_data(target: Path, prompts: int | None, options: Options) -> None:
@@ -271,8 +325,6 @@ def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> t
 
 def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
     """A recipe file, or a run folder with its own recipe."""
-    if target.exists() and _writes_data(target):
-        raise InputError(f"a recipe of free text ('{target}') has no report yet", way_out=f"potstill run {target}")
     if target.is_dir() and (target / "recipe.yaml").is_file():
         return load(target / "recipe.yaml", options.set), options.run or target
     recipe = load(target, options.set)

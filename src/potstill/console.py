@@ -164,6 +164,9 @@ def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> N
     for judge in plan.recipe.verify.judges if plan.recipe.verify else ():
         cap = "no budget" if judge.budget is None else f"budget ${judge.budget:,.2f}"
         out.print(f"{clean(judge.name)}: {clean(judge.teacher.model)}, beyond that, {cap}", soft_wrap=True)
+    if (again := plan.recipe.rescue) is not None:
+        most = "no budget, not counted" if again.budget is None else f"at most ${again.budget:,.2f}"
+        out.print(f"rescue of prompts without a passed answer, beyond that: {most}", soft_wrap=True)
     if probed:
         (low, middle, high), (least, cost, most) = probed.tokens_written, probed.dollars
         out.print(
@@ -199,8 +202,8 @@ def show_harvest(found: Harvest, *, as_json: bool) -> None:
         out.print(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests", soft_wrap=True)
 
 
-def show_sift(found: Verified, *, as_json: bool) -> None:
-    """What became of the answers, and where the good ones are."""
+def show_sift(found: Verified, *, rescue: bool, as_json: bool) -> None:
+    """What became of the answers, and where the good ones are; `rescue`: whether the recipe has that section."""
     if as_json:
         reasons = dict(found.reasons.most_common())
         kept = {"selected": str(found.selected), "reasons": reasons, "prompts": dict(found.prompts)}
@@ -214,7 +217,19 @@ def show_sift(found: Verified, *, as_json: bool) -> None:
     for name, totals in found.judges.items():
         spent = (totals.get("paid", 0) + totals.get("maybe", 0)) / DOLLAR
         out.print(f"{clean(name)}: {totals.get('attempts', 0):,} requests in all, ${spent:.4f}", soft_wrap=True)
-    out.print(f"prompts without a kept answer: {found.prompts['lost']:,} of {found.prompts.total():,}", soft_wrap=True)
+    lost, silent = found.prompts["lost"] + found.prompts["unanswered"], found.prompts["unanswered"]
+    without = f" ({silent:,} of them without an answer to judge)" if silent else ""
+    out.print(f"prompts without a kept answer: {lost:,} of {found.prompts.total():,}{without}", soft_wrap=True)
+    if rescue:
+        out.print(f"rescued prompts: {found.prompts['rescued']:,} (potstill rescue asks again)", soft_wrap=True)
+
+
+def show_export(files: Mapping[Path, int], *, as_json: bool) -> None:
+    if as_json:
+        say_json({"files": {str(path): rows for path, rows in files.items()}})
+        return
+    for path, rows in files.items():
+        out.print(f"{rows:,} rows in {clean(str(path))}", soft_wrap=True)
 
 
 def show_student(model: Path, *, as_json: bool) -> None:
@@ -241,6 +256,13 @@ def show_exam(scores: Mapping[str, Any], *, as_json: bool) -> None:
     for name, found in scores["paired"].items():
         low, high = found["pass_rate"]["ci95"]
         out.print(f"{name}: {found['pass_rate']['value']:+.1%} ({low:+.1%} to {high:+.1%})", soft_wrap=True)
+
+
+def show_report(page: Path, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"report": str(page)})
+    else:
+        out.print(f"report: {clean(str(page))}", soft_wrap=True)
 
 
 def show_runs(folder: Path, *, as_json: bool) -> None:

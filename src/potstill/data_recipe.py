@@ -15,10 +15,11 @@ from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from potstill import recipe as recipes
 from potstill.prompt_file import PromptFile
-from potstill.student_recipe import Exam, Learner, Lessons
-from potstill.teacher_recipe import Batches, Server, Writer
+from potstill.recipe import Sft
+from potstill.student_recipe import Exam, Learner, Lessons, ScoredBy
+from potstill.teacher_recipe import Batches, Gguf, Local, Server, Writer
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
-from potstill.verify_recipe import Judge, RewardModel, Select, Verification
+from potstill.verify_recipe import Select, Verification
 
 Truncated = Literal["keep", "drop", "longer"]
 
@@ -93,6 +94,23 @@ class Generate(Values):
         return self
 
 
+class Try(Values):
+    """`samples` answers to each prompt that is still without a passed one: by the same teacher or another, with its
+    instructions or a `hint` after them. The student never sees the hint."""
+
+    samples: Count
+    hint: str | None = Field(None, min_length=1)
+    teacher: Writer | None = None
+
+
+class Rescue(Values):
+    """Ask again where no answer passed, so that checks do not silently drop what is hard. The tries come in turn; the
+    first that brings a passed answer ends it for that prompt."""
+
+    tries: tuple[Try, ...] = Field(min_length=1)
+    budget: Positive | None = Field(None, description="US dollars for all tries together, beyond generate.budget")
+
+
 class DataRecipe(Values):
     """Prompts, a teacher, how it is asked, and which of its answers are good."""
 
@@ -103,6 +121,7 @@ class DataRecipe(Values):
     generate: Generate = Generate()  # pyright: ignore[reportCallIssue]
     verify: Verification | None = None
     select: Select = Select()  # pyright: ignore[reportCallIssue]
+    rescue: Rescue | None = None
     student: Learner | None = None
     train: Lessons = Lessons()  # pyright: ignore[reportCallIssue]
     evaluate: Exam | None = None
@@ -113,35 +132,95 @@ class DataRecipe(Values):
         found = {"teacher.licence": self.teacher.licence, "prompts.licence": self.prompts.licence}
         if self.student is not None:
             found["student.licence"] = self.student.licence
-        for number, check in enumerate(self.verify.checks if self.verify else ()):
-            if isinstance(check, Judge):
-                found[f"verify.checks.{number}.teacher.licence"] = check.teacher.licence
-            elif isinstance(check, RewardModel):
-                found[f"verify.checks.{number}.licence"] = check.licence
+        if self.verify is not None:
+            found |= {f"verify.{key}": licence for key, licence in self.verify.licensed.items()}
+        if self.train.scored_by is not None:
+            found["train.scored_by.licence"] = self.train.scored_by.licence
         if self.evaluate is not None:
             found["evaluate.prompts.licence"] = self.evaluate.prompts.licence
+        for number, again in enumerate(self.rescue.tries if self.rescue else ()):
+            if again.teacher is not None:
+                found[f"rescue.tries.{number}.teacher.licence"] = again.teacher.licence
         return found
+
+    def asked(self, rescue: int) -> Writer:
+        """Who wrote the answers of a rescue try; 0: the teacher."""
+        again = self.rescue.tries[rescue - 1] if self.rescue and rescue else None
+        return self.teacher if again is None or again.teacher is None else again.teacher
+
+    def licences_of(self, writer: Writer) -> str:
+        """What travels with every row that `writer` wrote."""
+        return f"{writer.licence} (teacher), {self.prompts.licence} (prompts)"
 
     @property
     def licences(self) -> str:
-        """What travels with every row."""
-        return f"{self.teacher.licence} (teacher), {self.prompts.licence} (prompts)"
+        """Of everything that the kept answers come from."""
+        rescuers = [again.teacher for again in (self.rescue.tries if self.rescue else ()) if again.teacher]
+        teachers = dict.fromkeys(writer.licence for writer in (self.teacher, *rescuers))
+        return f"{', '.join(f'{licence} (teacher)' for licence in teachers)}, {self.prompts.licence} (prompts)"
 
     @model_validator(mode="after")
     def _selection_follows_checks(self) -> DataRecipe:
         if self.verify is None and self.select != Select():  # pyright: ignore[reportCallIssue]
             raise ValueError("'select' chooses among checked answers: add 'verify' with its checks")
+        if self.verify is None and self.rescue is not None:
+            raise ValueError("'rescue' asks again where no answer passed the checks: add 'verify' with its checks")
+        if self.student is None and self.select.prefer == "learnable":
+            raise ValueError("'select.prefer: learnable' is the student's own opinion of the answers: add 'student'")
         if self.student is None and self.evaluate is not None:
             raise ValueError("'evaluate' examines a student: add 'student'")
+        return self
+
+    @property
+    def scored_by(self) -> ScoredBy | None:
+        """Who scores the kept answers token by token: the model named for it, or the teacher where it runs here."""
+        if self.train.scored_by is not None or isinstance(self.train.method, Sft):
+            return self.train.scored_by
+        match self.teacher.engine:
+            case Local(template=template):
+                pass
+            case Gguf():
+                template = None
+            case _:
+                return None
+        writer = self.teacher
+        return ScoredBy(model=writer.model, revision=writer.revision, licence=writer.licence, template=template)
+
+    @model_validator(mode="after")
+    def _somebody_scores(self) -> DataRecipe:
+        if self.student is not None and not isinstance(self.train.method, Sft) and self.scored_by is None:
+            raise ValueError(
+                f"'train.method' is {self.train.method.kind}, but the teacher does not run in this process: name "
+                "a model that scores its answers in 'train.scored_by', or learn by 'sft'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rescue_asks_something_new(self) -> DataRecipe:
+        for number, again in enumerate(self.rescue.tries if self.rescue else ()):
+            if self.generate.temperature == 0 and again.hint is None and again.teacher is None:
+                raise ValueError(
+                    f"'rescue.tries.{number}' asks the same teacher the same at temperature 0: raise "
+                    "'generate.temperature' or give the try a 'hint' or a 'teacher'"
+                )
         return self
 
     @model_validator(mode="after")
     def _budget_has_a_price(self) -> DataRecipe:
         exam = self.evaluate.budget if self.evaluate else None
         paid = isinstance(self.teacher.engine, Server | Batches)
-        for key, budget in (("generate.budget", self.generate.budget), ("evaluate.budget", exam)):
-            if budget is not None and not (paid and self.generate.prices):
+        tries = range(1, len(self.rescue.tries) + 1) if self.rescue else ()
+        again = any(isinstance(self.asked(number).engine, Server | Batches) for number in tries)
+        saved = self.rescue.budget if self.rescue else None
+        for key, budget, served in (
+            ("generate.budget", self.generate.budget, paid),
+            ("evaluate.budget", exam, paid),
+            ("rescue.budget", saved, again),
+        ):
+            if budget is not None and not (served and self.generate.prices):
                 raise ValueError(f"'{key}' needs a served teacher and a price file ('generate.prices')")
+        if again and self.generate.budget is not None and saved is None:
+            raise ValueError("'generate.budget' does not cover the rescue: say what that may cost in 'rescue.budget'")
         if self.evaluate and self.generate.budget is not None and exam is None:
             raise ValueError("'generate.budget' does not cover the exam: say what that may cost in 'evaluate.budget'")
         return self

@@ -3,39 +3,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import pickle
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe, Expand, Generate
+from potstill.data_recipe import DataRecipe, Expand
 from potstill.dispatch.money import DOLLAR
 from potstill.engines.choose import sampler_for
-from potstill.errors import BudgetReached, InputError, PotstillError, TeacherError
+from potstill.errors import BudgetReached, InputError, TeacherError
+from potstill.generate.again import Rescued, asking_again
 from potstill.generate.collect import Asking, collect, export, load_asks, price_of, usable_answers
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.waves import Wanted
+from potstill.grading import Grading, require_judges
 from potstill.licences import Policy, check_licence
 from potstill.models.locate import check_layers, facts, locate
 from potstill.prompt_file import AskColumns, PromptFile
 from potstill.prompts.stream import described, stream_prompts
-from potstill.records import Message, Progress, Sample, Watch, unwatched
-from potstill.store.files import drafted, write_atomic
+from potstill.records import Progress, Prompt, Sample, Watch, unwatched
+from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
-from potstill.teacher_recipe import Local
+from potstill.teacher_recipe import Batches, Canned, Server
 from potstill.text.template import Template
-from potstill.verify.answers import Verified, require_checks, verify_answers
-from potstill.verify.late import Group, in_question, judged, questions, rewarded, with_findings
-from potstill.verify_recipe import Judge, RewardModel, Select
+from potstill.verify.answers import Handed, Nats, Verified, require_checks, verify_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +63,7 @@ def harvest(
     check_sections(recipe)
     sampler = sampler_for(recipe)
     price_of(recipe)
+    check_rescue(recipe)
     asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
     place = folder or Path("runs") / recipe.name
     answers = place / "examples" / "answers.parquet"
@@ -91,7 +88,7 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     their keys in the recipe; raises a PotstillError."""
     policies = {key: check_licence(licence, key=key) for key, licence in recipe.licensed.items()}
     require_checks(recipe)
-    _require_judges(recipe)
+    require_judges(recipe)
     if (learner := recipe.student) is not None:
         check_layers(facts(locate(learner.start)), learner.layers, key="student.layers")
         if learner.template is not None:
@@ -101,15 +98,55 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     return policies
 
 
-def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Verified:
-    """Judge the answers that the ledger holds and write the best. Sends nothing but what a judge of the recipe has not
-    been asked yet; free to run again."""
+def check_rescue(recipe: DataRecipe) -> None:
+    """Prices, keys and files of whoever is asked again, before anybody is paid. Raises a PotstillError."""
+    for number in range(1, len(recipe.rescue.tries) + 1 if recipe.rescue else 1):
+        asked = asking_again(recipe, number, Path())
+        price_of(asked)
+        if isinstance(asked.teacher.engine, Server | Batches | Canned):
+            sampler_for(asked)
+        else:
+            facts(locate(asked.teacher.model))
+
+
+def sift(
+    recipe: DataRecipe, *, folder: Path | None = None, student_nats: Nats | None = None, watch: Watch = unwatched
+) -> Verified:
+    """Judge the answers that the ledger holds, those that rescue brought among them, and write the best. Sends nothing
+    but what a judge of the recipe has not been asked yet; free to run again. `student_nats` (from `lessons`) goes with
+    `select.prefer: learnable`."""
+    with answered_run(recipe, folder) as (place, requests), _rescue_ledger(place) as ledger:
+        rescued, grading = Rescued(recipe, ledger), grading_of(recipe, place, watch)
+        unanswered = sum(not any(rescued.of(prompt)) for prompt in silent_prompts(recipe, requests))
+        found = verify_answers(
+            recipe,
+            _all_answers(recipe, requests, rescued),
+            place,
+            total=requests.count_answers(most=recipe.generate.n),
+            watch=watch,
+            handed=Handed(grade=grading.grade, student_nats=student_nats, unanswered=unanswered),
+        )
+        return replace(found, judges=grading.totals)
+
+
+def grading_of(recipe: DataRecipe, place: Path, watch: Watch) -> Grading:
+    """The judges and reward models of the recipe whose run folder is `place`."""
+
+    def answered(judging: DataRecipe, folder: Path, heard: Watch) -> Mapping[str, int]:
+        return harvest(judging, folder=folder, watch=heard).totals
+
+    return Grading(recipe, place, answered, watch)
+
+
+@contextmanager
+def answered_run(recipe: DataRecipe, folder: Path | None) -> Generator[tuple[Path, Requests]]:
+    """The run folder and its ledger, brought up to date with the recipe. Raises a PotstillError where there are no
+    checks, no answers yet or a judge that could not be asked."""
     if recipe.verify is None:
         raise InputError("the recipe has no 'verify' section", way_out="add one with its checks")
-    for key, licence in recipe.licensed.items():
-        if key.startswith("verify."):
-            check_licence(licence, key=key)
-    _require_judges(recipe)
+    for key, licence in recipe.verify.licensed.items():
+        check_licence(licence, key=f"verify.{key}")
+    require_judges(recipe)
     place = folder or Path("runs") / recipe.name
     nothing = InputError(f"'{place}' holds no answers yet", way_out="let the teacher write: potstill generate")
     if not (place / "ledger.sqlite").is_file():
@@ -117,14 +154,37 @@ def sift(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwat
     with open_data_run(place, recipe) as requests:
         if not isinstance(recipe.prompts, Expand):
             load_asks(recipe, requests)
-        most = recipe.generate.n
-        total = requests.count_answers(most=most)
-        if not total:
+        if not requests.count_answers(most=recipe.generate.n):
             raise nothing
-        answers = usable_answers(recipe, requests, most=most)
-        grading = _Grading(recipe, place, watch)
-        found = verify_answers(recipe, answers, place, grade=grading.grade, total=total, watch=watch)
-        return replace(found, judges=grading.totals)
+        yield place, requests
+
+
+def silent_prompts(recipe: DataRecipe, requests: Requests) -> Iterator[Prompt]:
+    """The prompts that were asked and have no usable answer."""
+    return requests.unanswered(most=recipe.generate.n, cut_off=recipe.generate.truncated == "keep")
+
+
+@contextmanager
+def _rescue_ledger(place: Path) -> Generator[Requests | None]:
+    path = place / "rescue" / "ledger.sqlite"
+    if not path.is_file():
+        yield None
+        return
+    with Requests(path) as requests:
+        yield requests
+
+
+def _all_answers(recipe: DataRecipe, requests: Requests, rescued: Rescued) -> Iterator[tuple[Prompt, Sample]]:
+    """Every prompt's own answers, then those that rescue brought it."""
+    own = usable_answers(recipe, requests, most=recipe.generate.n)
+    for _, group in groupby(own, key=lambda row: row[0].id):
+        prompt = None
+        for prompt, sample in group:
+            yield prompt, sample
+        assert prompt is not None
+        yield from ((prompt, sample) for sample in rescued.of(prompt))
+    for prompt in silent_prompts(recipe, requests):
+        yield from ((prompt, sample) for sample in rescued.of(prompt))
 
 
 def _harvest(folder: Path, answers: Path, exported: int, requests: Requests) -> Harvest:
@@ -191,109 +251,3 @@ def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
 def _samples(folder: Path) -> list[Sample]:
     with Requests(folder / "ledger.sqlite") as requests:
         return [sample for _, sample in requests.samples()]
-
-
-_AT_ONCE = 64  # times batch_size: prompts whose answers are batched by length together
-
-
-@dataclass(frozen=True, slots=True)
-class _Grading:
-    """Late checks, streamed. `totals`: the sums of the ledgers of the judges asked so far."""
-
-    recipe: DataRecipe
-    place: Path
-    watch: Watch
-    totals: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
-
-    def grade(self, check: Judge | RewardModel, groups: Iterator[Group]) -> Iterator[Group]:
-        return self._judge(check, groups) if isinstance(check, Judge) else self._reward(check, groups)
-
-    def _judge(self, check: Judge, groups: Iterator[Group]) -> Iterator[Group]:
-        """The judge is asked everything at once, so the answers wait on disk; those of one prompt are in memory."""
-        assert self.recipe.verify is not None
-        folder, verification = self.place / "judge" / check.name, self.recipe.verify
-        file = folder.with_name(f"{check.name}.jsonl")
-        count = asked = 0
-        with tempfile.TemporaryFile() as waiting:
-            with drafted(file) as draft, draft.open("w", encoding="utf-8") as lines:
-                for group in groups:
-                    pickle.dump(group, waiting)
-                    count += 1
-                    for question in questions(check, group, verification):
-                        lines.write(json.dumps({"id": _question_id(question), "text": question}) + "\n")
-                        asked += 1
-            if not asked:
-                self.totals[check.name] = {}
-            else:
-                done = harvest(
-                    _judging(self.recipe, check, file), folder=folder, watch=partial(_relabelled, self, check)
-                )
-                self.totals[check.name] = done.totals
-            waiting.seek(0)
-            with Requests(folder / "ledger.sqlite") if asked else nullcontext() as requests:
-                for _ in range(count):
-                    group: Group = pickle.load(waiting)  # our own, from this process
-                    yield judged(
-                        check, group, verification, lambda q: requests and requests.first_answer(_question_id(q))
-                    )
-
-    def _reward(self, check: RewardModel, groups: Iterator[Group]) -> Iterator[Group]:
-        assert self.recipe.verify is not None
-        from potstill.engines.reward import RewardScorer  # torch takes seconds
-
-        scorer, verification = RewardScorer(check), self.recipe.verify
-        while some := list(islice(groups, _AT_ONCE * check.batch_size)):
-            good = [in_question(group, verification) for group in some]
-            values = iter(
-                scorer.score(
-                    [
-                        (*one.prompt.messages, Message(role="assistant", content=one.sample.text))
-                        for part in good
-                        for one in part
-                    ]
-                )
-            )
-            for group, part in zip(some, good, strict=True):
-                yield with_findings(check, group, part, [rewarded(check, next(values)) for _ in part])
-
-
-def _relabelled(grading: _Grading, check: Judge, progress: Progress) -> None:
-    grading.watch(replace(progress, stage="verify", what=f"{check.name}: {progress.what}"))
-
-
-def _question_id(question: str) -> str:
-    return hashlib.sha256(question.encode(errors="surrogatepass")).hexdigest()[:32]
-
-
-def _judging(recipe: DataRecipe, check: Judge, file: Path) -> DataRecipe:
-    """The recipe that has a judge's questions answered: once each, at temperature 0, with its own money."""
-    prompts = PromptFile(
-        source=str(file), licence=recipe.prompts.licence, columns=AskColumns(text="text", id="id"), header=None
-    )
-    how = Generate(temperature=0.0, max_tokens=check.max_tokens, budget=check.budget, prices=check.prices)
-    return recipe.model_copy(
-        update={
-            "name": f"{recipe.name}-{check.name}"[:100],
-            "prompts": prompts,
-            "teacher": check.teacher,
-            "generate": how,
-            "verify": None,
-            "select": Select(),  # pyright: ignore[reportCallIssue]
-            "student": None,
-            "evaluate": None,
-        }
-    )
-
-
-def _require_judges(recipe: DataRecipe) -> None:
-    """Raises a PotstillError for a judge that could not be asked: no key, no price, no model."""
-    for check in recipe.verify.judges if recipe.verify else ():
-        asking = _judging(recipe, check, Path("none"))
-        try:
-            price_of(asking)
-            if isinstance(check.teacher.engine, Local):
-                facts(locate(check.teacher.model))  # without its weights
-            else:
-                sampler_for(asking)
-        except PotstillError as error:
-            raise type(error)(f"the judge '{check.name}': {error.problem}", way_out=error.way_out) from None

@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data_recipe import DataRecipe, Generate
+from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
 from potstill.evaluate.exam import Paper, compare_papers, marked
 from potstill.harvest import check_sections, harvest
-from potstill.records import Progress, Watch, unwatched
+from potstill.models.load import device
+from potstill.records import Message, Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.answers import read_conversations
 from potstill.store.files import write_atomic
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner
 from potstill.teacher_recipe import Local, Writer
+from potstill.text.tokens import Ids
 from potstill.train.answers import save, train_student, untaught
+from potstill.verify.answers import Nats
 from potstill.verify_recipe import Select
 
 
@@ -49,6 +53,31 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
     return place / "model"
 
 
+def student_nats(recipe: DataRecipe) -> Nats | None:
+    """What `select.prefer: learnable` asks the student before its first step: mean nats a token of each answer (its
+    reasoning too where that is learnt) and of the end of the turn, in the student's own template. None where the recipe
+    does not ask for it."""
+    if recipe.select.prefer != "learnable":
+        return None
+    blank, codec, _ = untaught(_learner(recipe))
+    model, reasoning = blank.to(device()), recipe.train.learn == "reasoning and answer"  # pyright: ignore[reportArgumentType]
+
+    def nats(answers: Sequence[tuple[Prompt, Sample]]) -> list[float | None]:
+        found: list[float | None] = [None] * len(answers)
+        rows: list[tuple[int, Ids, Ids]] = []
+        for at, (prompt, sample) in enumerate(answers):
+            thought = sample.reasoning if reasoning else None
+            said = Message(role="assistant", content=sample.text, reasoning_content=thought)
+            if codec.control_token([*prompt.messages, said]) is None:
+                rows.append((at, codec.prefix(prompt.messages), codec.turn(prompt.messages, said)))
+        scored = mean_nats(model, [(prefix, target) for _, prefix, target in rows])
+        for (at, _, _), value in zip(rows, scored, strict=True):
+            found[at] = value
+        return found
+
+    return nats
+
+
 def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
     """Let teacher, student and base (the student before its first step) answer the exam's prompts; writes scores.json
     and returns it."""
@@ -62,11 +91,13 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     papers: dict[str, Paper] = {}
     who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(learner, place)}
     for arm, (model, mark) in who.items():
+        (place / "exam" / arm / "examples" / "verdicts.parquet").unlink(missing_ok=True)  # of older answers
         harvest(_sitting(recipe, exam, model, mark), folder=place / "exam" / arm, watch=watch)
         papers[arm] = marked(place / "exam" / arm, exam)
         done = len(papers[arm].passed)
         watch(Progress(stage="evaluate", what=arm, done=done, total=done, note=f"{papers[arm].rate:.1%} right"))
-    scores = {"recipe": recipe.name, **compare_papers(papers, count=exam.resamples, seed=recipe.seed)}
+    scores = {"recipe": recipe.name, "student_fingerprint": fingerprint}
+    scores |= compare_papers(papers, count=exam.resamples, seed=recipe.seed)
     write_atomic(place / "scores.json", json.dumps(scores, indent=1))
     return scores
 
@@ -94,6 +125,7 @@ def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> D
         "generate": recipe.generate.model_copy(update={**greedy, "budget": exam.budget}),
         "verify": None,
         "select": Select(),  # pyright: ignore[reportCallIssue]
+        "rescue": None,
         "student": None,
         "evaluate": None,
     }

@@ -16,6 +16,8 @@ from typing import get_args
 
 from potstill.evaluate.arms import (
     compare,
+    encoder_validator,
+    evaluate_encoder,
     evaluate_floor,
     evaluate_model,
     evaluate_teacher,
@@ -34,6 +36,8 @@ from potstill.report.write import write_report
 from potstill.store.ledger import Ledger
 from potstill.store.run import Run, open_run
 from potstill.train.arms import train_arm, trained_arms
+from potstill.train.encoder import ARM as ENCODER
+from potstill.train.encoder import train_encoder
 from potstill.verify.teacher import verify
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -52,10 +56,13 @@ def distill(
     """
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
+    if recipe.encoder and recipe.encoder.start and recipe.encoder.licence:
+        check_licence(recipe.encoder.licence, key="encoder.licence")
+        locate(recipe.encoder.start)
     facts(locate(recipe.teacher.model))  # a damaged file is refused before anything is written
     with open_run(folder or Path("runs") / recipe.name, recipe) as (run, ledger):
         watch(Progress(stage="prompts", what="opening the teacher", done=0, total=1))
-        road = _Road(run, ledger, watch, _fingerprints(recipe))
+        road = _Road(run, ledger, watch, _fingerprints(recipe), _encoder_fingerprint(recipe))
         watch(Progress(stage="prompts", what="opening the teacher", done=1, total=1))
         for stage in STAGES[: STAGES.index(through) + 1]:
             road.walk(stage)
@@ -68,6 +75,7 @@ class _Road:
     ledger: Ledger
     watch: Watch
     prints: dict[Stage, str]
+    encoder: str
 
     def walk(self, stage: Stage) -> None:
         run, ledger, watch = self.run, self.ledger, self.watch
@@ -79,7 +87,7 @@ class _Road:
             case "verify":
                 self._once(stage, stage, lambda: verify(run, ledger, watch))
             case "train":
-                for arm in trained_arms(run.recipe):
+                for arm in [*trained_arms(run.recipe), *self._encoders()]:
                     self._once(stage, f"train:{arm}", lambda arm=arm: self._train(arm))
             case "evaluate":
                 self._evaluate()
@@ -97,7 +105,7 @@ class _Road:
         self.ledger.finish(name, self._print(stage, name), time.perf_counter() - start)
 
     def _print(self, stage: Stage, name: str) -> str:
-        return _hash(self.prints[stage], name)
+        return _hash(self.prints[stage], name, *([self.encoder] if name.endswith(f":{ENCODER}") else []))
 
     def _prompts(self) -> None:
         codec = student_codec(self.run.recipe)
@@ -110,7 +118,14 @@ class _Road:
         count = len(found.prompts)
         self.watch(Progress(stage="prompts", what="prompts", done=count, total=count))
 
+    def _encoders(self) -> list[str]:
+        return [ENCODER] if self.run.recipe.encoder else []
+
     def _train(self, arm: str) -> None:
+        if arm == ENCODER:
+            validate = encoder_validator(self.run, self.ledger)
+            train_encoder(self.run, self.ledger, validate=validate, watch=self.watch)
+            return
         train_arm(
             self.run,
             self.ledger,
@@ -133,8 +148,10 @@ class _Road:
             )
         if "floor" in controls:
             self._once("evaluate", "evaluate:floor", lambda: evaluate_floor(run, ledger, watch))
+        for arm in self._encoders():
+            self._once("evaluate", f"evaluate:{arm}", lambda: evaluate_encoder(run, ledger, watch))
         floor = ["floor"] if "floor" in controls else []
-        compare(run, ledger, ["teacher", "teacher_raw", *models, *floor], watch)
+        compare(run, ledger, ["teacher", "teacher_raw", *models, *self._encoders(), *floor], watch)
 
 
 def _fingerprints(recipe: Recipe) -> dict[Stage, str]:
@@ -154,6 +171,15 @@ def _fingerprints(recipe: Recipe) -> dict[Stage, str]:
         "train": trained,
         "evaluate": evaluated,
     }
+
+
+def _encoder_fingerprint(recipe: Recipe) -> str:
+    """What the encoder depends on beyond the other arms: its section, and the weights it starts from."""
+    encoder = recipe.encoder
+    if encoder is None:
+        return ""
+    start = encoder.start and model_fingerprint(folder_of(locate(encoder.start), revision=encoder.revision))
+    return _hash(encoder.model_dump(mode="json"), start)
 
 
 def _hash(*parts: object) -> str:

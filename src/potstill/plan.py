@@ -54,9 +54,12 @@ def plan(recipe: Recipe) -> Plan:
         for what, licence in (
             ("teacher", recipe.teacher.licence),
             ("prompts", recipe.prompts.licence),
+            *([("encoder", recipe.encoder.licence)] if recipe.encoder and recipe.encoder.licence else []),
         )
     }
     teacher = facts(locate(recipe.teacher.model))
+    if recipe.encoder and recipe.encoder.start:
+        locate(recipe.encoder.start)
     check_layers(teacher, recipe.student.layers, key="student.layers")
     for name, source in (
         ("teacher", recipe.teacher.template),
@@ -109,12 +112,28 @@ def _work(recipe: Recipe, teacher: Facts | None, mean_tokens: float) -> tuple[Wo
             seconds=seconds(6, trained, small),
             memory=student_bytes,
         ),
+        *_encoder_work(recipe, mean_tokens),
         Work(
             stage="evaluate",
-            what=f"{split.test} test prompts x {len(arms) + len(recipe.controls)} arms",
+            what=f"{split.test} test prompts x {len(arms) + len(recipe.controls) + (recipe.encoder is not None)} arms",
             tokens=evaluated,
             seconds=seconds(2, evaluated, small),
             memory=teacher.parameters * _WEIGHT_BYTES if teacher else None,
+        ),
+    )
+
+
+def _encoder_work(recipe: Recipe, mean_tokens: float) -> tuple[Work, ...]:
+    if recipe.encoder is None:
+        return ()
+    examples, epochs = recipe.prompts.split.train, recipe.encoder.epochs
+    return (
+        Work(
+            stage="train",
+            what=f"encoder: up to {examples} examples x {epochs} epochs",
+            tokens=round(examples * mean_tokens * epochs),
+            seconds=None,
+            memory=None,
         ),
     )
 

@@ -142,12 +142,33 @@ class Sft(Values):
     kind: Literal["sft"]
 
 
+Divergence = Literal[
+    "forward_kl", "reverse_kl", "jeffreys", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation"
+]
+
+
 class LogitKd(Values):
-    """T² KL(teacher_T || student_T) over the allowed answers + alpha x cross-entropy (Hinton et al. 2015)."""
+    """T² D(teacher_T, student_T) + alpha x cross-entropy (Hinton et al. 2015): over the allowed answers, or over the
+    vocabulary at every token of a whole answer. By default D is KL(teacher || student)."""
 
     kind: Literal["logit_kd"]
+    divergence: Divergence = "forward_kl"
+    beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="of jsd: GKD's 0 is 'forward_kl' and its 1 is 'reverse_kl'"
+    )
+    skew: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="of the skew KLs: the teacher's share in the mix"
+    )
     temperature: Positive = 1.0
     alpha: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _nothing_unread(self) -> LogitKd:
+        if self.beta != 0.5 and self.divergence != "jsd":
+            raise ValueError(f"'beta' belongs to the divergence 'jsd', not to '{self.divergence}'")
+        if self.skew != 0.1 and not self.divergence.startswith("skew"):
+            raise ValueError(f"'skew' belongs to the skew KLs, not to '{self.divergence}'")
+        return self
 
 
 Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
@@ -163,9 +184,52 @@ class Train(Values):
     warmup: Probability = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Positive = 1.0
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine", description="after the warm-up: a cosine to a tenth, or flat and in the last fifth down to nothing"
+    )
+    pass_tokens: Count = Field(
+        8192, description="tokens in memory at once; a step that has more is accumulated over several passes"
+    )
+    gradient_checkpointing: bool = Field(False, description="compute activations twice rather than keep them")
     average: Probability = Field(0.0, description="the model is the mean of its weights over this last share of steps")
     checkpoint_seconds: Positive = 20.0
     validations: Count = Field(4, description="how often the validation prompts are scored while training")
+
+
+class EncoderShape(Values):
+    """An encoder with random weights (ModernBERT's architecture), reading the teacher's tokens."""
+
+    layers: Count = 2
+    hidden: Count = 128
+    heads: Count = 2
+    dropout: Probability = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> EncoderShape:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"'hidden' is {self.hidden}, which {self.heads} heads cannot share in even parts")
+        return self
+
+
+class Encoder(Values):
+    """One more arm, `encoder`: a classifier with the choices as its labels, taught on the student's examples by the
+    recipe's method. It starts from a model or from random weights."""
+
+    start: str | None = Field(None, description="hub id or folder of an encoder; its own tokenizer is used")
+    revision: str | None = None
+    licence: str | None = Field(None, description="of what it starts from")
+    shape: EncoderShape | None = None
+    epochs: Count = 3
+    batch_size: Count = 32
+    learning_rate: Positive = 3e-4
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Encoder:
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("name exactly one of 'start' and 'shape'")
+        if (self.start is None) != (self.licence is None):
+            raise ValueError("'licence' is that of 'start': name both or none")
+        return self
 
 
 class Evaluate(Values):
@@ -187,6 +251,7 @@ class Recipe(Values):
     student: Student
     train: Train
     controls: tuple[Control, ...] = get_args(Control)
+    encoder: Encoder | None = None
     evaluate: Evaluate = Evaluate()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")

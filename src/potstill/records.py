@@ -67,7 +67,8 @@ class Prompt:
 class Sample:
     """One answer. With choices, `choice_logp` holds ln p(choice | prompt), one value a choice, as the model said it
     (full-vocabulary softmax, so the values need not sum to one). `cut_off`: the answer, or the reasoning before it,
-    did not come to its end."""
+    did not come to its end. `rescue`: the number of the rescue try that brought it; 0 for the answers that every prompt
+    gets."""
 
     prompt_id: str
     text: str
@@ -76,6 +77,7 @@ class Sample:
     reasoning: str | None = None
     finish: Finish = "stop"
     cut_off: bool = False
+    rescue: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,17 +20,30 @@ class Learner(Student):
     licence: str
 
 
+class ScoredBy(Values):
+    """A model in this process that scores the kept answers token by token, in place of the teacher that wrote them."""
+
+    model: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
+    revision: str | None = None
+    licence: str
+    template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
+
+
 class Lessons(Train):
-    """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016). Only the assistant's last turn
-    bears loss: its answer, or its reasoning too."""
+    """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016), or soft targets at every one
+    of their tokens (`logit_kd`; Hinton et al. 2015). Only the assistant's last turn bears loss: its answer, or its
+    reasoning too."""
 
     method: Method = Sft(kind="sft")
     learn: Literal["answer", "reasoning and answer"] = "answer"
+    scored_by: ScoredBy | None = Field(
+        None, description="for logit_kd; by default the recipe's teacher, where it is a model in this process"
+    )
 
     @model_validator(mode="after")
-    def _answers_alone(self) -> Lessons:
-        if not isinstance(self.method, Sft):
-            raise ValueError(f"'method' is {self.method.kind}: students that write learn by 'sft' today")
+    def _scores_are_read(self) -> Lessons:
+        if self.scored_by is not None and isinstance(self.method, Sft):
+            raise ValueError("'scored_by' gives soft targets: 'method' sft reads none, logit_kd does")
         return self
 
 

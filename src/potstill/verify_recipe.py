@@ -242,6 +242,17 @@ class Verification(Values):
         """Checks that are asked last, and only of answers that nothing spoke against: reward models, then judges."""
         return (*(check for check in self.checks if isinstance(check, RewardModel)), *self.judges)
 
+    @property
+    def licensed(self) -> dict[str, str]:
+        """The licences of judges and reward models, by their keys in this section."""
+        found: dict[str, str] = {}
+        for number, check in enumerate(self.checks):
+            if isinstance(check, Judge):
+                found[f"checks.{number}.teacher.licence"] = check.teacher.licence
+            elif isinstance(check, RewardModel):
+                found[f"checks.{number}.licence"] = check.licence
+        return found
+
     @model_validator(mode="after")
     def _judges_have_names(self) -> Verification:
         names = [judge.name for judge in self.judges]
@@ -261,11 +272,18 @@ class Evaluation(Values):
 
 
 class Select(Values):
-    """Which of the passed answers are kept, after their prompt's share of passed answers lay within `pass_rate`."""
+    """Which of the passed answers are kept, after their prompt's share of passed answers lay within `pass_rate`.
+
+    `prefer: learnable` takes those whose tokens the student, before its first step, finds least surprising (GRAPE:
+    Zhang et al. 2025). `weight: pass_rate` lets hard prompts count for more instead of dropping the easy ones.
+    """
 
     keep: Count = Field(1, description="most answers a prompt")
-    prefer: Literal["first", "shortest", "score"] = "first"
+    prefer: Literal["first", "shortest", "score", "learnable"] = "first"
     pass_rate: tuple[Probability, Probability] = (0.0, 1.0)
+    weight: Literal["pass_rate"] | None = Field(
+        None, description="fill the column `weight`: 2 (1 - (passed + 1) / (answers + 2)), 1 for a pass rate of a half"
+    )
     near_duplicates: Probability | None = Field(
         None, description="drop an answer whose prompt-and-answer shares more than this of its word triples (Jaccard)"
     )

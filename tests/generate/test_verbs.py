@@ -99,6 +99,6 @@ def test_a_mistake_is_one_sentence(
 def test_other_verbs_say_what_a_data_recipe_is_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_recipe(tmp_path, "http://127.0.0.1:9/v1", prompts=3)
     assert execute(["report", str(path)]) == 2
-    assert "has no report yet; potstill run" in capsys.readouterr().err
+    assert "there is no run in" in capsys.readouterr().err
     assert execute(["generate", "recipes/quickstart.yaml", "--limit", "3"]) == 2
     assert "need a recipe with a 'generate:' section" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import contextlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from potstill.errors import InputError, MissingEnvironment
-from potstill.models.forward import head_logits, hidden_rows
+from potstill.models.documents import Documents, packs
+from potstill.models.forward import cached_rows, head_logits, hidden_rows
 from potstill.models.gguf import read_header
 from potstill.models.load import codec_of, fingerprint, load
 from potstill.models.locate import facts, locate
@@ -91,9 +92,47 @@ def test_logits_of_the_rows_equal_the_models_own(kind: str, extra: dict[str, obj
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY | extra)).eval()
     ids = torch.randint(3, 60, (2, 7))
     b_R, l_R = torch.tensor([0, 0, 1]), torch.tensor([2, 6, 4])
+    documents = Documents.of([tuple(row) for row in ids.tolist()], ids.device)
+    at_R = torch.tensor([documents.start_S[b] + place for b, place in zip(b_R.tolist(), l_R.tolist(), strict=True)])
     with torch.no_grad():
-        ours = head_logits(model, hidden_rows(model, ids, b_R, l_R))
-        torch.testing.assert_close(ours, model(ids).logits[b_R, l_R].float(), atol=1e-5, rtol=1e-5)
+        wanted = model(ids).logits[b_R, l_R].float()
+        for hidden_RD in (hidden_rows(model, documents, at_R), cached_rows(model, ids, b_R, l_R, cache=None)):
+            torch.testing.assert_close(head_logits(model, hidden_RD), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "packed"),
+    [
+        ("llama", {}, True),
+        ("qwen3", {}, True),
+        ("mistral", {"sliding_window": 6}, True),
+        ("gemma3_text", {"sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8}, True),
+        ("gemma2", {"sliding_window": 64, "attn_logit_softcapping": 30.0}, False),
+    ],
+)
+def test_packed_documents_have_the_gradients_of_documents_alone(
+    kind: str, extra: dict[str, object], packed: bool
+) -> None:
+    """No cross-talk, positions restart, in fp32 to 1e-5: lengths from 2 to 30, some equal, some far apart."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **TINY | extra), attn_implementation="eager")
+    assert packs(model) == packed
+    draw = torch.Generator().manual_seed(1)
+    sequences = [tuple(torch.randint(3, 60, (n,), generator=draw).tolist()) for n in (9, 2, 30, 9, 17, 10, 3, 29)]
+
+    def gradients(hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        model.zero_grad()
+        sum(head_logits(model, part).logsumexp(-1).sin().sum() for part in hidden).backward()  # pyright: ignore
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    alone = gradients([model.base_model(torch.tensor([ids])).last_hidden_state[0] for ids in sequences])
+    documents = Documents.of(sequences, torch.device("cpu"))
+    assert len(documents.groups) > 2
+    at_R = torch.arange(len(documents.ids_T))
+    together = gradients([hidden_rows(model, documents, at_R)])
+    assert model.config._attn_implementation == "eager"
+    for one, two in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from potstill.records import Progress, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.text.tokens import Ids
-from potstill.train.batch import Row, batch_order, collate
+from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
 from potstill.train.loop import Job, fit, schedule
 from potstill.train.methods import terms
 from potstill.train.trainee import Trainee
@@ -104,11 +105,9 @@ def naive_loss(
 def test_loss_and_gradient_of_a_batch_equal_the_definition(
     model: PreTrainedModel, choices: tuple[Ids, ...], method: Sft | LogitKd
 ) -> None:
-    from potstill.models.forward import hidden_rows
-
     some = rows(choices, n=7, seed=3)
-    batch = collate(some, choices, device=torch.device("cpu"))
-    hidden = hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R)
+    batch = collate(some, choices, whole=Whole.of(some), device=torch.device("cpu"))
+    hidden = hidden_rows(model, batch.documents, batch.at_R)
     loss, _ = terms(method, model, hidden, batch)
     loss.backward()
     reference = first_layers(model, 2).double()
@@ -127,21 +126,40 @@ def test_loss_and_gradient_of_a_batch_equal_the_definition(
     epoch=st.integers(0, 5),
 )
 def test_an_epoch_sees_every_example_once_in_an_order_of_its_own(n: int, size: int, seed: int, epoch: int) -> None:
-    lengths = [i % 17 for i in range(n)]
-    batches = batch_order(lengths, batch_size=size, seed=seed, epoch=epoch)
+    batches = steps_of_epoch(n, batch_size=size, seed=seed, epoch=epoch)
     assert sorted(i for b in batches for i in b) == list(range(n))
     assert all(len(b) <= size for b in batches)
-    assert batches == batch_order(lengths, batch_size=size, seed=seed, epoch=epoch)
+    assert batches == steps_of_epoch(n, batch_size=size, seed=seed, epoch=epoch)
     if n > 20:
-        assert batches != batch_order(lengths, batch_size=size, seed=seed, epoch=epoch + 1)
+        assert batches != steps_of_epoch(n, batch_size=size, seed=seed, epoch=epoch + 1)
 
 
-def test_sorting_within_windows_leaves_little_padding() -> None:
-    draw = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 60, (2000,), generator=draw).tolist()
-    batches = batch_order(lengths, batch_size=32, seed=0, epoch=0)
-    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
-    assert padded / sum(lengths) < 1.15
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=60), room=st.integers(1, 100))
+def test_passes_hold_every_example_once_and_as_few_as_half_the_room_each(lengths: list[int], room: int) -> None:
+    some = [Row(prefix=(3,) * (n - 1), target=(4, 2)) for n in lengths]
+    found = passes(some, room)
+    assert sorted(row.tokens for part in found for row in part) == sorted(row.tokens for row in some)
+    sizes = [sum(row.tokens for row in part) for part in found]
+    assert all(size <= room or len(part) == 1 for size, part in zip(sizes, found, strict=True))
+    assert sum(size <= room / 2 for size in sizes) <= 1
+
+
+@pytest.mark.parametrize("choices", [(), SEVERAL])
+def test_a_step_is_the_same_in_one_pass_and_in_many(tiny_model: Path, tmp_path: Path, choices: tuple[Ids, ...]) -> None:
+    """One denominator: 1 x 32, 4 x 8 and 32 x 1 examples a pass give the same gradients."""
+    method = KD if choices else Sft(kind="sft")
+    some = [replace(row, weight=1 + i % 3) for i, row in enumerate(rows(choices or ONE_TOKEN, 32))]
+    found: list[list[torch.Tensor]] = []
+    for size in (32, 8, 1):
+        model = first_layers(load(locate(str(tiny_model)), dtype=torch.float32).model, 2)
+        for start in range(0, 32, size):
+            batch = collate(some[start : start + size], choices, whole=Whole.of(some), device=torch.device("cpu"))
+            loss, _ = terms(method, model, hidden_rows(model, batch.documents, batch.at_R), batch)
+            loss.backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
 def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
@@ -149,6 +167,12 @@ def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
     assert rates[0] < rates[5] < rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_the_other_schedule_is_flat_and_then_falls_to_nothing() -> None:
+    rates = [schedule(step, 100, Train(method=KD, warmup=0.1, schedule="wsd")) for step in range(100)]
+    assert rates[9] < 1.0 and set(rates[10:80]) == {1.0}
+    assert rates[80:] == sorted(rates[80:], reverse=True) and rates[-1] == pytest.approx(0.05)
 
 
 def test_training_brings_the_student_to_the_teacher(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -220,15 +244,16 @@ def test_a_step_with_tied_embeddings_is_the_step_of_plain_autograd(model: PreTra
     embeddings = model.get_input_embeddings()
     assert embeddings is not None and embeddings.weight is model.get_output_embeddings().weight
     settings = job(Path()).settings
-    plain, batch = copy.deepcopy(model), collate(rows(ONE_TOKEN, 6), (), device=torch.device("cpu"))
+    some = rows(ONE_TOKEN, 6)
+    plain, batch = copy.deepcopy(model), collate(some, (), whole=Whole.of(some), device=torch.device("cpu"))
     optimizer = torch.optim.AdamW(
         plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
     trainee = Trainee(model, settings)
     for _ in range(2):
         for one in (plain, model):
-            hidden_RD = hidden_rows(one, batch.ids_BL, batch.b_R, batch.l_R)
-            torch.nn.functional.cross_entropy(head_logits(one, hidden_RD), batch.target_R).backward()
+            hidden_RD = hidden_rows(one, batch.documents, batch.at_R)
+            torch.nn.functional.cross_entropy(head_logits(one, hidden_RD), batch.target_N).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,32 @@ def test_without_a_rival_an_answer_passes_unscored() -> None:
     pairwise = JUDGE.model_copy(update={"pairwise": True})
     for finding in said_by(pairwise, ["the same", "the same"], None):
         assert finding.opinion == "passed" and finding.score is None
+
+
+@given(
+    own=st.lists(st.text(max_size=3), max_size=5),
+    brought=st.lists(st.text(max_size=3), max_size=5),
+    both=st.booleans(),
+)
+def test_what_rescue_brings_does_not_change_what_is_asked_and_said_of_the_others(
+    own: list[str], brought: list[str], both: bool
+) -> None:
+    judge = JUDGE.model_copy(update={"pairwise": both})
+    checks = Verification(checks=(judge,))
+    first = group_of(own)
+    second = [
+        replace(one, sample=replace(one.sample, index=len(own) + i, rescue=1))
+        for i, one in enumerate(group_of(brought))
+    ]
+
+    def reply(question: str) -> Sample:
+        score = len(question) % 10 + 1
+        return Sample(prompt_id="q", text=f"Better: {'AB'[len(question) % 2]}" if both else f"Score: {score}")
+
+    apart = [*questions(judge, first, checks), *questions(judge, second, checks)]
+    assert list(questions(judge, [*first, *second], checks)) == apart
+    together = judged(judge, [*first, *second], checks, reply)
+    assert together == [*judged(judge, first, checks, reply), *judged(judge, second, checks, reply)]
 
 
 @given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=8), opponents=st.integers(1, 9), both=st.booleans())

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from potstill.engines.sampler import Answer, Failure, Reading, Usage
 from potstill.records import Finish
+from potstill.text.whole import whole
 
 Json = Mapping[str, Any]
 
@@ -113,6 +114,7 @@ def _answer(text: str, reasoning: str | None, finish_reason: str) -> Answer:
     if reasoning is None:
         reasoning, text, closed = split_inline(text)
     finish = _FINISH.get(finish_reason, "unknown")
+    text, reasoning = whole(text), None if reasoning is None else whole(reasoning)
     return Answer(text=text, reasoning=reasoning, finish=finish, cut_off=finish == "length" or not closed)
 
 

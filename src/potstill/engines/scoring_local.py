@@ -1,6 +1,6 @@
 """A `transformers` teacher in this process that scores.
 
-Dimension key: L tokens, N scored positions, D hidden width, V vocabulary, K candidates.
+Dimension key: T tokens, N scored positions, D hidden width, V vocabulary, K candidates.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.engines.scorer import Scored
+from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows, logit_terms
 from potstill.signals import Hidden, TopK
 
@@ -40,12 +41,12 @@ class LocalScorer:
     @torch.no_grad()  # not inference mode: what comes out takes part in training
     def _score(self, ids: Sequence[int], start: int) -> Scored:
         device = self._model.device
-        ids_1L = torch.tensor([list(ids)], device=device)
+        documents = Documents.of([tuple(ids)], device)
         at_N = torch.arange(start - 1, len(ids) - 1, device=device)
-        hidden_ND = hidden_rows(self._model, ids_1L, torch.zeros_like(at_N), at_N, cache=None)
+        hidden_ND = hidden_rows(self._model, documents, at_N)
         logits_NV = head_logits(self._model, hidden_ND)
         lse_N = logits_NV.logsumexp(dim=-1)
-        token_logp_N = logits_NV.gather(-1, ids_1L[0, start:, None])[:, 0] - lse_N
+        token_logp_N = logits_NV.gather(-1, documents.ids_T[start:, None])[:, 0] - lse_N
         if self._k is None:
             return Scored(signal=self._hidden(hidden_ND), token_logp_N=token_logp_N)
         top = logits_NV.topk(self._k, dim=-1)

@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 from potstill.engines.local import shared_prefix
 from potstill.evaluate.answers import answer_choices, write_answers
 from potstill.evaluate.compare import Scores, as_indices, score_arms, validation_scores
+from potstill.evaluate.encoder import classify
 from potstill.evaluate.floor import answer_floor, fit_floor
 from potstill.evaluate.memory import peak_memory
 from potstill.evaluate.metrics import Answers, Array
 from potstill.generate.teacher import teacher_ids
+from potstill.models.encoder import TextClassifier, encoder_tokenizer, load_encoder
 from potstill.models.load import Loaded, codec_of, folder_of, load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
@@ -43,6 +45,22 @@ def validator(run: Run, ledger: Ledger) -> Callable[[PreTrainedModel], dict[str,
     def validate(model: PreTrainedModel) -> dict[str, Score]:
         logp_NC, _ = answer_choices(model, ids, choices, batch_tokens=run.recipe.evaluate.batch_tokens)
         return validation_scores(_answers(run.recipe, prompts, log_softmax(logp_NC), teacher_NC))
+
+    return validate
+
+
+def encoder_validator(run: Run, ledger: Ledger) -> Callable[[PreTrainedModel], dict[str, Score]]:
+    """The same for the encoder, read by the tokenizer that its folder will have."""
+    encoder, prompts = run.recipe.encoder, _split(ledger, "validation")
+    assert encoder is not None
+    teacher_NC = _teacher_logp(run, ledger, prompts)
+    folder = folder_of(locate(run.recipe.teacher.model), revision=run.recipe.teacher.revision)
+    tokenizer = encoder_tokenizer(encoder, teacher_folder=folder)
+
+    def validate(model: PreTrainedModel) -> dict[str, Score]:
+        batch_tokens = run.recipe.evaluate.batch_tokens
+        logp_NC, _ = classify(TextClassifier(model, tokenizer), prompts, batch_tokens=batch_tokens)
+        return validation_scores(_answers(run.recipe, prompts, logp_NC, teacher_NC))
 
     return validate
 
@@ -106,6 +124,26 @@ def evaluate_model(run: Run, ledger: Ledger, arm: str, watch: Watch) -> None:
         exact = [answer in recipe.answers.choices and stopped for answer, stopped in written]
         measured |= {"exact_answers": sum(exact) / len(exact), "exact_answers_n": float(len(exact))}
     _store(ledger, arm, prompts, log_softmax(logp_NC), measured)
+
+
+def evaluate_encoder(run: Run, ledger: Ledger, watch: Watch) -> None:
+    """The encoder's folder, on the same test prompts."""
+    prompts = _split(ledger, "test")
+    with peak_memory() as peak:
+        classifier = load_encoder(run.arm_model("encoder"))
+        logp_NC, timing = classify(
+            classifier,
+            prompts,
+            batch_tokens=run.recipe.evaluate.batch_tokens,
+            on_batch=_tell(watch, "encoder", len(prompts)),
+        )
+    measured = {
+        "prompts_per_second": timing.prompts / timing.seconds,
+        "tokens_per_prompt": timing.tokens / timing.prompts,
+        "parameters": float(classifier.model.num_parameters()),
+        **_known("peak_memory_bytes", peak.added_bytes),
+    }
+    _store(ledger, "encoder", prompts, logp_NC, measured)
 
 
 def evaluate_floor(run: Run, ledger: Ledger, watch: Watch) -> None:

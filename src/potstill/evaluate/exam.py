@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from potstill.evaluate.compare import gaps, paired
 from potstill.evaluate.metrics import interval, resamples
 from potstill.records import Score
 from potstill.store.requests import Requests
+from potstill.store.tables import table
+from potstill.store.verdicts import VERDICTS
 from potstill.student_recipe import Exam
 from potstill.verify.workers import checked
 
@@ -34,15 +36,27 @@ class Paper:
 
 def marked(folder: Path, exam: Exam) -> Paper:
     """The answers in the run folder's ledger. A prompt without an answer is not passed, nor is one of which a check
-    cannot say."""
+    cannot say. What each check said of each answer is left in examples/verdicts.parquet."""
     reasons: Counter[str] = Counter()
-    with Requests(folder / "ledger.sqlite") as requests:
+    verdicts = folder / "examples" / "verdicts.parquet"
+    with Requests(folder / "ledger.sqlite") as requests, table(verdicts, VERDICTS) as put:
         passed = dict.fromkeys(requests.prompt_ids(), False)
         for prompt, _, findings in checked(requests.samples(most=1), exam.checks, processes=exam.processes):
             against = next((f for f in findings if f.opinion != "passed"), None)
             passed[prompt.id] = against is None
+            reason = "right" if against is None else f"{against.check.partition('@')[0]}: {against.reason}"
             if against is not None:
-                reasons[f"{against.check.partition('@')[0]}: {against.reason}"] += 1
+                reasons[reason] += 1
+            put(
+                {
+                    "prompt_id": prompt.id,
+                    "index": 0,
+                    "kept": against is None,
+                    "reason": reason,
+                    "evidence": against.evidence if against else "",
+                    "findings": [asdict(finding) for finding in findings],
+                }
+            )
         if missing := len(passed) - requests.count_answers(most=1):
             reasons["no answer"] = missing
     return Paper(passed, reasons)

@@ -120,7 +120,7 @@ def usable_answers(recipe: DataRecipe, requests: Requests, *, most: int) -> Iter
 def export(recipe: DataRecipe, requests: Requests, path: Path, *, most: int) -> int:
     """The usable answers as Parquet; returns how many."""
     rows = usable_answers(recipe, requests, most=most)
-    return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences)
+    return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences_of(recipe.teacher))
 
 
 def _limits(recipe: DataRecipe) -> Limits:

@@ -1,6 +1,6 @@
 """One forward pass in two halves: hidden states of the rows that somebody reads, then the head on those rows alone.
 
-Dimension key: B sequences, L tokens, R rows kept, D width, V vocabulary.
+Dimension key: B sequences, L tokens of the longest, T tokens of all, R rows kept, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from potstill.models.documents import Documents, last_hidden, packs
+
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The model's transformer layers, first to last."""
@@ -24,12 +26,20 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(stacks[0])
 
 
-def hidden_rows(model: PreTrainedModel, ids_BL: Tensor, b_R: Tensor, l_R: Tensor, *, cache: Any = None) -> Tensor:
-    """Last hidden states (R, D), final norm applied, of the positions (b, l).
+def hidden_rows(model: PreTrainedModel, documents: Documents, at_R: Tensor) -> Tensor:
+    """Last hidden states (R, D), final norm applied, of the tokens `at_R` of the documents."""
+    if not packs(model):
+        return last_hidden(model, documents)[at_R]
+    with _last_mlp_on_rows(model, at_R):
+        return last_hidden(model, documents)[at_R]
+
+
+def cached_rows(model: PreTrainedModel, ids_BL: Tensor, b_R: Tensor, l_R: Tensor, *, cache: Any) -> Tensor:
+    """The same of the positions (b, l) of sequences that go on from `cache`.
 
     Shorter sequences are padded on the right: under causal attention no real token sees a pad, so no mask is needed.
     """
-    with _last_mlp_on_rows(model, b_R, l_R):
+    with _last_mlp_on_rows(model, b_R * ids_BL.shape[1] + l_R):
         hidden_BLD = model.base_model(
             input_ids=ids_BL, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state
@@ -60,7 +70,7 @@ def logit_terms(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 @contextmanager
-def _last_mlp_on_rows(model: PreTrainedModel, b_R: Tensor, l_R: Tensor) -> Generator[None]:
+def _last_mlp_on_rows(model: PreTrainedModel, at_R: Tensor) -> Generator[None]:
     """Attention needs every position, but what the last feed-forward block makes of a row that nobody reads is lost:
     compute it on the rows alone and leave zeros elsewhere. It is a fifth of a four-layer student's work."""
     mlp = getattr(decoder_layers(model)[-1], "mlp", None)
@@ -71,10 +81,11 @@ def _last_mlp_on_rows(model: PreTrainedModel, b_R: Tensor, l_R: Tensor) -> Gener
 
     def pick(_: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
         shape.append(given[0].shape)
-        return (given[0][b_R, l_R].unsqueeze(0),)
+        return (given[0].flatten(0, 1)[at_R].unsqueeze(0),)
 
     def put(_: nn.Module, __: tuple[Tensor], made: Tensor) -> Tensor:
-        return made.new_zeros(shape[-1]).index_put((b_R, l_R), made.squeeze(0))
+        flat = made.new_zeros((shape[-1][0] * shape[-1][1], shape[-1][2])).index_put((at_R,), made.squeeze(0))
+        return flat.view(shape[-1])
 
     hooks = (mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(put))
     try:

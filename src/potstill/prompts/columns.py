@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import Any
 
 from potstill.errors import InputError
 from potstill.recipe import TextColumns
 from potstill.records import Message
+from potstill.text.whole import whole
 
 
 def column(row: dict[str, Any], name: str, key: str, where: str) -> Any:
@@ -23,10 +25,11 @@ def messages_of(columns: TextColumns, where: str, row: dict[str, Any]) -> tuple[
     """The row's prompt: `text` as one user turn, `messages` as they are. Raises InputError."""
     if columns.text is not None:
         text = column(row, columns.text, "text", where)
-        return (Message(role="user", content=str(text or "").strip()),)
+        return (Message(role="user", content=whole(str(text or "").strip())),)
     turns = column(row, str(columns.messages), "messages", where)
     try:
-        return tuple(Message.from_dict(turn) for turn in turns)
+        found = (Message.from_dict(turn) for turn in turns)
+        return tuple(replace(turn, content=whole(turn.content)) for turn in found)
     except (TypeError, KeyError, AttributeError):
         raise InputError(
             f"{where}: '{columns.messages}' is not a list of messages",

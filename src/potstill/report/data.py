@@ -6,11 +6,13 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from potstill.recipe import Recipe
 from potstill.records import Prompt, Verdict
 
+PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 _JOINERS = frozenset("\u200c\u200d")  # Persian, Indic scripts and emoji are wrong without them
 
@@ -49,6 +51,20 @@ class ReportData:
 def clean(text: str) -> str:
     """`text` without terminal escapes, control, bidirectional and other invisible characters."""
     return "".join(_visible(c) for c in _ANSI.sub("", text.replace("\r\n", "\n")))
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def clipped(text: str, longest: int) -> str:
+    """`text` cleaned and cut to `longest` characters, with how many are missing."""
+    if len(text) <= longest:
+        return clean(text)
+    return f"{clean(text[:longest])} […] ({len(text) - longest:,} more characters)"
 
 
 def one_line(text: str) -> str:

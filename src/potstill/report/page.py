@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from potstill.report import tables
-from potstill.report.data import ReportData, clean
+from potstill.report.data import ReportData
 from potstill.report.figures import figures
+from potstill.report.html import NAVIGATE, Tile, render
 from potstill.report.wording import (
     DASH,
     EFFORT,
     QUALITY,
+    beside_teacher,
     count,
     duration,
     how_trained,
@@ -28,7 +25,6 @@ from potstill.report.wording import (
     quantity,
     three_decimals,
     times,
-    verdict,
 )
 
 __all__ = ["ReportData", "render_page"]
@@ -64,88 +60,41 @@ DRAW = """
   const fit = width => boxes.forEach(box => Plotly.relayout(box, {width, autosize: !width}));
   addEventListener("beforeprint", () => fit(620));
   addEventListener("afterprint", () => fit(null));
-  const links = new Map([...document.querySelectorAll("nav a")].map(a => [a.hash.slice(1), a]));
-  const seen = new IntersectionObserver(entries => entries.forEach(entry =>
-    links.get(entry.target.id)?.classList.toggle("here", entry.isIntersecting)),
-    {rootMargin: "-20% 0px -70% 0px"});
-  document.querySelectorAll("main section").forEach(section => seen.observe(section));
 })();
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A big number for whoever has a minute."""
-
-    question: str
-    answer: str
-    meaning: str
-    detail: str
-
-
 def render_page(data: ReportData) -> str:
-    """The whole page. All text goes through `clean` and autoescape; scripts and style do not."""
-    room = files("potstill.report")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_cleaned,
-    )
-    template = environment.from_string(room.joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    scripts = [get_plotlyjs(), DRAW]
+    """The whole page."""
     rows = tables.judged(data)
     choices = data.recipe.answers.choices
-    return template.render(
-        data=data,
-        sections=SECTIONS,
-        policy=content_security_policy(scripts),
-        css=Markup(room.joinpath("page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        figures={name: Markup(json) for name, json in figures(data).items()},
-        headline=headline(data),
-        tiles=tiles(data),
-        claims=tables.claims(data),
-        earned_back=earned_back(data),
-        metrics=[*QUALITY, *EFFORT],
-        tables=tables,
-        rows=rows,
-        sides=tables.sides(rows, choices),
-        choices=choices,
-        trained=how_trained(data.recipe.train.method),
-        percent=percent,
-        duration=duration,
-        decimals=three_decimals,
-    )
-
-
-def content_security_policy(scripts: list[str]) -> str:
-    """Nothing from the network, no script but these."""
-    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
-    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    facts = {
+        "data": data,
+        "sections": SECTIONS,
+        "figures": {name: Markup(json) for name, json in figures(data).items()},
+        "headline": headline(data),
+        "tiles": tiles(data),
+        "claims": tables.claims(data),
+        "earned_back": earned_back(data),
+        "metrics": [*QUALITY, *EFFORT],
+        "quality": QUALITY,
+        "tables": tables,
+        "rows": rows,
+        "sides": tables.sides(rows, choices),
+        "choices": choices,
+        "trained": how_trained(data.recipe.train.method),
+        "percent": percent,
+        "duration": duration,
+        "decimals": three_decimals,
+    }
+    return render("page.html.jinja", facts, scripts=[get_plotlyjs(), DRAW + NAVIGATE])
 
 
 def headline(data: ReportData) -> str:
     """How good, how small, how fast, in one sentence that the intervals allow."""
     share = data.ratio("student", "teacher", "accuracy")
     found = data.scores["paired"].get("student - teacher", {}).get("accuracy")
-    if share is None:
-        good = "The student has been trained"
-    elif found is None:
-        good = f"The student has {percent(share)} of its teacher's accuracy"
-    else:
-        match verdict(found):
-            case "better":
-                good = f"The student beats its teacher, with {percent(share)} of its accuracy"
-            case "worse":
-                good = f"The student keeps {percent(share)} of its teacher's accuracy"
-            case "unclear":
-                good = "The student is not distinguishable from its teacher in accuracy"
+    good = beside_teacher(found, share=share, noun="accuracy")
     parts = [good]
     smaller = data.ratio("teacher", "student", "parameters")
     if smaller is not None:
@@ -218,7 +167,3 @@ def _what_it_cost(data: ReportData) -> Tile:
     paid = f"{money:,.2f} paid to model providers" if money else "nothing paid to model providers"
     detail = f"{quantity(cost['tokens'])} tokens; {paid}" if "tokens" in cost else paid
     return Tile("What did it cost?", duration(cost["seconds"]), "on this machine", detail)
-
-
-def _cleaned(value: object) -> object:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

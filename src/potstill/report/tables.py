@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -69,21 +69,23 @@ def effort(data: ReportData) -> Table:
     return arms_table(data, EFFORT)
 
 
-def differences(data: ReportData) -> Table:
-    """The student's paired differences, and whether its accuracy is higher."""
-    metrics = [m for m in QUALITY if any(m.key in d for d in data.scores["paired"].values())]
+def differences(paired: Mapping[str, Mapping[str, Any]], candidates: Sequence[Metric]) -> Table:
+    """The student's paired differences in the metrics that there are, and whether it is better in the first."""
+    metrics = [m for m in candidates if any(m.key in d for d in paired.values())]
+    first = candidates[0]
     rows: list[list[Cell]] = []
-    for name in data.scores["paired"]:
-        found = data.scores["paired"][name]
+    for name, found in paired.items():
         cells = [
             number(m.bare(found[m.key]["value"]), m.interval(found[m.key])) if m.key in found else number(DASH)
             for m in metrics
         ]
-        more = VERDICT_WORDS[verdict(found["accuracy"])] if "accuracy" in found else DASH
+        more = VERDICT_WORDS[verdict(found[first.key])] if first.key in found else DASH
         rows.append([Cell(f"Student − {arm_name(compared(name)).label}"), *cells, Cell(more)])
-    units = {"accuracy": "points", "agreement": "points", "kl_to_teacher": "nats"}
+    units = {"accuracy": "points", "agreement": "points", "pass_rate": "points", "kl_to_teacher": "nats"}
     heads = [number(m.label, units.get(m.key, "")) for m in metrics]
-    return Table(columns=[Cell("Difference"), *heads, Cell("Is the student more accurate?")], rows=rows)
+    return Table(
+        columns=[Cell("Difference"), *heads, Cell(f"Is the student's {first.label.lower()} higher?")], rows=rows
+    )
 
 
 def compared(paired_name: str) -> str:
@@ -100,9 +102,10 @@ def claims(data: ReportData) -> list[Claim]:
     ]
 
 
-def gaps(data: ReportData) -> Table:
+def gaps(recovered: Mapping[str, Mapping[str, Any] | None]) -> Table:
+    """The rows of scores.json's `gap_recovered`."""
     rows: list[list[Cell]] = []
-    for control, gap in data.scores["gap_recovered"].items():
+    for control, gap in recovered.items():
         if gap is None:
             why = f"undefined: {arm_name(control).spoken} is not distinguishable from the teacher"
             rows.append([Cell(arm_name(control).label), number(DASH), Cell(why)])

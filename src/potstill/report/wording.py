@@ -37,6 +37,12 @@ ARMS: Mapping[str, ArmName] = {
         "the student trained on the teacher's hard labels alone",
         "#3f9a80",
     ),
+    "encoder": ArmName(
+        "Encoder",
+        "a classifier over the allowed answers, trained on the student's examples; it writes no text",
+        "the encoder classifier",
+        "#5d7f3c",
+    ),
     "floor": ArmName(
         "Floor",
         "TF-IDF + logistic regression on the teacher's hard labels",
@@ -121,6 +127,9 @@ class Metric:
         return interval(score.get("ci95"), self.bare)
 
 
+PASS_RATE = Metric(
+    "pass_rate", "Pass rate", percent, percent_bare, "share of the exam's prompts whose answer passes every check"
+)
 QUALITY = (
     Metric("accuracy", "Accuracy", percent, percent_bare, "share of people's answers that it gives"),
     Metric(
@@ -194,7 +203,7 @@ def verdict(difference: Mapping[str, Any]) -> Literal["better", "worse", "unclea
 
 
 def claim(other: str, difference: Mapping[str, Any]) -> Claim:
-    """What may be said of the student's accuracy beside that of `other`."""
+    """What may be said of the student's accuracy, or its pass rate, beside that of `other`."""
     value, (low, high) = difference["value"], difference["ci95"]
     match verdict(difference):
         case "better":
@@ -207,6 +216,22 @@ def claim(other: str, difference: Mapping[str, Any]) -> Claim:
             points = f"{percent_bare(value)} points ({interval((low, high), percent_bare)})"
             text = f"The student is not distinguishable from {other}: the difference is {points}."
             return Claim("unclear", text)
+
+
+def beside_teacher(difference: Mapping[str, Any] | None, *, share: float | None, noun: str) -> str:
+    """The headline's first words: the student's `noun` as a `share` of its teacher's, and what the paired `difference`
+    allows to say of it (None where it was not measured)."""
+    if share is None and difference is None:
+        return "The student has been trained"
+    match difference and verdict(difference):
+        case "better":
+            return "The student beats its teacher" + (f", with {percent(share)} of its {noun}" if share else "")
+        case "unclear":
+            return f"The student is not distinguishable from its teacher in {noun}"
+        case "worse":
+            return f"The student keeps {percent(share or 0.0)} of its teacher's {noun}"
+        case _:
+            return f"The student has {percent(share or 0.0)} of its teacher's {noun}"
 
 
 def how_trained(method: Method) -> str:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from potstill import recipe as recipes
 from potstill.licences import check_licence
 from potstill.recipe import Recipe
 from potstill.records import Progress, Watch
 from potstill.report.card import render_card
+from potstill.report.data import PACKAGES, installed
 from potstill.report.page import ReportData, render_page
 from potstill.store.files import write_atomic
 from potstill.store.ledger import Ledger
 from potstill.store.run import Run
-
-_PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
 
 
 def write_report(run: Run, ledger: Ledger, watch: Watch) -> None:
@@ -40,7 +38,7 @@ def gather(run: Run, ledger: Ledger) -> ReportData:
         verdicts=ledger.verdicts(),
         predictions={arm: ledger.predictions(arm) for arm in scores["arms"]},
         stage_seconds=ledger.stage_seconds(),
-        versions={"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+        versions={"python": platform.python_version(), **{p: installed(p) for p in PACKAGES}},
         licence_duties=_duties(run.recipe),
     )
 
@@ -50,12 +48,7 @@ def _duties(recipe: Recipe) -> list[str]:
         ("teacher.licence", recipe.teacher.licence),
         ("prompts.licence", recipe.prompts.licence),
     )
+    if recipe.encoder and recipe.encoder.licence:
+        pairs = (*pairs, ("encoder.licence", recipe.encoder.licence))
     policies = [(licence, check_licence(licence, key=key)) for key, licence in pairs]
     return [f"{licence}: {policy.duties}" for licence, policy in policies if policy.duties]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -69,6 +69,15 @@ def _table(group: Sequence[Row], teacher: str, licence: str) -> pa.Table:  # pyr
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
 
 
+def read_weighted(path: Path) -> Iterator[tuple[tuple[Message, ...], float]]:
+    """`read_conversations` with the weight that selection gave each: 1 where the file has no such column."""
+    file = pq.ParquetFile(path)
+    named = ["messages", *(["weight"] if "weight" in file.schema_arrow.names else [])]
+    for batch in file.iter_batches(columns=named):
+        rows = batch.to_pylist()
+        yield from ((tuple(map(Message.from_dict, row["messages"])), row.get("weight", 1.0)) for row in rows)
+
+
 def read_conversations(path: Path) -> Iterator[tuple[Message, ...]]:
     """The `messages` of every row, in order; the last one is the answer."""
     for batch in pq.ParquetFile(path).iter_batches(columns=["messages"]):

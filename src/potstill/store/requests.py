@@ -203,6 +203,24 @@ class Requests:
         ).fetchone()
         return int(row[0])
 
+    def lost_answers(self, *, most: int) -> dict[str, int]:
+        """How many of the first `most` answers a prompt were given up, by reason."""
+        rows = self._db.execute(
+            "SELECT given_up, count(*) FROM asks k JOIN answers a ON a.question = k.question "
+            "WHERE given_up IS NOT NULL AND sample < ? GROUP BY given_up",
+            (most,),
+        )
+        return dict(rows)
+
+    def count_cut_off(self, *, most: int) -> int:
+        """How many of the first `most` answers a prompt did not come to their end."""
+        row = self._db.execute(
+            "SELECT count(*) FROM asks k JOIN answers a ON a.question = k.question "
+            "WHERE given_up IS NULL AND cut_off AND sample < ?",
+            (most,),
+        ).fetchone()
+        return int(row[0])
+
     def open_asks(self, *, limit: int | None = None) -> Iterator[Open]:
         """Every prompt that is not settled, in order; read a page at a time, so writing in between is fine."""
         after = -1
@@ -360,36 +378,49 @@ class Requests:
     def first_answer(self, prompt_id: str) -> Sample | None:
         """The first answer to one prompt, if there is one."""
         row = self._db.execute(
-            "SELECT text, reasoning, finish, cut_off FROM asks k JOIN answers a ON a.question = k.question "
+            "SELECT sample, text, reasoning, finish, cut_off FROM asks k JOIN answers a ON a.question = k.question "
             "WHERE prompt_id = ? AND sample = 0 AND given_up IS NULL",
             (prompt_id,),
         ).fetchone()
-        if row is None:
-            return None
-        text, reasoning, finish, cut_off = row
-        return Sample(prompt_id=prompt_id, text=text, reasoning=reasoning, finish=finish, cut_off=bool(cut_off))
+        return None if row is None else _sample(prompt_id, *row)
 
-    def samples(self, *, most: int | None = None) -> Iterator[tuple[Prompt, Sample]]:
-        """The first `most` answers (default all) to every prompt as they are now, by prompt and index."""
+    def samples(self, *, most: int | None = None, of: Sequence[str] | None = None) -> Iterator[tuple[Prompt, Sample]]:
+        """The first `most` answers (default all) to every prompt as they are now (or to those `of` these few ids), by
+        prompt and index."""
+        some = "" if of is None else f"AND prompt_id IN ({','.join('?' * len(of))}) "
         rows = self._db.execute(
             "SELECT prompt_id, messages, reference, sample, text, reasoning, finish, cut_off FROM asks k "
             "JOIN questions q ON q.id = k.question JOIN answers a ON a.question = q.id "
-            "WHERE given_up IS NULL AND sample < ? ORDER BY position, sample",
-            (_all(most),),
+            f"WHERE given_up IS NULL AND sample < ? {some}ORDER BY position, sample",
+            (_all(most), *(of or ())),
         )
         prompt = None
-        for prompt_id, messages, reference, index, text, reasoning, finish, cut_off in rows:
+        for prompt_id, messages, reference, *answer in rows:
             if prompt is None or prompt.id != prompt_id:
                 prompt = Prompt(id=prompt_id, split="train", messages=messages_of(messages), reference=reference)
-            sample = Sample(
-                prompt_id=prompt_id,
-                text=text,
-                index=index,
-                reasoning=reasoning,
-                finish=finish,
-                cut_off=bool(cut_off),
-            )
-            yield prompt, sample
+            yield prompt, _sample(prompt_id, *answer)
+
+    def samples_of(self, key: bytes, prompt_id: str, *, most: int) -> Iterator[Sample]:
+        """The first `most` answers to one question, whether or not it is asked now."""
+        rows = self._db.execute(
+            "SELECT sample, text, reasoning, finish, cut_off FROM questions q JOIN answers a ON a.question = q.id "
+            "WHERE key = ? AND given_up IS NULL AND sample < ? ORDER BY sample",
+            (key, most),
+        )
+        return (_sample(prompt_id, *row) for row in rows)
+
+    def unanswered(self, *, most: int, cut_off: bool) -> Iterator[Prompt]:
+        """Every prompt that was asked and has none of its first `most` answers, in order; `cut_off` says whether one
+        that was cut off counts."""
+        rows = self._db.execute(
+            "SELECT prompt_id, messages, reference FROM asks k JOIN questions q ON q.id = k.question "
+            "WHERE EXISTS (SELECT 1 FROM answers WHERE question = q.id AND sample < ?) AND NOT EXISTS (SELECT 1 "
+            "FROM answers WHERE question = q.id AND sample < ? AND given_up IS NULL AND (? OR NOT cut_off)) "
+            "ORDER BY position",
+            (most, most, cut_off),
+        )
+        for prompt_id, messages, reference in rows:
+            yield Prompt(id=prompt_id, split="train", messages=messages_of(messages), reference=reference)
 
 
 def glance(folder: Path) -> Mapping[str, int] | None:
@@ -401,6 +432,12 @@ def glance(folder: Path) -> Mapping[str, int] | None:
             return {**dict(db.execute("SELECT name, value FROM totals")), "prompts": prompts, "settled": settled}
     except sqlite3.Error:
         return None
+
+
+def _sample(prompt_id: str, index: int, text: str, reasoning: str | None, finish: Finish, cut_off: int) -> Sample:
+    return Sample(
+        prompt_id=prompt_id, text=text, index=index, reasoning=reasoning, finish=finish, cut_off=bool(cut_off)
+    )
 
 
 def messages_of(body: str) -> tuple[Message, ...]:

@@ -66,9 +66,10 @@ class Codec:
         return rest[0]
 
     def control_token(self, messages: Sequence[Message]) -> str | None:
-        """A special token spelt out in the content, which would become a control id, or None."""
+        """A special token spelt out in the content or the reasoning, which would become a control id, or None."""
         names = [t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special]
-        return next((n for n in names if any(n in message.content for message in messages)), None)
+        texts = [text for m in messages for text in (m.content, m.reasoning_content) if text]
+        return next((n for n in names if any(n in text for text in texts)), None)
 
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,6 +1,6 @@
-"""From examples to tensors: which tokens are read, which rows bear loss, which batch comes when.
+"""From examples to tensors: which tokens are read, which bear loss, which examples make a step and which a pass.
 
-Dimension key: B sequences, L tokens, R rows that bear loss, N prompts, C choices, M tokens of all choices.
+Dimension key: T tokens read, R rows that bear loss, N target tokens, P prompts, C choices, M tokens of all choices.
 """
 
 from __future__ import annotations
@@ -12,48 +12,82 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from potstill.models.documents import Documents
 from potstill.text.tokens import Ids
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example in tokens: the student's prompt, the answer to learn with its end-of-turn token, and the teacher's
-    distribution over the choices, where there are choices."""
+    """One example in tokens: the student's prompt and the answer to learn with its end-of-turn token.
+
+    `teacher_prefix` is the same prompt as the teacher reads it, where the teacher scores the answer; it ends its turns
+    with the student's token or not (`ends_alike`), and only then says something about the last token. `teacher_logp` is
+    its distribution over the choices, where there are choices.
+    """
 
     prefix: Ids
     target: Ids
     teacher_logp: tuple[float, ...] = ()
+    teacher_prefix: Ids = ()
+    ends_alike: bool = True
+    weight: float = 1.0
 
     @property
     def tokens(self) -> int:
         return len(self.prefix) + len(self.target) - 1
 
+    @property
+    def scored(self) -> int:
+        """How many of the target's tokens have soft targets from a teacher that scores."""
+        return len(self.target) if self.ends_alike else len(self.target) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What the terms of an optimizer step are divided by: counted over all its passes and processes before the first
+    backward (Unsloth and Hugging Face 2024 on gradient accumulation: a mean of means is another objective)."""
+
+    target_weight: float
+    prompts: int
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> Whole:
+        return Whole(sum(row.weight * len(row.target) for row in rows), len(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Where the tokens of the allowed answers are predicted, and the teacher's distribution over the answers."""
+
+    row_M: Tensor
+    token_M: Tensor
+    at_M: Tensor
+    teacher_logp_PC: Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded on the right. `b_R`, `l_R` say which positions bear loss; the targets' rows come first, in `target_R`."""
+    """One pass. `at_R` are the tokens that bear loss; those that predict `target_N` come first. `weight_N` sums to 1
+    over the passes of a step, and `share` of a prompt to 1 too. `scored_N` are the targets with soft targets."""
 
-    ids_BL: Tensor
-    b_R: Tensor
-    l_R: Tensor
-    target_R: Tensor
-    choice_row_M: Tensor
-    choice_token_M: Tensor
-    choice_at_M: Tensor
-    teacher_logp_NC: Tensor
+    documents: Documents
+    at_R: Tensor
+    target_N: Tensor
+    weight_N: Tensor
+    scored_N: Tensor
+    share: float
+    choices: Choices | None
     tokens: int
 
 
-def collate(rows: Sequence[Row], choices: Sequence[Ids], *, device: torch.device) -> Batch:
-    """One sequence a prompt, and one more for every choice whose tokens the target's own sequence does not pass."""
+def collate(rows: Sequence[Row], choices: Sequence[Ids], *, whole: Whole, device: torch.device) -> Batch:
+    """One document an example, and one more for every choice whose tokens the target's own document does not pass."""
     sequences = [(*row.prefix, *row.target[:-1]) for row in rows]
-    places: dict[tuple[int, int], int] = {}  # (sequence, position) -> row that bears loss
-    targets: list[int] = []
+    places: dict[tuple[int, int], int] = {}  # (document, position) -> row that bears loss
     for n, row in enumerate(rows):
-        for step, token in enumerate(row.target):
+        for step in range(len(row.target)):
             places[n, len(row.prefix) - 1 + step] = len(places)
-            targets.append(token)
-    taken: list[tuple[int, int, int]] = []  # row, token, n * C + c
+    taken: list[tuple[int, int, int]] = []  # row, token, p * C + c
     for n, row in enumerate(rows):
         for c, choice in enumerate(choices):
             at = n if row.target[: len(choice) - 1] == choice[:-1] else len(sequences)
@@ -62,36 +96,45 @@ def collate(rows: Sequence[Row], choices: Sequence[Ids], *, device: torch.device
             for step, token in enumerate(choice):
                 place = places.setdefault((at, len(row.prefix) - 1 + step), len(places))
                 taken.append((place, token, n * len(choices) + c))
-    longest = max(map(len, sequences))
-    padded = [[*ids, *[0] * (longest - len(ids))] for ids in sequences]
-    b_R, l_R = torch.tensor(list(places), device=device).T
-    choice_row_M, choice_token_M, choice_at_M = torch.tensor(taken, dtype=torch.long, device=device).reshape(-1, 3).T
+    documents = Documents.of(sequences, device)
+    scored = [step < row.scored for row in rows for step in range(len(row.target))]
+    weights = [row.weight / whole.target_weight for row in rows for _ in row.target]
     return Batch(
-        ids_BL=torch.tensor(padded, device=device),
-        b_R=b_R,
-        l_R=l_R,
-        target_R=torch.tensor(targets, device=device),
-        choice_row_M=choice_row_M,
-        choice_token_M=choice_token_M,
-        choice_at_M=choice_at_M,
-        teacher_logp_NC=torch.tensor([row.teacher_logp for row in rows], device=device),
-        tokens=sum(map(len, sequences)),
+        documents=documents,
+        at_R=torch.tensor([documents.start_S[s] + position for s, position in places], device=device),
+        target_N=torch.tensor([token for row in rows for token in row.target], device=device),
+        weight_N=torch.tensor(weights, device=device),
+        scored_N=torch.tensor(scored, device=device),
+        share=1 / whole.prompts,
+        choices=_choices(rows, taken, device) if choices else None,
+        tokens=len(documents.ids_T),
     )
 
 
-def batch_order(lengths: Sequence[int], *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch: a pure function of its arguments, so a resumed run sees what an unbroken one would.
+def _choices(rows: Sequence[Row], taken: Sequence[tuple[int, int, int]], device: torch.device) -> Choices:
+    row_M, token_M, at_M = torch.tensor(taken, dtype=torch.long, device=device).T
+    logp_PC = torch.tensor([row.teacher_logp for row in rows], device=device)
+    return Choices(row_M, token_M, at_M, logp_PC)
 
-    Rows are shuffled, then sorted by length within windows of eight batches (little padding), then the batches are
-    shuffled.
-    """
-    draw = random.Random(f"{seed}/{epoch}")
-    order = list(range(len(lengths)))
-    draw.shuffle(order)
-    window = batch_size * 8
-    batches: list[list[int]] = []
-    for start in range(0, len(order), window):
-        near = sorted(order[start : start + window], key=lambda i: lengths[i])
-        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
-    draw.shuffle(batches)
-    return batches
+
+def steps_of_epoch(count: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Which of `count` examples make every step of an epoch: a pure function of its arguments, so a resumed run sees
+    what an unbroken one would. Nothing is sorted by length, since nothing is padded."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def passes(rows: Sequence[Row], pass_tokens: int) -> list[list[Row]]:
+    """A step's examples in as few passes of at most `pass_tokens` tokens as first-fit decreasing finds; an example that
+    is longer has a pass of its own."""
+    bins: list[list[Row]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: -row.tokens):
+        place = next((i for i, left in enumerate(room) if row.tokens <= left), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(pass_tokens)
+        bins[place].append(row)
+        room[place] -= row.tokens
+    return bins

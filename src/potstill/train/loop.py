@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,13 @@ from potstill.records import Progress, Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.text.tokens import Ids
-from potstill.train.batch import Batch, Row, batch_order, collate
-from potstill.train.methods import terms
+from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
+from potstill.train.methods import Logged, terms
+from potstill.train.teaching import Teach
 from potstill.train.trainee import Trainee
+
+_DECAY = 0.2  # of the steps, under the schedule wsd
+_OBSERVED = 10  # every so many steps the parts of a soft loss are logged: that costs passes over the logits
 
 Validate = Callable[[PreTrainedModel], dict[str, Score]]
 """Scores on the validation prompts, by metric."""
@@ -43,6 +48,7 @@ class Job:
     rows: Sequence[Row]
     choices: Sequence[Ids]
     method: Sft | LogitKd
+    teach: Teach | None = None
     settings: Train
     seed: int
     fingerprint: str
@@ -56,7 +62,6 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped on a loss that is not
     finite, before the weights are touched."""
     settings = job.settings
-    lengths = [row.tokens for row in job.rows]
     per_epoch = math.ceil(len(job.rows) / settings.batch_size)
     total = per_epoch * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
@@ -64,13 +69,13 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     job.metrics.rewind(job.arm, trainee.step)
     before, start = trainee.seconds, time.perf_counter()
-    saved, batches = start, list[list[int]]()
+    saved, steps = start, list[list[int]]()
     while trainee.step < total:
         epoch, position = divmod(trainee.step, per_epoch)
-        if position == 0 or not batches:
-            batches = batch_order(lengths, batch_size=settings.batch_size, seed=job.seed, epoch=epoch)
-        batch = collate([job.rows[i] for i in batches[position]], job.choices, device=model.device)
-        logged = _step(trainee, batch, job=job, rate=settings.learning_rate * schedule(trainee.step, total, settings))
+        if position == 0 or not steps:
+            steps = steps_of_epoch(len(job.rows), batch_size=settings.batch_size, seed=job.seed, epoch=epoch)
+        rows = [job.rows[i] for i in steps[position]]
+        logged = _step(trainee, rows, job=job, rate=settings.learning_rate * schedule(trainee.step, total, settings))
         if trainee.step > total * (1 - settings.average):
             trainee.take_into_average()
         if trainee.step == total:
@@ -88,27 +93,40 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
 
 
 def schedule(step: int, total: int, settings: Train) -> float:
-    """Linear warm-up over the first `warmup` of the steps, then a cosine down to a tenth."""
+    """Linear warm-up over the first `warmup` of the steps; then a cosine down to a tenth, or flat and over the last
+    fifth linearly down to nothing (warm-up, stable, decay: Hu et al. 2024, MiniCPM)."""
     rise = settings.warmup * total
     if step < rise:
         return (step + 1) / (rise + 1)
+    if settings.schedule == "wsd":
+        return min(1.0, (total - step) / max(_DECAY * total, 1))
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))) / 2
 
 
-def _step(trainee: Trainee, batch: Batch, *, job: Job, rate: float) -> dict[str, float]:
-    """Forward, backward, update; what is worth logging of it."""
-    model = trainee.model
+def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Logged:
+    """Forward and backward of every pass, one update; what is worth logging of it."""
+    model, whole = trainee.model, Whole.of(rows)
+    observe = trainee.step % _OBSERVED == 0
+    sums: Counter[str] = Counter()
     model.train()
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
-        hidden_RD = hidden_rows(model, batch.ids_BL, batch.b_R, batch.l_R)
-    loss, logged = terms(job.method, model, hidden_RD, batch)
-    if not math.isfinite(loss.item()):
-        raise GuardStopped(
-            f"training of '{job.arm}' stopped at step {trainee.step}: the loss is {loss.item()}",
-            way_out="lower train.learning_rate; the last checkpoint is kept",
-        )
-    loss.backward()
+    for part in passes(rows, job.settings.pass_tokens):
+        batch = collate(part, job.choices, whole=whole, device=model.device)
+        signal = None if job.teach is None else job.teach(part)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
+            hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+        if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
+            hidden_RD = hidden_RD.to(compute_dtype())
+        loss, logged = terms(job.method, model, hidden_RD, batch, signal=signal, observe=observe)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise GuardStopped(
+                f"training of '{job.arm}' stopped at step {trainee.step}: the loss is {value}",
+                way_out="lower train.learning_rate; the last checkpoint is kept",
+            )
+        loss.backward()
+        sums.update({"loss": value, **logged})  # pyright: ignore[reportCallIssue, reportArgumentType]
+        trainee.tokens += batch.tokens
     norm = trainee.update(rate=rate)
     model.eval()
-    trainee.step, trainee.tokens = trainee.step + 1, trainee.tokens + batch.tokens
-    return {"learning_rate": rate, "loss": loss.item(), **logged, "gradient_norm": norm}
+    trainee.step += 1
+    return {"learning_rate": rate, **sums, "gradient_norm": norm}

@@ -1,6 +1,8 @@
-"""What each method minimises on a batch. A method is a small frozen value of the recipe; dispatch is this one `match`.
+"""What each method minimises on a pass. A method is a small frozen value of the recipe; dispatch is this one `match`.
 
-Terms are sums over their own rows; the loop divides each by its own count, taken over the whole step.
+Terms come divided by the whole step's count, so passes and processes just add up.
+
+Dimension key: R rows of hidden states, N target tokens, D width, V vocabulary, P prompts, C choices.
 """
 
 from __future__ import annotations
@@ -11,57 +13,151 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.losses import Sampled, choice_kd, choice_logp, linear_divergence
+from potstill.losses import (
+    Account,
+    CrossEntropy,
+    Divergence,
+    ForwardKl,
+    Hidden,
+    Jeffreys,
+    Jsd,
+    ReverseKl,
+    Sampled,
+    Signal,
+    SkewForwardKl,
+    SkewReverseKl,
+    TotalVariation,
+    choice_kd,
+    choice_logp,
+    linear_divergence,
+)
 from potstill.models.forward import head_logits, logit_terms
 from potstill.recipe import LogitKd, Sft
-from potstill.train.batch import Batch
+from potstill.train.batch import Batch, Choices
+
+Logged = dict[str, float]
 
 
 def terms(
-    method: Sft | LogitKd, model: PreTrainedModel, hidden_RD: Tensor, batch: Batch
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a batch in nats (a scalar to call backward on) and what is worth logging.
+    method: Sft | LogitKd,
+    model: PreTrainedModel,
+    hidden_RD: Tensor,
+    batch: Batch,
+    *,
+    signal: Signal | None = None,
+    observe: bool = True,
+) -> tuple[Tensor, Logged]:
+    """A pass's part of the step's loss in nats (a scalar to call backward on) and what is worth logging of it.
 
     Cross-entropy is a mean over the answers' tokens with the full vocabulary, so that the model learns to write the
-    answer and to stop; the soft targets are a mean over prompts on the choices alone.
+    answer and to stop. Soft targets are a mean over the same tokens where the teacher scores (`signal`), or over
+    prompts on the choices alone. `observe`: whether the parts of a soft loss are wanted too.
     """
     match method:
         case Sft():
-            ce = token_nats(model, hidden_RD[: len(batch.target_R)], batch.target_R, over=len(batch.target_R)).sum()
+            ce = token_nats(model, hidden_RD[: len(batch.target_N)], batch.target_N, weight_N=batch.weight_N).sum()
             return ce, {"ce": ce.item()}
-        case LogitKd(temperature=temperature, alpha=alpha):
-            logp_RV = torch.log_softmax(head_logits(model, hidden_RD), dim=-1)
-            targets = len(batch.target_R)
-            ce = -logp_RV[torch.arange(targets), batch.target_R].mean()
-            student_NC = choice_logp(
-                logp_RV,
-                row_M=batch.choice_row_M,
-                token_M=batch.choice_token_M,
-                choice_M=batch.choice_at_M,
-                n_choices=batch.teacher_logp_NC.shape[1],
-            )
-            kd = choice_kd(
-                student_logp_NC=student_NC,
-                teacher_logp_NC=batch.teacher_logp_NC,
-                temperature=temperature,
-            ).mean()
-            return kd + alpha * ce, {"kd": kd.item(), "ce": ce.item()}
+        case LogitKd():
+            if batch.choices is not None:
+                return _choice_terms(method, model, hidden_RD, batch, batch.choices)
+            assert signal is not None, "logit_kd on whole answers needs a teacher that scores"
+            return _token_terms(method, model, hidden_RD, batch, signal, observe=observe)
         case _:
             assert_never(method)
 
 
-def token_nats(model: PreTrainedModel, hidden_RD: Tensor, target_R: Tensor, *, over: int = 1) -> Tensor:
-    """-ln q(target) / over, shape (R,): cross-entropy as the forward KL from a teacher that was drawn once. The logits
+def divergence_of(method: LogitKd) -> Divergence:
+    """The loss core's value of what the recipe names."""
+    match method.divergence:
+        case "forward_kl":
+            return ForwardKl()
+        case "reverse_kl":
+            return ReverseKl()
+        case "jeffreys":
+            return Jeffreys()
+        case "jsd":
+            return Jsd(method.beta)
+        case "skew_forward_kl":
+            return SkewForwardKl(method.skew)
+        case "skew_reverse_kl":
+            return SkewReverseKl(method.skew)
+        case "total_variation":
+            return TotalVariation()
+
+
+def token_nats(
+    model: PreTrainedModel, hidden_ND: Tensor, target_N: Tensor, *, weight_N: Tensor | None = None
+) -> Tensor:
+    """-weight ln q(target), shape (N,): cross-entropy as the forward KL from a teacher that was drawn once. The logits
     of long answers never exist all at once, and a frozen head's gradient is not computed."""
+    once_N1 = target_N.unsqueeze(-1)
+    once = Sampled(once_N1, torch.ones_like(once_N1))
+    return linear_divergence(**_student(model, hidden_ND), teacher=once, weights_N=weight_N)
+
+
+def _token_terms(
+    method: LogitKd, model: PreTrainedModel, hidden_RD: Tensor, batch: Batch, signal: Signal, *, observe: bool
+) -> tuple[Tensor, Logged]:
+    """The divergence and the cross-entropy of every target out of one pass over its logits."""
+    seen: list[Account] = []
+    everywhere = bool(batch.scored_N.all())
+    at = slice(None) if everywhere else batch.scored_N
+    weight_N, student = batch.weight_N[at], _student(model, hidden_RD[at])
+    heads = [len(student["student_head_VD"]), *([len(signal.head_VD)] if isinstance(signal, Hidden) else [])]
+    loss = linear_divergence(
+        **student,
+        vocabulary=min(heads),  # tokens are shared (checked): what one head has beyond the other is padding
+        teacher=signal,
+        divergence=divergence_of(method),
+        weights_N=weight_N,
+        temperature=method.temperature,
+        t_squared=True,
+        cross_entropy=CrossEntropy(batch.target_N[at], weight=method.alpha) if method.alpha else None,
+        observe=seen.append if observe else None,
+    ).sum()
+    if not everywhere and method.alpha:
+        rest = ~batch.scored_N
+        nats_N = token_nats(model, hidden_RD[rest], batch.target_N[rest], weight_N=batch.weight_N[rest])
+        loss = loss + method.alpha * nats_N.sum()
+    if not seen:
+        return loss, {}
+    account = seen[0]
+    logged = {"kd": account.divergence_N, "ce": account.cross_entropy_N, "entropy": account.observed.student_entropy_N}
+    if account.observed.agreement_N is not None:
+        logged["agreement"] = account.observed.agreement_N
+    return loss, {name: (value_N * weight_N).sum().item() for name, value_N in logged.items()}
+
+
+def _choice_terms(
+    method: LogitKd, model: PreTrainedModel, hidden_RD: Tensor, batch: Batch, choices: Choices
+) -> tuple[Tensor, Logged]:
+    logp_RV = torch.log_softmax(head_logits(model, hidden_RD), dim=-1)
+    ce = -(logp_RV[torch.arange(len(batch.target_N)), batch.target_N] * batch.weight_N).sum()
+    student_PC = choice_logp(
+        logp_RV,
+        row_M=choices.row_M,
+        token_M=choices.token_M,
+        choice_M=choices.at_M,
+        n_choices=choices.teacher_logp_PC.shape[1],
+    )
+    kd_P = choice_kd(
+        student_logp_NC=student_PC,
+        teacher_logp_NC=choices.teacher_logp_PC,
+        temperature=method.temperature,
+        divergence=divergence_of(method),
+    )
+    kd = kd_P.sum() * batch.share
+    return kd + method.alpha * ce, {"kd": kd.item(), "ce": ce.item()}
+
+
+def _student(model: PreTrainedModel, hidden_ND: Tensor) -> dict[str, Any]:
+    """The student's side of a loss, in the arithmetic of its hidden states."""
     head: Any = model.get_output_embeddings()
     scale, softcap = logit_terms(model)
-    once_R1 = target_R.unsqueeze(-1)
-    return linear_divergence(
-        hidden_RD.float(),
-        head.weight.float(),
-        teacher=Sampled(once_R1, torch.ones_like(once_R1)),
-        weights_N=None if over == 1 else hidden_RD.new_full((len(target_R),), 1 / over, dtype=torch.float32),
-        student_bias_V=head.bias,
-        logit_scale=scale,
-        softcap=softcap,
-    )
+    return {
+        "student_hidden_ND": hidden_ND,
+        "student_head_VD": head.weight.to(hidden_ND.dtype),
+        "student_bias_V": head.bias,
+        "logit_scale": scale,
+        "softcap": softcap,
+    }

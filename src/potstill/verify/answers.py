@@ -12,10 +12,10 @@ Same answers and same checks, same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,11 +27,12 @@ from potstill.prompts.rows import read_rows
 from potstill.records import Message, Progress, Prompt, Sample, Watch
 from potstill.store.files import write_atomic
 from potstill.store.tables import TURN, Put, table
+from potstill.store.verdicts import VERDICTS
 from potstill.verify.card import data_card
 from potstill.verify.hygiene import Contamination, Exact, Near
 from potstill.verify.late import Group
 from potstill.verify.programs import require, require_package
-from potstill.verify.select import KEPT, Judged, choose, with_majority
+from potstill.verify.select import KEPT, Judged, objections, settle, with_majority
 from potstill.verify.workers import checked
 from potstill.verify_recipe import Evaluation, Judge, RewardModel, Select
 
@@ -42,32 +43,39 @@ _SELECTED = pa.schema(
         ("index", pa.int32()),
         ("messages", _TURNS),
         ("score", pa.float64()),
+        ("weight", pa.float64()),
+        ("student_nats", pa.float64()),
+        ("rescue", pa.int32()),
         ("teacher", pa.string()),
         ("licence", pa.string()),
-    ]
-)
-_FINDING = pa.struct([(name, pa.string()) for name in ("check", "opinion", "reason", "evidence")])
-_VERDICTS = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("index", pa.int32()),
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-        ("evidence", pa.string()),
-        ("score", pa.float64()),
-        ("findings", pa.list_(_FINDING)),
     ]
 )
 _PAIRS = pa.schema([("prompt_id", pa.string()), ("prompt", _TURNS), ("chosen", _TURNS), ("rejected", _TURNS)])
 
 
+_SCORED_AT_ONCE = 256  # prompts whose answers the student sees together
+
 Grade = Callable[[Judge | RewardModel, Iterator[Group]], Iterator[Group]]
-"""Adds what a late check says: who knows models and servers hands it down."""
+"""Adds what a late check says of every answer that nothing spoke against so far."""
+
+Nats = Callable[[Sequence[tuple[Prompt, Sample]]], Sequence[float | None]]
+"""How surprising the student finds each answer: nats a token, None where its template cannot write it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """What a pass is told by rooms that may not be imported here: what judges and reward models say, the student's
+    opinion, where the recipe asks for it, and how many prompts have no answer that could be judged."""
+
+    grade: Grade
+    student_nats: Nats | None = None
+    unanswered: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """Answers by what became of them, prompts with and without a kept answer, and the sums of every judge's ledger."""
+    """Answers by what became of them; prompts by whether an answer was kept ("kept"), one that rescue brought
+    ("rescued"), or none ("lost"; "unanswered" where there was nothing to judge); the sums of every judge's ledger."""
 
     selected: Path
     reasons: Counter[str] = field(default_factory=Counter[str])
@@ -94,31 +102,35 @@ def verify_answers(
     answers: Iterable[tuple[Prompt, Sample]],
     folder: Path,
     *,
-    grade: Grade,
     total: int,
     watch: Watch,
+    handed: Handed,
 ) -> Verified:
     """Judge `answers` (a prompt's in a row) and write what is described above under `folder`."""
     assert recipe.verify is not None
     require_checks(recipe)
+    if recipe.select.prefer == "learnable" and handed.student_nats is None:
+        raise InputError(
+            "select.prefer is 'learnable', but nobody said how surprising the student finds an answer",
+            way_out="hand down lessons.student_nats(recipe)",
+        )
     gate = _Gate(recipe.select)
     found = Verified(selected=folder / "examples" / "selected.parquet")
+    found.prompts["unanswered"] = handed.unanswered
     pairs = done = 0
     with ExitStack() as files:
         selected = files.enter_context(table(found.selected, _SELECTED))
-        verdicts = files.enter_context(table(found.selected.with_name("verdicts.parquet"), _VERDICTS))
+        verdicts = files.enter_context(table(found.selected.with_name("verdicts.parquet"), VERDICTS))
         paired = _pairs_table(files, found.selected, wanted=recipe.select.pairs)
-        groups = _by_prompt(recipe, answers)
-        for check in recipe.verify.late:
-            groups = grade(check, groups)
-        for group in groups:
-            judged, pair = choose(group, recipe.verify, recipe.select, gate)
+        groups = (objections(group, recipe.verify) for group in _graded(recipe, answers, handed.grade))
+        for group in _scored(groups, handed.student_nats):
+            judged, pair = settle(group, recipe.select, gate)
             for one in judged:
                 found.reasons[one.reason] += 1
                 verdicts(_verdict_row(one))
                 if one.kept:
                     selected(_selected_row(recipe, one))
-            found.prompts["kept" if any(one.kept for one in judged) else "lost"] += 1
+            found.prompts[_fate(judged)] += 1
             if pair and paired:
                 paired(_pair_row(*pair))
                 pairs += 1
@@ -130,12 +142,46 @@ def verify_answers(
     return found
 
 
-def _by_prompt(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]]) -> Iterator[list[Judged]]:
+def unsolved(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], grade: Grade) -> Iterator[Prompt]:
+    """The prompts of which no answer passes the checks, late ones included, in order."""
+    assert recipe.verify is not None
+    for group in _graded(recipe, answers, grade):
+        if all(one.reason for one in objections(group, recipe.verify)):
+            yield group[0].prompt
+
+
+def _graded(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], grade: Grade) -> Iterator[Group]:
+    """A prompt's answers with what all checks say: first those that cost nothing."""
+    assert recipe.verify is not None
+    groups = _by_prompt(recipe, answers)
+    for check in recipe.verify.late:
+        groups = grade(check, groups)
+    return groups
+
+
+def _by_prompt(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]]) -> Iterator[Group]:
     assert recipe.verify is not None
     rows = checked(answers, recipe.verify.checks, processes=recipe.verify.processes)
     for _, group in groupby(rows, key=lambda row: row[0].id):
         judged = [Judged(prompt=prompt, sample=sample, findings=findings) for prompt, sample, findings in group]
         yield with_majority(judged, recipe.verify.checks)
+
+
+def _scored(groups: Iterator[Group], student_nats: Nats | None) -> Iterator[Group]:
+    """The groups, with the student's opinion of every answer that passed where somebody asks for it."""
+    if student_nats is None:
+        yield from groups
+        return
+    while some := list(islice(groups, _SCORED_AT_ONCE)):
+        passed = [(one.prompt, one.sample) for group in some for one in group if not one.reason]
+        nats = iter(student_nats(passed))
+        for group in some:
+            yield [one if one.reason else replace(one, student_nats=next(nats)) for one in group]
+
+
+def _fate(judged: Sequence[Judged]) -> str:
+    kept = next((one for one in judged if one.kept), None)
+    return "lost" if kept is None else "rescued" if kept.sample.rescue else "kept"
 
 
 def _pairs_table(files: ExitStack, selected: Path, *, wanted: bool) -> Put | None:
@@ -195,8 +241,11 @@ def _selected_row(recipe: DataRecipe, one: Judged) -> dict[str, object]:
         "index": one.sample.index,
         "messages": [*_turns(one.prompt), _answer(one.sample)],
         "score": one.score,
-        "teacher": recipe.teacher.model,
-        "licence": recipe.licences,
+        "weight": one.weight,
+        "student_nats": one.student_nats,
+        "rescue": one.sample.rescue,
+        "teacher": recipe.asked(one.sample.rescue).model,
+        "licence": recipe.licences_of(recipe.asked(one.sample.rescue)),
     }
 
 
@@ -208,6 +257,8 @@ def _verdict_row(one: Judged) -> dict[str, object]:
         "reason": one.reason,
         "evidence": one.evidence,
         "score": one.score,
+        "student_nats": one.student_nats,
+        "rescue": one.sample.rescue,
         "findings": [asdict(finding) for finding in one.findings],
     }
 

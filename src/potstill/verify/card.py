@@ -40,8 +40,10 @@ def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) 
         "|---|---|---|",
         *(f"| {reason} | {n:,} | {n / total:.1%} |" for reason, n in reasons.most_common()),
         "",
-        f"Prompts without a kept answer: {prompts['lost']:,} of {prompts.total():,}. What checks reject is not a "
-        "random sample: hard prompts are missing more often than easy ones.",
+        f"Prompts without a kept answer: {prompts['lost'] + prompts['unanswered']:,} of {prompts.total():,}, of them "
+        f"{prompts['unanswered']:,} without an answer to judge. What checks reject is not a random sample: hard "
+        "prompts are missing more often than easy ones.",
+        *_rescued(recipe, prompts),
         "",
         "Checks, all of which must pass:",
         "",
@@ -50,3 +52,17 @@ def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) 
         f"Selection: `{json.dumps(recipe.select.model_dump(mode='json', exclude_defaults=True))}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rescued(recipe: DataRecipe, prompts: Counter[str]) -> list[str]:
+    if recipe.rescue is None:
+        return []
+    tries = [json.dumps(t.model_dump(mode="json", exclude_defaults=True)) for t in recipe.rescue.tries]
+    return [
+        "",
+        f"Rescued: {prompts['rescued']:,} prompts of which none of the first answers passed were asked again, and the "
+        f"answer passed (column `rescue`: which try brought it; no hint is in the data); still lost: "
+        f"{prompts['lost'] + prompts['unanswered']:,}. Tries:",
+        "",
+        *(f"- `{said}`" for said in tries),
+    ]

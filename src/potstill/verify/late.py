@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from potstill import verify_recipe as ask
 from potstill.records import Finding, Message, Sample
@@ -47,7 +48,7 @@ def judged(check: ask.Judge, group: Group, verification: ask.Verification, reply
     good = in_question(group, verification)
     if check.pairwise:
         points = _points(check, good, reply)
-        findings = [_share(check, points.get(one.sample.text)) for one in good]
+        findings = [_share(check, points.get(_entrant(one))) for one in good]
     else:
         findings = [_by_rubric(check, reply(_rubric_question(check, one))) for one in good]
     return with_findings(check, group, good, findings)
@@ -112,13 +113,24 @@ def _by_rubric(check: ask.Judge, reply: Sample | None) -> Finding:
 
 
 def _pairs(check: ask.Judge, good: Group) -> list[tuple[Judged, Judged]]:
-    """Who meets whom: the same texts do not, and each meets the next few in a ring."""
-    ring = list({one.sample.text: one for one in good}.values())
+    """Who meets whom: the same texts do not, nor answers of different tries; what a prompt's own answers are worth does
+    not change with those that rescue brings."""
+    entrants = {_entrant(one): one for one in good}.values()
+    tries = (list(some) for _, some in groupby(entrants, key=lambda one: one.sample.rescue))
+    return [pair for ring in tries for pair in _meetings(ring, check.opponents)]
+
+
+def _entrant(one: Judged) -> tuple[int, str]:
+    return one.sample.rescue, one.sample.text
+
+
+def _meetings(ring: Group, opponents: int) -> list[tuple[Judged, Judged]]:
+    """Each meets the next few."""
     size = len(ring)
     meetings = {
         (min(i, j), max(i, j))
         for i in range(size)
-        for step in range(1, min(check.opponents, size - 1) + 1)
+        for step in range(1, min(opponents, size - 1) + 1)
         for j in [(i + step) % size]
     }
     return [(ring[i], ring[j]) for i, j in sorted(meetings)]
@@ -136,11 +148,11 @@ def _both_orders(check: ask.Judge, one: Judged, other: Judged) -> tuple[str, str
     return question(one.sample.text, other.sample.text), question(other.sample.text, one.sample.text)
 
 
-def _points(check: ask.Judge, good: Group, reply: Reply) -> dict[str, list[float]]:
+def _points(check: ask.Judge, good: Group, reply: Reply) -> dict[tuple[int, str], list[float]]:
     """Of every text that has a rival, its points in the pairs that the judge decided in both orders."""
-    points: dict[str, list[float]] = {}
+    points: dict[tuple[int, str], list[float]] = {}
     for one, other in _pairs(check, good):
-        mine, theirs = points.setdefault(one.sample.text, []), points.setdefault(other.sample.text, [])
+        mine, theirs = points.setdefault(_entrant(one), []), points.setdefault(_entrant(other), [])
         said = tuple(_last_line(_BETTER, reply(question)) for question in _both_orders(check, one, other))
         if None in said:
             continue

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from potstill import verify_recipe as ask
 from potstill.records import Finding, Prompt, Sample
@@ -26,6 +28,8 @@ class Judged:
     findings: tuple[Finding, ...]
     reason: str = ""
     evidence: str = ""
+    student_nats: float | None = None
+    weight: float = 1.0
 
     @property
     def kept(self) -> bool:
@@ -42,18 +46,46 @@ def choose(
     group: Sequence[Judged], verification: ask.Verification, select: ask.Select, gate: Gate
 ) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
     """All answers to one prompt with their reasons, in order; and the best kept beside the first that failed."""
-    judged = [first_objection(one, verification) for one in group]
-    good = [one for one in judged if not one.reason]
-    share, (least, most) = len(good) / len(judged), select.pass_rate
-    if good and not least <= share <= most:
+    return settle(objections(group, verification), select, gate)
+
+
+def objections(group: Sequence[Judged], verification: ask.Verification) -> list[Judged]:
+    """All answers to one prompt, in order; those that passed have no reason."""
+    return [first_objection(one, verification) for one in group]
+
+
+def settle(
+    judged: Sequence[Judged], select: ask.Select, gate: Gate
+) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
+    """What `choose` returns, of answers that went through `objections`.
+
+    Only the first try with a passed answer counts. The band says how hard a prompt is for the teacher asked as every
+    prompt is, so it does not hold back a prompt that rescue was meant for.
+    """
+    passed = [one for one in judged if not one.reason]
+    first = min((one.sample.rescue for one in passed), default=0)
+    asked = [one for one in judged if one.sample.rescue == 0]
+    right = sum(not one.reason for one in asked)
+    weight = weight_of(right, len(asked)) if select.weight == "pass_rate" else 1.0
+    good = [replace(one, weight=weight) for one in passed if one.sample.rescue == first]
+    share, (least, most) = right / max(1, len(asked)), select.pass_rate
+    if good and first == 0 and not least <= share <= most:
         reason = "prompt too easy" if share > most else "prompt too hard"
         chosen = {one.sample.index: replace(one, reason=reason, evidence=f"{share:.0%} passed") for one in good}
     else:
         chosen = _best(good, select, gate)
+    late = [replace(one, reason="rescue was not needed") for one in passed if one.sample.rescue != first]
+    chosen |= {one.sample.index: one for one in late}
     settled = [chosen.get(one.sample.index, one) for one in judged]
     kept = next((one for one in _ordered(good, select.prefer) if chosen[one.sample.index].kept), None)
     rejected = next((one for one in judged if any(f.opinion == "failed" for f in one.findings)), None)
     return settled, (kept, rejected) if kept and rejected else None
+
+
+def weight_of(passed: int, answers: int) -> float:
+    """2 (1 - p) where p = (passed + 1) / (answers + 2) is the smoothed pass rate (Laplace): linear in how often the
+    teacher fails, as DART-Math samples (Tong et al. 2024, "Prop2Diff"), and 1 at a half. It is never 0."""
+    return 2 * (1 - (passed + 1) / (answers + 2))
 
 
 def first_objection(one: Judged, verification: ask.Verification) -> Judged:
@@ -85,19 +117,29 @@ def _ordered(good: Sequence[Judged], prefer: str) -> list[Judged]:
     match prefer:
         case "shortest":
             return sorted(good, key=lambda one: (len(one.sample.text), one.sample.index))
+        case "learnable":
+            return sorted(good, key=lambda one: (_surprise(one), one.sample.index))
         case "score":
             return sorted(good, key=lambda one: (-(one.score or 0.0), one.sample.index))
         case _:
             return sorted(good, key=lambda one: one.sample.index)
 
 
+def _surprise(one: Judged) -> float:
+    """What the student cannot read at all comes last."""
+    return math.inf if one.student_nats is None else one.student_nats
+
+
 def with_majority(group: Sequence[Judged], checks: Sequence[ask.Check]) -> list[Judged]:
-    """The findings of all checks but the late ones, with those of majority checks put in at their places."""
+    """The findings of all checks but the late ones, with those of majority checks put in at their places. Votes are
+    those of one try: what a prompt's own answers are worth does not change with those that rescue brings."""
     checks = [check for check in checks if not isinstance(check, ask.Judge | ask.RewardModel)]
+    tries = [list(some) for _, some in groupby(group, key=lambda one: one.sample.rescue)]
     found = [list(one.findings) for one in group]
     for place, check in enumerate(checks):
         if isinstance(check, ask.Majority):
-            for findings, finding in zip(found, _majority(check, group), strict=True):
+            votes = [finding for some in tries for finding in _majority(check, some)]
+            for findings, finding in zip(found, votes, strict=True):
                 findings.insert(place, replace(finding, check=name_of(check)))
     return [replace(one, findings=tuple(findings)) for one, findings in zip(group, found, strict=True)]
 

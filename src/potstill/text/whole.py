@@ -1,0 +1,12 @@
+"""Text that can be stored: JSON may spell half of a UTF-16 pair, which SQLite, Parquet and tokenizers refuse."""
+
+from __future__ import annotations
+
+
+def whole(text: str) -> str:
+    """`text` with U+FFFD in place of every lone surrogate, as servers send them that stop inside an emoji."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

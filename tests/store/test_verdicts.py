@@ -1,0 +1,38 @@
+"""Verdicts come back as they were written, whatever the batches cut."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from potstill.records import Finding
+from potstill.store.tables import table
+from potstill.store.verdicts import VERDICTS, Ruling, read_verdicts
+
+
+def test_every_row_comes_back_with_its_own_findings(tmp_path: Path) -> None:
+    said = [
+        Finding(opinion="failed" if i % 3 else "passed", reason=f"why {i}", evidence="é" * (i % 4), check=f"c{i}@1")
+        for i in range(5)
+    ]
+    rows = [
+        Ruling(
+            prompt_id=f"p{i // 3}",
+            index=i % 3,
+            kept=i % 2 == 0,
+            reason=f"r{i}",
+            evidence="",
+            findings=tuple(said[(i + k) % 5] for k in range(i % 4)),
+        )
+        for i in range(12_345)  # more than one row group, batches across its edge, rows without findings
+    ]
+    path = tmp_path / "verdicts.parquet"
+    with table(path, VERDICTS) as put:
+        for row in rows:
+            put(
+                {
+                    **{k: getattr(row, k) for k in ("prompt_id", "index", "kept", "reason", "evidence")},
+                    "findings": [asdict(f) for f in row.findings],
+                }
+            )
+    assert list(read_verdicts(path)) == rows

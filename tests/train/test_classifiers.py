@@ -1,0 +1,274 @@
+"""Any classifier teaches any module: the objective from its definition, transfer rows, resuming, the teacher kept."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, ModernBertConfig, PreTrainedModel
+
+from potstill.errors import GuardStopped, InputError
+from potstill.models.load import fingerprint
+from potstill.records import Score, unwatched
+from potstill.store.checkpoints import Checkpoints
+from potstill.store.metrics import Metrics
+from potstill.train.classifiers import (
+    UNLABELLED,
+    Distillation,
+    Rows,
+    Traces,
+    distil_classifier,
+    drawn_from,
+    logits_of,
+    objective,
+    schedule,
+    unpadded,
+)
+
+CPU = torch.device("cpu")
+SHORT = Distillation(epochs=3, batch_size=8, learning_rate=1e-2)
+
+
+def network(seed: str, *, dropout: float = 0.0) -> nn.Sequential:
+    with drawn_from(seed, CPU):
+        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 3))
+
+
+def data(n: int = 30, *, labelled: int = 10) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    inputs, labels = torch.randn(n, 5, generator=draw), torch.randint(0, 3, (n,), generator=draw)
+    labels[labelled:] = UNLABELLED
+    return inputs, labels
+
+
+def hashed(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@given(seed=st.integers(0, 2**20), temperature=st.floats(0.5, 8.0), alpha=st.floats(0.0, 2.0))
+def test_the_objective_is_hintons(seed: int, temperature: float, alpha: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(6, 4, generator=draw), torch.randn(6, 4, generator=draw)
+    labels = torch.tensor([0, 3, UNLABELLED, 1, UNLABELLED, UNLABELLED])
+    batch = Rows(inputs={}, teacher_logits_NC=teacher, label_N=labels, label_share=0.5)
+    loss, parts = objective(Distillation(temperature=temperature, alpha=alpha), student, batch)
+    p = torch.softmax(teacher.double() / temperature, -1)
+    q = torch.softmax(student.double() / temperature, -1)
+    kd = temperature**2 * (p * (p / q).log()).sum(-1).mean()
+    ce = F.cross_entropy(student[[0, 1, 3]].double(), labels[[0, 1, 3]])
+    assert loss.item() == pytest.approx((kd + alpha * ce).item(), rel=1e-4, abs=1e-5)
+    assert parts["kd"] == pytest.approx(kd.item(), rel=1e-4, abs=1e-5)
+
+
+@given(size=st.integers(1, 30))
+def test_the_mean_over_batches_is_the_loss_of_all_rows_wherever_the_labels_fall(size: int) -> None:
+    inputs, labels = data()
+    teacher, student = network("teacher")(inputs).detach(), network("student")(inputs).detach()
+
+    def loss_of(rows: slice) -> float:
+        batch = Rows(inputs={}, teacher_logits_NC=teacher[rows], label_N=labels[rows], label_share=1 / 3)
+        return objective(SHORT, student[rows], batch)[0].item()
+
+    parts = [(slice(i, i + size), len(labels[i : i + size])) for i in range(0, 30, size)]
+    assert sum(loss_of(rows) * n for rows, n in parts) / 30 == pytest.approx(loss_of(slice(0, 30)), rel=1e-5)
+
+
+def test_a_classifier_teaches_a_classifier_and_keeps_its_weights_and_mode() -> None:
+    inputs, labels = data(120, labelled=0)
+    teacher = network("teacher", dropout=0.5).train()
+    student, before = network("student"), hashed(teacher)
+    started = (logits_of(student, inputs) - logits_of(teacher, inputs)).abs().mean()
+    distil_classifier(student, teacher, inputs, labels=labels, settings=Distillation(epochs=60, learning_rate=2e-2))
+    assert hashed(teacher) == before and teacher.training
+    agree = (logits_of(student, inputs).argmax(-1) == logits_of(teacher, inputs).argmax(-1)).float().mean()
+    assert agree > 0.9, (agree, started)
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "jsd", "skew_forward_kl"])
+def test_another_divergence_and_another_teacher_give_another_student(name: Any) -> None:
+    inputs, _ = data()
+    made = []
+    for divergence, teacher in (("forward_kl", "one"), (name, "one"), (name, "two")):
+        student = network("student")
+        settings = Distillation(epochs=2, batch_size=8, divergence=divergence)
+        distil_classifier(student, network(teacher), inputs, settings=settings)
+        made.append(weights(student))
+    assert not torch.equal(made[0], made[1]) and not torch.equal(made[1], made[2])
+
+
+def test_without_a_teacher_rows_without_a_label_teach_nothing() -> None:
+    inputs, labels = data()
+    one, two = network("student"), network("student")
+    distil_classifier(one, None, inputs, labels=labels, settings=SHORT)
+    distil_classifier(two, None, inputs[:10], labels=labels[:10], settings=SHORT)
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
+    inputs, labels = data()
+    made = []
+    for seed in (0, 0, 1):
+        student = network("student", dropout=0.3)
+        torch.manual_seed(len(made))
+        state = torch.get_rng_state()
+        settings = Distillation(epochs=2, batch_size=8, seed=seed)
+        distil_classifier(student, network("teacher"), inputs, labels=labels, settings=settings)
+        assert torch.equal(torch.get_rng_state(), state)
+        made.append(weights(student))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def traces(folder: Path, *, stop_at: int | None = None) -> Traces:
+    def watch(progress: Any) -> None:
+        if progress.done == stop_at:
+            raise KeyboardInterrupt
+
+    return Traces(
+        arm="encoder",
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        checkpoint_seconds=1e-9,
+        metrics=Metrics(folder / "metrics.jsonl"),
+        validate=lambda _: {"accuracy": Score(value=0.5, n=2)},
+        validations=2,
+        watch=watch if stop_at else unwatched,
+    )
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    inputs, labels = data()
+    whole = network("student", dropout=0.3)
+    distil_classifier(whole, network("teacher"), inputs, labels=labels, settings=SHORT, traces=traces(tmp_path / "a"))
+    for stop in (5, 9):
+        with pytest.raises(KeyboardInterrupt):
+            distil_classifier(
+                network("student", dropout=0.3),
+                network("teacher"),
+                inputs,
+                labels=labels,
+                settings=SHORT,
+                traces=traces(tmp_path / "b", stop_at=stop),
+            )
+    again = network("student", dropout=0.3)
+    taught = distil_classifier(
+        again, network("teacher"), inputs, labels=labels, settings=SHORT, traces=traces(tmp_path / "b")
+    )
+    assert torch.equal(weights(again), weights(whole))
+    assert Metrics(tmp_path / "a" / "metrics.jsonl").rows() == Metrics(tmp_path / "b" / "metrics.jsonl").rows()
+    assert taught.steps == 12
+    steps = [row["step"] for row in Metrics(tmp_path / "b" / "metrics.jsonl").rows() if "validation_accuracy" in row]
+    assert steps == [6, 12]
+
+
+def test_a_checkpoint_of_another_teacher_is_not_gone_on_from(tmp_path: Path) -> None:
+    inputs, _ = data()
+    with pytest.raises(KeyboardInterrupt):
+        distil_classifier(
+            network("student"), network("other"), inputs, settings=SHORT, traces=traces(tmp_path, stop_at=9)
+        )
+    one, two = network("student"), network("student")
+    distil_classifier(one, network("teacher"), inputs, settings=SHORT, traces=traces(tmp_path))
+    distil_classifier(two, network("teacher"), inputs, settings=SHORT)
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_the_rate_rises_and_falls_to_zero() -> None:
+    rates = [schedule(step, 50, 0.1) for step in range(50)]
+    assert max(rates) <= 1 and rates.index(max(rates)) in (4, 5) and rates[-1] < 0.05
+    assert all(rate > 0 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"labels": torch.full((30,), 7)}, "a label is 7"),
+        ({"labels": torch.zeros(4, dtype=torch.long)}, "4 labels for 30 rows"),
+        ({"teacher": torch.zeros(30, 4)}, r"shape \(30, 4\), the student's \(30, 3\)"),
+        ({"teacher": None}, "neither a teacher nor a label"),
+        ({"inputs": {"a": torch.zeros(3, 5), "b": torch.zeros(2, 5)}}, "not all of the same"),
+        ({"student": nn.Sequential(nn.Linear(5, 3), nn.Flatten(0))}, "returns a tensor of shape"),
+        ({"teacher": torch.full((30, 3), torch.nan)}, "the loss is nan"),
+    ],
+)
+def test_bad_input_is_one_sentence(changed: dict[str, Any], said: str) -> None:
+    given_ = {
+        "student": network("student"),
+        "teacher": network("teacher"),
+        "inputs": data()[0],
+        "labels": None,
+        **changed,
+    }
+    with pytest.raises((InputError, GuardStopped), match=said):
+        distil_classifier(given_["student"], given_["teacher"], given_["inputs"], labels=given_["labels"])
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"alpha": -1.0}, {"epochs": 0}])
+def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Distillation(**wrong)
+
+
+def test_columns_that_nobody_attends_to_are_cut() -> None:
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
+    cut = unpadded({"input_ids": torch.arange(8).view(2, 4), "attention_mask": mask, "other": torch.zeros(2, 3)})
+    assert {name: value.shape[1] for name, value in cut.items()} == {"input_ids": 2, "attention_mask": 2, "other": 3}
+
+
+def encoder(seed: str, layers: int) -> PreTrainedModel:
+    config = ModernBertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_labels=3,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        cls_token_id=None,
+        sep_token_id=None,
+        classifier_pooling="mean",
+        classifier_dropout=0.1,
+    )
+    with drawn_from(seed, CPU):
+        return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def test_an_encoder_folder_teaches_a_smaller_encoder(tmp_path: Path) -> None:
+    encoder("teacher", 3).save_pretrained(tmp_path / "teacher")
+    teacher = AutoModelForSequenceClassification.from_pretrained(tmp_path / "teacher")
+    with torch.no_grad():
+        teacher.classifier.weight.mul_(40)  # random weights are sure of nothing
+    teacher.save_pretrained(tmp_path / "teacher")
+    before, bytes_before = hashed(teacher), fingerprint(tmp_path / "teacher")
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 12, (64,), generator=draw)
+    mask = (torch.arange(12)[None] < lengths[:, None]).long()
+    inputs = {"input_ids": torch.randint(1, 60, (64, 12), generator=draw) * mask, "attention_mask": mask}
+    student, untaught = encoder("student", 1), encoder("student", 1)
+    settings = Distillation(epochs=25, batch_size=16, learning_rate=5e-3, temperature=2.0)
+    distil_classifier(student, teacher, inputs, settings=settings)
+
+    def agreement(model: nn.Module) -> float:
+        return (logits_of(model, inputs).argmax(-1) == logits_of(teacher, inputs).argmax(-1)).float().mean().item()
+
+    assert agreement(student) > max(agreement(untaught), 0.8)
+    assert hashed(teacher) == before and fingerprint(tmp_path / "teacher") == bytes_before
+
+
+def test_logits_do_not_depend_on_how_the_rows_are_batched() -> None:
+    model = encoder("teacher", 2)
+    mask = (torch.arange(9)[None] < torch.tensor([2, 9, 5, 3])[:, None]).long()
+    inputs = {"input_ids": torch.arange(36).view(4, 9) % 50 * mask, "attention_mask": mask}
+    torch.testing.assert_close(logits_of(model, inputs, batch_size=1), logits_of(model, inputs), atol=1e-5, rtol=1e-5)

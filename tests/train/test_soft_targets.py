@@ -1,0 +1,200 @@
+"""Soft targets at every token of whole answers: the definition's objective, from a teacher told what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from test_student_that_writes import recipe_in
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from potstill.cli import execute
+from potstill.errors import InputError
+from potstill.harvest import harvest, sift
+from potstill.lessons import teach
+from potstill.losses import Name, divergence
+from potstill.models.forward import hidden_rows
+from potstill.models.load import codec_of, fingerprint
+from potstill.models.student import first_layers
+from potstill.recipe import Divergence, LogitKd
+from potstill.records import Message
+from potstill.store.metrics import Metrics
+from potstill.text.template import Template
+from potstill.text.tokens import Codec, Ids
+from potstill.train.answers import require_same_tokens, scored_rows
+from potstill.train.batch import Row, Whole, collate
+from potstill.train.methods import divergence_of, terms
+from potstill.train.teaching import LiveTeacher
+
+TOLD: Ids = tuple(range(40, 60))
+
+
+def rows(*, told: Ids, ends_alike: bool) -> list[Row]:
+    draw = torch.Generator().manual_seed(3)
+
+    def ids(count: int) -> Ids:
+        return tuple(torch.randint(3, 300, (count,), generator=draw).tolist())
+
+    found: list[Row] = []
+    for asked, said in ((4, 5), (9, 2), (3, 11), (6, 5)):
+        question = ids(asked)
+        found.append(Row(prefix=question, target=(*ids(said), 2), teacher_prefix=(*told, *question, 7)))
+    return [replace(row, ends_alike=ends_alike) for row in found]
+
+
+@pytest.fixture
+def teacher(tiny_model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+def by_definition(
+    teacher: PreTrainedModel, student: PreTrainedModel, some: Sequence[Row], method: LogitKd
+) -> torch.Tensor:
+    """In float64, one conversation at a time."""
+    loss, count = torch.zeros((), dtype=torch.float64), sum(len(row.target) for row in some)
+    for row in some:
+
+        def logits(model: PreTrainedModel, prefix: Ids, row: Row = row) -> torch.Tensor:
+            made = model(torch.tensor([[*prefix, *row.target[:-1]]])).logits[0].double()
+            return made[len(prefix) - 1 :]
+
+        ours, theirs = logits(student, row.prefix), logits(teacher, row.teacher_prefix)
+        ce_N = -ours.log_softmax(-1)[torch.arange(len(row.target)), list(row.target)]
+        kd_N = divergence(
+            divergence_of(method),
+            student_logp_NV=(ours / method.temperature).log_softmax(-1),
+            teacher_logp_NV=(theirs / method.temperature).log_softmax(-1),
+        )
+        loss = loss + method.temperature**2 * kd_N[: row.scored].sum() + method.alpha * ce_N.sum()
+    return loss / count
+
+
+@pytest.mark.parametrize("ends_alike", [True, False])
+@pytest.mark.parametrize("told", [(), TOLD])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "skew_forward_kl"])
+def test_loss_and_gradient_are_those_of_the_definition(
+    teacher: PreTrainedModel, name: Name, told: Ids, ends_alike: bool
+) -> None:
+    method = LogitKd(kind="logit_kd", divergence=name, temperature=1.5, alpha=0.3)
+    some, student = rows(told=told, ends_alike=ends_alike), first_layers(teacher, 2)
+    teach = LiveTeacher(teacher, [row.teacher_prefix for row in some])
+    batch = collate(some, (), whole=Whole.of(some), device=torch.device("cpu"))
+    hidden_RD = hidden_rows(student, batch.documents, batch.at_R)
+    loss, logged = terms(method, student, hidden_RD, batch, signal=teach(some))
+    loss.backward()
+    reference = first_layers(teacher, 2).double()
+    wanted = by_definition(first_layers(teacher, 4).double(), reference, some, method)
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    if ends_alike:
+        assert method.temperature**2 * logged["kd"] + 0.3 * logged["ce"] == pytest.approx(wanted.item(), rel=1e-5)
+    for ours, theirs in zip(student.parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=2e-6, rtol=2e-4)
+
+
+def test_the_recipe_names_every_divergence_of_the_loss_core() -> None:
+    assert set(get_args(Divergence)) == set(get_args(Name))
+    for name in get_args(Divergence):
+        divergence_of(LogitKd(kind="logit_kd", divergence=name))
+
+
+def recipe_with_a_scorer(folder: Path, model: Path, **train: object) -> Path:
+    lessons = {
+        "method": {"kind": "logit_kd", "divergence": "jsd", "beta": 0.3, "alpha": 0.1},
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.003,
+        "scored_by": {"model": str(model), "licence": "mit"},
+        **train,
+    }
+    recipe_in(folder, model, train=lessons)
+    return folder / "recipe.yaml"
+
+
+def test_a_recipe_with_soft_targets_trains_and_leaves_the_teacher_as_it_was(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path]
+) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)  # of other weights, so that there is something to learn
+    before = fingerprint(teacher)
+    soft = {"kind": "logit_kd", "alpha": 0.0}
+    scorer = {"model": str(teacher), "licence": "mit"}
+    path = recipe_with_a_scorer(tmp_path, tiny_model, scored_by=scorer, method=soft, epochs=9)
+    assert execute(["run", str(path), "--run", str(tmp_path / "run")]) == 0
+    assert fingerprint(teacher) == before
+    logged = [row for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student") if "kd" in row]
+    assert len(logged) >= 2 and logged[-1]["kd"] < logged[0]["kd"]
+    assert {"ce", "entropy", "agreement"} <= logged[0].keys()
+
+
+def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_model: Path) -> None:
+    from potstill.data_recipe import load
+
+    recipe_with_a_scorer(tmp_path, tiny_model)
+    recipe = load(tmp_path / "recipe.yaml", ["teacher.instructions='be dull'"])
+    codec = codec_of(tiny_model, None, name="student")
+    talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
+    assert recipe.scored_by is not None
+    (row,), _ = scored_rows(recipe, recipe.scored_by, [talk], codec)
+    asked = codec.tokenizer.decode(list(row.teacher_prefix), skip_special_tokens=False)
+    assert "be dull" in asked and row.ends_alike
+    assert "be dull" not in codec.tokenizer.decode(list(row.prefix), skip_special_tokens=False)
+
+
+def test_training_with_a_scorer_resumes_to_the_bit(tmp_path: Path, tiny_model: Path) -> None:
+    from potstill.data_recipe import load
+
+    recipe = load(recipe_with_a_scorer(tmp_path, tiny_model, checkpoint_seconds=1e-6))
+
+    def weights(run: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+        harvest(recipe, folder=run)
+        sift(recipe, folder=run)
+
+        def watch(progress: object) -> None:
+            if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop_at:
+                raise KeyboardInterrupt
+
+        if stop_at is not None:
+            with pytest.raises(KeyboardInterrupt):
+                teach(recipe, folder=run, watch=watch)
+        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
+
+    whole, resumed = weights(tmp_path / "a", None), weights(tmp_path / "b", 7)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
+
+
+def test_other_tokens_are_refused(tiny_model: Path) -> None:
+    from tokenizers import Tokenizer
+
+    ours = codec_of(tiny_model, None, name="student")
+    other = Tokenizer.from_str(ours.tokenizer.to_str())
+    other.add_tokens(["<new>"])
+    template = Template(ours.template.source, name="student")
+    require_same_tokens(Codec(other, template), ours)  # the teacher may know more
+    with pytest.raises(InputError, match=r"'<new>' is \d+ for the student and nothing for the teacher"):
+        require_same_tokens(ours, Codec(other, template))
+
+
+MISTAKES = {
+    "nobody scores": (["train.scored_by=null"], "the teacher does not run in this process"),
+    "unread scores": (["train.method={kind: sft}"], "'scored_by' gives soft targets"),
+    "beta of another": (["train.method={kind: logit_kd, beta: 0.3}"], "'beta' belongs to the divergence 'jsd'"),
+    "an unknown licence": (["train.scored_by.licence=whatever"], "train.scored_by.licence"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_with_soft_targets_is_one_sentence(
+    name: str, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, said = MISTAKES[name]
+    path = recipe_with_a_scorer(tmp_path, tiny_model)
+    words = ["train", str(path), "--run", str(tmp_path / "run"), *(w for o in overrides for w in ("--set", o))]
+    assert execute(words) in (2, 7)
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

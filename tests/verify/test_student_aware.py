@@ -1,0 +1,145 @@
+"""Selection that asks the student, and weights that say how hard a prompt is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from transformers import AutoModelForCausalLM
+
+from potstill.cli import execute
+from potstill.data_recipe import DataRecipe, load
+from potstill.engines.likelihood import mean_nats
+from potstill.errors import InputError
+from potstill.harvest import harvest, sift
+from potstill.lessons import student_nats
+from potstill.models.load import codec_of
+from potstill.models.student import first_layers
+from potstill.records import Finding, Message, Prompt, Sample
+from potstill.store.answers import read_conversations, read_weighted
+from potstill.verify.select import Judged, choose, weight_of
+from potstill.verify_recipe import Length, Select, Verification
+
+ANSWERS = ["good", "bad film nap", "zzyzx qqq", "the script gives them nothing", "a <|im_end|> b", ""]
+
+
+def recipe_in(folder: Path, model: Path, **select: Any) -> DataRecipe:
+    prompts = [f"say something {i}" for i in range(12)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"q": p}) + "\n" for p in prompts))
+    lines = [{"prompt": p, "answer": a} for p in prompts for a in ANSWERS]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    values = {
+        "name": "say",
+        "prompts": {"source": str(folder / "prompts.jsonl"), "licence": "mit", "columns": {"text": "q"}},
+        "teacher": {
+            "model": "canned",
+            "licence": "mit",
+            "engine": {"kind": "canned", "answers": str(folder / "answers.jsonl")},
+        },
+        "generate": {"n": 5},
+        "verify": {"checks": [{"kind": "length"}], "processes": 1},
+        "select": select,
+        "student": {"start": str(model), "licence": "mit", "layers": 2},
+    }
+    path = folder / "recipe.yaml"
+    with path.open("w") as file:
+        YAML().dump(values, file)
+    return load(path)
+
+
+def rows(run: Path, name: str) -> list[dict[str, Any]]:
+    return pq.read_table(run / "examples" / f"{name}.parquet").to_pylist()
+
+
+def test_the_least_surprising_answer_is_kept(tmp_path: Path, tiny_model: Path) -> None:
+    recipe, run = recipe_in(tmp_path, tiny_model, prefer="learnable"), tmp_path / "run"
+    harvest(recipe, folder=run)
+    sift(recipe, folder=run, student_nats=student_nats(recipe))
+    # an independent reference: the first two layers, one answer at a time, in double precision
+    model = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
+    codec = codec_of(tiny_model, None, name="student")
+    texts = {(r["prompt_id"], r["index"]): r["messages"] for r in rows(run, "answers")}
+
+    def reference(messages: list[dict[str, Any]]) -> float:
+        *asked, said = map(Message.from_dict, messages)
+        prefix, target = codec.prefix(asked), codec.turn(asked, said)
+        logp = torch.log_softmax(model(torch.tensor([[*prefix, *target]])).logits[0].double(), -1)
+        return -sum(logp[len(prefix) - 1 + i, token].item() for i, token in enumerate(target)) / len(target)
+
+    passed: dict[str, list[tuple[float, int]]] = {}
+    for verdict in rows(run, "verdicts"):
+        messages = texts[verdict["prompt_id"], verdict["index"]]
+        if verdict["reason"].startswith("length") or "<|im_end|>" in messages[-1]["content"]:
+            assert verdict["student_nats"] is None
+            continue
+        assert verdict["student_nats"] == pytest.approx(reference(messages), rel=1e-4)
+        passed.setdefault(verdict["prompt_id"], []).append((verdict["student_nats"], verdict["index"]))
+    best = {prompt: min(found) for prompt, found in passed.items()}
+    assert {r["prompt_id"]: (r["student_nats"], r["index"]) for r in rows(run, "selected")} == best
+    assert len(best) == 12 and len({index for _, index in best.values()}) > 1
+    first = (run / "examples" / "selected.parquet").read_bytes()
+    assert execute(["verify", str(tmp_path / "recipe.yaml"), "--run", str(run)]) == 0
+    assert (run / "examples" / "selected.parquet").read_bytes() == first
+
+
+def test_padding_changes_nothing(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    pairs = [((1, 5, 9), (7, 2)), (tuple(range(3, 60)), (8,)), ((4,), tuple(range(10, 40)))]
+    together = mean_nats(model, pairs)
+    assert together == pytest.approx([mean_nats(model, [pair])[0] for pair in pairs], rel=1e-5)
+    assert mean_nats(model, []) == []
+
+
+def test_without_a_student_nobody_can_be_asked(tmp_path: Path, tiny_model: Path) -> None:
+    recipe = recipe_in(tmp_path, tiny_model, prefer="learnable")
+    harvest(recipe, folder=tmp_path / "run")
+    with pytest.raises(InputError, match=r"hand down lessons\.student_nats"):
+        sift(recipe, folder=tmp_path / "run")
+    with pytest.raises(InputError, match="is the student's own opinion of the answers: add 'student'"):
+        load(tmp_path / "recipe.yaml", ["student=null"])
+    assert student_nats(load(tmp_path / "recipe.yaml", ["select.prefer=first"])) is None
+
+
+def test_weights_stand_in_every_row_and_come_back(tmp_path: Path, tiny_model: Path) -> None:
+    plain, run = recipe_in(tmp_path, tiny_model, keep=5), tmp_path / "run"
+    harvest(plain, folder=run)
+    sift(plain, folder=run)
+    selected = run / "examples" / "selected.parquet"
+    assert {weight for _, weight in read_weighted(selected)} == {1.0}
+    assert {weight for _, weight in read_weighted(run / "examples" / "answers.parquet")} == {1.0}
+    weighted = load(tmp_path / "recipe.yaml", ["select.weight=pass_rate"])
+    sift(weighted, folder=run)
+    passed: dict[str, int] = {}
+    for verdict in rows(run, "verdicts"):
+        passed[verdict["prompt_id"]] = passed.get(verdict["prompt_id"], 0) + (
+            not verdict["reason"].startswith("length")
+        )
+    expected = [2 * (1 - (passed[r["prompt_id"]] + 1) / 7) for r in rows(run, "selected")]
+    assert [weight for _, weight in read_weighted(selected)] == pytest.approx(expected)
+    assert [talk for talk, _ in read_weighted(selected)] == list(read_conversations(selected))
+    assert len(set(expected)) > 1
+
+
+@given(answers=st.integers(1, 64), data=st.data())
+def test_harder_prompts_weigh_more_and_none_weighs_nothing(answers: int, data: st.DataObject) -> None:
+    passed = data.draw(st.integers(1, answers))
+    assert 0 < weight_of(passed, answers) < weight_of(passed - 1, answers) < 2
+    assert weight_of(answers, 2 * answers) == pytest.approx(1.0)
+    group = [
+        Judged(
+            prompt=Prompt(id="p", split="train", messages=()),
+            sample=Sample(prompt_id="p", text="a", index=i),
+            findings=(Finding(opinion="passed" if i < passed else "failed", check="length@1"),),
+        )
+        for i in range(answers)
+    ]
+    checks = Verification(checks=(Length(kind="length"),))
+    settled, _ = choose(group, checks, Select(keep=answers, weight="pass_rate"), lambda _, __: "")
+    assert {one.weight for one in settled if one.kept} == {weight_of(passed, answers)}
