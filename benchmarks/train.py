@@ -1,9 +1,9 @@
 """The trainer beside TRL's: non-padding tokens a second, peak memory and the loss of the first step.
 
-`make bench-train` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; the texts are
-runs of movie reviews, their number log-normal, the first 40 % of each the prompt. Every contender is a process of its
-own that sees the same texts in the same batches of eight, at the same learning rate; the first step (compilation, page
-faults) is outside the clock. Peak memory is the process's resident set less what it was with the models loaded.
+`make bench-train` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; the texts
+are runs of movie reviews, their number log-normal, the first 40 % of each the prompt. Every contender is a process of
+its own that sees the same texts in the same batches of eight, at the same learning rate; the first step is outside the
+clock. Peak memory is the process's resident set less what it was with the models loaded.
 """
 
 from __future__ import annotations
