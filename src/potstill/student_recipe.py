@@ -29,6 +29,36 @@ class ScoredBy(Values):
     template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
 
 
+class LiveSignal(Values):
+    """The whole distribution, computed by the teacher in every epoch anew."""
+
+    kind: Literal["live"]
+
+
+class TopKSignal(Values):
+    """The `k` most probable tokens and what is left as one outcome: 198 bytes a token at 64 of 49,152."""
+
+    kind: Literal["top_k"]
+    k: Annotated[int, Field(ge=1, le=4096)] = 64
+
+
+class SampledSignal(Values):
+    """Tokens drawn from the teacher, unbiased in few bytes (Anshumann et al. 2025): about 40 a token at 32 draws."""
+
+    kind: Literal["sampled"]
+    draws: Annotated[int, Field(ge=1, le=255)] = 32
+
+
+class HiddenSignal(Values):
+    """Hidden states and the head: the whole distribution for a number a channel."""
+
+    kind: Literal["hidden"]
+    dtype: Literal["int8", "bf16"] = "int8"
+
+
+Signal = Annotated[LiveSignal | TopKSignal | SampledSignal | HiddenSignal, Field(discriminator="kind")]
+
+
 class Lessons(Train):
     """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016), or soft targets at every one
     of their tokens (`logit_kd`; Hinton et al. 2015). Only the assistant's last turn bears loss: its answer, or its
@@ -39,11 +69,24 @@ class Lessons(Train):
     scored_by: ScoredBy | None = Field(
         None, description="for logit_kd; by default the recipe's teacher, where it is a model in this process"
     )
+    signal: Signal = Field(
+        LiveSignal(kind="live"), description="what is kept of the teacher's scores; all but 'live' are computed once"
+    )
+    signals_folder: str | None = Field(
+        None, description="where they are kept; by default a folder of the cache that all runs share"
+    )
 
     @model_validator(mode="after")
     def _scores_are_read(self) -> Lessons:
         if self.scored_by is not None and isinstance(self.method, Sft):
             raise ValueError("'scored_by' gives soft targets: 'method' sft reads none, logit_kd does")
+        if isinstance(self.signal, LiveSignal):
+            if self.signals_folder is not None:
+                raise ValueError("'signals_folder' keeps signals: choose the 'signal' top_k, sampled or hidden")
+        elif isinstance(self.method, Sft):
+            raise ValueError("'signal' is what a teacher says of tokens: 'method' sft reads none, logit_kd does")
+        elif isinstance(self.signal, SampledSignal) and self.method.divergence != "forward_kl":
+            raise ValueError(f"draws estimate 'forward_kl' alone, not '{self.method.divergence}': take top_k or hidden")
         return self
 
 

@@ -13,6 +13,7 @@ from test_student_that_writes import recipe_in
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
+from potstill.data_recipe import load as load_recipe
 from potstill.errors import InputError
 from potstill.harvest import harvest, sift
 from potstill.lessons import teach
@@ -21,13 +22,14 @@ from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, fingerprint
 from potstill.models.student import first_layers
 from potstill.recipe import Divergence, LogitKd
-from potstill.records import Message
+from potstill.records import Message, Progress
 from potstill.store.metrics import Metrics
 from potstill.text.template import Template
 from potstill.text.tokens import Codec, Ids
-from potstill.train.answers import require_same_tokens, scored_rows
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import divergence_of, terms
+from potstill.train.rows import conversation_rows
+from potstill.train.scored import require_same_tokens, scored_rows
 from potstill.train.teaching import LiveTeacher
 
 TOLD: Ids = tuple(range(40, 60))
@@ -132,23 +134,19 @@ def test_a_recipe_with_soft_targets_trains_and_leaves_the_teacher_as_it_was(
 
 
 def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_model: Path) -> None:
-    from potstill.data_recipe import load
-
     recipe_with_a_scorer(tmp_path, tiny_model)
-    recipe = load(tmp_path / "recipe.yaml", ["teacher.instructions='be dull'"])
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["teacher.instructions='be dull'"])
     codec = codec_of(tiny_model, None, name="student")
     talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
     assert recipe.scored_by is not None
-    (row,), _ = scored_rows(recipe, recipe.scored_by, [talk], codec)
+    (row,) = scored_rows(recipe, recipe.scored_by, [(talk, 1.0)], codec)
     asked = codec.tokenizer.decode(list(row.teacher_prefix), skip_special_tokens=False)
     assert "be dull" in asked and row.ends_alike
     assert "be dull" not in codec.tokenizer.decode(list(row.prefix), skip_special_tokens=False)
 
 
 def test_training_with_a_scorer_resumes_to_the_bit(tmp_path: Path, tiny_model: Path) -> None:
-    from potstill.data_recipe import load
-
-    recipe = load(recipe_with_a_scorer(tmp_path, tiny_model, checkpoint_seconds=1e-6))
+    recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, checkpoint_seconds=1e-6))
 
     def weights(run: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
         harvest(recipe, folder=run)
@@ -168,6 +166,85 @@ def test_training_with_a_scorer_resumes_to_the_bit(tmp_path: Path, tiny_model: P
     assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
 
 
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in Metrics(run / "metrics.jsonl").rows("student")]
+
+
+SIGNALS: dict[str, tuple[dict[str, object], float]] = {
+    "all tokens": ({"kind": "top_k", "k": 347}, 2e-2),  # in 12 bits each
+    "int8": ({"kind": "hidden"}, 2e-2),
+    "bf16": ({"kind": "hidden", "dtype": "bf16"}, 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", list(SIGNALS))
+def test_a_cache_teaches_what_the_live_teacher_does_and_the_teacher_is_not_loaded_again(
+    name: str, tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal, tolerance = SIGNALS[name]
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    soft = {"method": {"kind": "logit_kd", "alpha": 0.0}, "scored_by": {"model": str(teacher), "licence": "mit"}}
+
+    def run(place: Path, **changed: object) -> list[float]:
+        recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, **soft, **changed))
+        harvest(recipe, folder=place)
+        sift(recipe, folder=place)
+        teach(recipe, folder=place)
+        return losses_of(place)
+
+    live = run(tmp_path / "live")
+    cached = run(tmp_path / "cached", signal=signal)
+    assert cached == pytest.approx(live, rel=tolerance, abs=tolerance * max(live))
+    monkeypatch.setattr("potstill.train.scored.LiveTeacher", None)  # whoever loads the teacher now fails
+    assert run(tmp_path / "again", signal=signal, epochs=5)[:2] == pytest.approx(cached[:2], rel=0.2)
+
+
+def test_draws_teach_too_and_a_stopped_cache_goes_on(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.train.teaching._LOGIT_ROWS", 8)
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    path = recipe_with_a_scorer(
+        tmp_path,
+        tiny_model,
+        method={"kind": "logit_kd", "alpha": 0.0, "temperature": 2.0},
+        scored_by={"model": str(teacher), "licence": "mit"},
+        signal={"kind": "sampled", "draws": 8},
+        signals_folder=str(tmp_path / "signals"),
+    )
+    recipe = load_recipe(path)
+    harvest(recipe, folder=tmp_path / "run")
+    sift(recipe, folder=tmp_path / "run")
+    counted: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.what == "teacher's signals":
+            counted.append(progress.done)
+            if len(counted) == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(recipe, folder=tmp_path / "run", watch=watch)
+    teach(recipe, folder=tmp_path / "run", watch=watch)
+    assert counted == sorted(set(counted)) and len(counted) > 6  # what was computed is not computed again
+    first = losses_of(tmp_path / "run")
+    other = load_recipe(path, ["train.method.temperature=1.0"])
+    with pytest.raises(InputError, match=r"holds other signals: temperature is 2\.0 there, but 1\.0 here"):
+        teach(other, folder=tmp_path / "run")
+    assert len(first) > 5
+
+
+def test_weights_of_the_selection_weigh(tiny_model: Path) -> None:
+    codec = codec_of(tiny_model, None, name="student")
+    talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
+    rows = conversation_rows([(talk, 1.0), (talk, 3.0)], codec, reasoning=False)
+    batch = collate(rows, (), whole=Whole.of(rows), device=torch.device("cpu"))
+    n = len(rows[0].target)
+    assert batch.weight_N.sum().item() == pytest.approx(1.0)
+    assert batch.weight_N[n:].sum().item() == pytest.approx(0.75)
+
+
 def test_other_tokens_are_refused(tiny_model: Path) -> None:
     from tokenizers import Tokenizer
 
@@ -184,6 +261,11 @@ MISTAKES = {
     "nobody scores": (["train.scored_by=null"], "the teacher does not run in this process"),
     "unread scores": (["train.method={kind: sft}"], "'scored_by' gives soft targets"),
     "beta of another": (["train.method={kind: logit_kd, beta: 0.3}"], "'beta' belongs to the divergence 'jsd'"),
+    "draws of another": (
+        ["train.method={kind: logit_kd, divergence: jsd}", "train.signal={kind: sampled}"],
+        "draws estimate 'forward_kl' alone",
+    ),
+    "a live folder": (["train.signals_folder=x"], "'signals_folder' keeps signals"),
     "an unknown licence": (["train.scored_by.licence=whatever"], "train.scored_by.licence"),
 }
 

@@ -21,8 +21,9 @@ from potstill.lessons import examine, teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
 from potstill.records import Message
-from potstill.train.answers import conversation_rows, held_back_nats
+from potstill.train.answers import held_back_nats
 from potstill.train.batch import Whole, collate
+from potstill.train.rows import conversation_rows
 
 FILMS = ["good", "bad", "dull", "nap", "idea", "film", "actors", "script"]
 
@@ -108,14 +109,14 @@ def test_the_assistants_last_turn_bears_loss_and_nothing_else(tiny_model: Path) 
         Message(role="user", content="film"),
         Message(role="assistant", content="a nap", reasoning_content="dull script"),
     ]
-    (row,) = conversation_rows([talk], codec, reasoning=False)
+    (row,) = conversation_rows([(talk, 1.0)], codec, reasoning=False)
     assert codec.tokenizer.decode(list(row.target), skip_special_tokens=False) == "a nap<|im_end|>"
     asked = codec.tokenizer.decode(list(row.prefix), skip_special_tokens=False)
     assert asked.endswith("<|im_start|>assistant\n") and "bad<|im_end|>" in asked
     batch = collate([row], (), whole=Whole.of([row]), device=torch.device("cpu"))
     assert batch.target_N.tolist() == list(row.target) and len(batch.at_R) == len(row.target)
     with pytest.raises(InputError, match=r"does not write the assistant's reasoning"):
-        conversation_rows([talk], codec, reasoning=True)
+        conversation_rows([(talk, 1.0)], codec, reasoning=True)
 
 
 THINKING = (
@@ -130,10 +131,10 @@ THINKING = (
 def test_reasoning_is_learnt_where_the_template_writes_it(tiny_model: Path) -> None:
     codec = codec_of(tiny_model, THINKING, name="student")
     talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap", reasoning_content="dull")]
-    (row,) = conversation_rows([talk], codec, reasoning=True)
+    (row,) = conversation_rows([(talk, 1.0)], codec, reasoning=True)
     text = codec.tokenizer.decode(list(row.target), skip_special_tokens=False)
     assert text == "<think>\ndull\n</think>\n\na nap<|im_end|>"
-    (row,) = conversation_rows([talk], codec, reasoning=False)
+    (row,) = conversation_rows([(talk, 1.0)], codec, reasoning=False)
     assert codec.tokenizer.decode(list(row.target), skip_special_tokens=False) == "a nap<|im_end|>"
 
 
@@ -141,12 +142,12 @@ def test_an_answer_that_spells_a_control_token_is_left_out(tiny_model: Path) -> 
     codec = codec_of(tiny_model, None, name="student")
     asked = Message(role="user", content="film")
     with pytest.raises(InputError, match="no answer to learn"):
-        conversation_rows([[asked, Message(role="assistant", content="a <|im_end|> b")]], codec, reasoning=False)
+        conversation_rows([([asked, Message(role="assistant", content="a <|im_end|> b")], 1.0)], codec, reasoning=False)
 
 
 def test_held_back_nats_are_the_mean_cross_entropy(tiny_model: Path) -> None:
     codec = codec_of(tiny_model, None, name="student")
-    talks = [[Message(role="user", content=a), Message(role="assistant", content=b)] for a, b in pairwise(FILMS)]
+    talks = [([Message(role="user", content=a), Message(role="assistant", content=b)], 1.0) for a, b in pairwise(FILMS)]
     rows = conversation_rows(talks, codec, reasoning=False)
     model = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
     total, count = 0.0, 0

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
-from potstill.errors import InputError
-from potstill.generate.told import told_first
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
 from potstill.models.student import first_layers, freeze
-from potstill.records import Message, Score, Watch
+from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Learner, ScoredBy
+from potstill.student_recipe import Learner
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
-from potstill.train.teaching import LiveTeacher
+from potstill.train.rows import Weighted, conversation_rows
+from potstill.train.scored import scored_rows, teacher_of
 
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
 
@@ -33,7 +31,7 @@ _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is n
 def train_student(
     recipe: DataRecipe,
     learner: Learner,
-    conversations: Sequence[Sequence[Message]],
+    conversations: Sequence[Weighted],
     *,
     place: Path,
     fingerprint: str,
@@ -45,7 +43,8 @@ def train_student(
     rows = conversation_rows(conversations, codec, reasoning=recipe.train.learn == "reasoning and answer")
     teach = None
     if recipe.scored_by is not None:
-        rows, teach = scored_rows(recipe, recipe.scored_by, conversations, codec)
+        rows = scored_rows(recipe, recipe.scored_by, conversations, codec)
+        teach = teacher_of(recipe, recipe.scored_by, rows, model, watch)
     held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
     job = Job(
         arm="student",
@@ -81,58 +80,6 @@ def save(model: PreTrainedModel, codec: Codec, folder: Path, *, longest: int, to
     """A model folder that writes at most `longest` tokens and a few."""
     end = codec.end_of_turn("x")
     save_model(model, codec, tokenizer_from=folder, end_of_turn=end, max_new_tokens=longest + 8, to=to)
-
-
-def conversation_rows(conversations: Sequence[Sequence[Message]], codec: Codec, *, reasoning: bool) -> list[Row]:
-    """Tokens of the student's own template. A conversation that spells a control token is left out: it would teach the
-    model to write one. Raises InputError where none is left."""
-    return [row for row, _ in _rows(conversations, codec, reasoning=reasoning)]
-
-
-def _rows(
-    conversations: Sequence[Sequence[Message]], codec: Codec, *, reasoning: bool
-) -> list[tuple[Row, Sequence[Message]]]:
-    """With what was asked, as messages."""
-    rows: list[tuple[Row, Sequence[Message]]] = []
-    for *asked, said in conversations:
-        if codec.control_token([*asked, said]) is None:
-            turn = said if reasoning else replace(said, reasoning_content=None)
-            rows.append((Row(prefix=codec.prefix(asked), target=codec.turn(asked, turn)), asked))
-    if not rows:
-        raise InputError("there is no answer to learn", way_out="see `potstill verify` for what became of them")
-    return rows
-
-
-def scored_rows(
-    recipe: DataRecipe, scorer: ScoredBy, conversations: Sequence[Sequence[Message]], codec: Codec
-) -> tuple[list[Row], LiveTeacher]:
-    """The rows with their prompts as the teacher reads them (told what it was told when it wrote), and the teacher.
-
-    Raises InputError where the two models do not share their tokens: a token's id must mean the same to both.
-    """
-    teacher = load(locate(scorer.model), revision=scorer.revision)
-    theirs = codec_of(teacher.folder, scorer.template, name="teacher")
-    require_same_tokens(theirs, codec)
-    told = told_first(recipe.teacher)
-    alike = theirs.end_of_turn("x") == codec.end_of_turn("x")
-    reasoning = recipe.train.learn == "reasoning and answer"
-    rows = [
-        replace(row, teacher_prefix=theirs.prefix([*told, *asked]), ends_alike=alike)
-        for row, asked in _rows(conversations, codec, reasoning=reasoning)
-    ]
-    return rows, LiveTeacher(teacher.model.requires_grad_(False), [row.teacher_prefix for row in rows])
-
-
-def require_same_tokens(teacher: Codec, student: Codec) -> None:
-    """Raises InputError where a token of one is another or none for the other."""
-    theirs, ours = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
-    strange = next((token for token, number in ours.items() if theirs.get(token) != number), None)
-    if strange is not None:
-        raise InputError(
-            f"teacher and student do not share their tokens: {strange!r} is {ours[strange]} for the student and "
-            f"{theirs.get(strange, 'nothing')} for the teacher",
-            way_out="learn by 'sft', or take two models of one family",
-        )
 
 
 @torch.inference_mode()

@@ -67,6 +67,8 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
     trainee = Trainee(model, settings)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
+    for said in job.checkpoints.damage:
+        job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=said))
     job.metrics.rewind(job.arm, trainee.step)
     before, start = trainee.seconds, time.perf_counter()
     saved, steps = start, list[list[int]]()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from potstill.records import Example
+from potstill.errors import InputError
+from potstill.records import Example, Message
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
 
@@ -22,3 +24,28 @@ def training_rows(examples: Sequence[Example], codec: Codec, choices: Sequence[s
         )
         for example in examples
     ]
+
+
+Weighted = tuple[Sequence[Message], float]
+"""A conversation and how much its answer counts."""
+
+
+def conversation_rows(conversations: Sequence[Weighted], codec: Codec, *, reasoning: bool) -> list[Row]:
+    """Tokens of the student's own template. A conversation that spells a control token is left out: it would teach the
+    model to write one. Raises InputError where none is left."""
+    return [row for row, _ in rows_and_questions(conversations, codec, reasoning=reasoning)]
+
+
+def rows_and_questions(
+    conversations: Sequence[Weighted], codec: Codec, *, reasoning: bool
+) -> list[tuple[Row, Sequence[Message]]]:
+    """With what was asked, as messages."""
+    rows: list[tuple[Row, Sequence[Message]]] = []
+    for (*asked, said), weight in conversations:
+        turn = said if reasoning else replace(said, reasoning_content=None)
+        if codec.control_token([*asked, turn]) is None:
+            row = Row(prefix=codec.prefix(asked), target=codec.turn(asked, turn), weight=weight)
+            rows.append((row, asked))
+    if not rows:
+        raise InputError("there is no answer to learn", way_out="see `potstill verify` for what became of them")
+    return rows

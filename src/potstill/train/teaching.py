@@ -1,11 +1,13 @@
-"""A teacher that scores what the student learns, token by token, while it is learnt.
+"""A teacher that scores what the student learns, token by token: while it is learnt, or once for all runs.
 
 Dimension key: N scored tokens, D width, V vocabulary, B sequences, L tokens of the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.engines.local import KeptPrefix, plan_batches, shared_prefix
-from potstill.losses import Hidden, Signal
+from potstill.losses import Hidden, Sampled, Signal, TopK
 from potstill.models.documents import Documents
-from potstill.models.forward import cached_rows, hidden_rows, logit_terms
+from potstill.models.forward import cached_rows, head_logits, hidden_rows, logit_terms
+from potstill.records import Progress, Watch
+from potstill.store.draws import draw
+from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
+from potstill.store.signals import Identity, SignalsCache, key_of
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 
@@ -24,6 +30,7 @@ Teach = Callable[[Sequence[Row]], Signal]
 
 _WORTH_KEEPING = 16  # tokens of a shared prefix
 _BATCH_TOKENS = 8192
+_LOGIT_ROWS = 512  # rows of logits at once, while signals are computed for a cache
 
 
 class LiveTeacher:
@@ -41,6 +48,10 @@ class LiveTeacher:
         head: Any = self._model.get_output_embeddings()
         scale, softcap = logit_terms(self._model)
         return Hidden(hidden_ND, head.weight, bias_V=head.bias, logit_scale=scale, softcap=softcap)
+
+    def logits(self, rows: Sequence[Row], vocabulary: int) -> Tensor:
+        """fp32 logits (N, vocabulary) of the same tokens."""
+        return head_logits(self._model, self(rows).hidden_ND)[:, :vocabulary]
 
     def _packed(self, rows: Sequence[Row]) -> Tensor:
         documents = Documents.of([(*row.teacher_prefix, *row.target[:-1]) for row in rows], self._model.device)
@@ -72,3 +83,65 @@ class LiveTeacher:
             for i, part_D in zip(batch, made_RD.split(scored), strict=True):
                 found[i] = part_D
         return torch.cat(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Signals on disk: where, of what, in which form. `load` brings the teacher; with nothing to compute it is never
+    called."""
+
+    folder: Path
+    identity: Identity
+    form: Form
+    load: Callable[[], LiveTeacher]
+
+
+def from_cache(kept: Kept, rows: Sequence[Row], watch: Watch) -> Teach:
+    """What a cache says of the rows, after what it lacks was computed. It goes on where a stopped run left it."""
+    keys = {key_of(row.teacher_prefix, row.target): row for row in rows}
+    with SignalsCache.open(kept.folder, kept.identity, kept.form) as cache:
+        missing = [keys[key] for key in cache.missing(list(keys))]
+        teacher = kept.load() if missing else None
+        done = len(keys) - len(missing)
+        for some in _some_at_once(missing):
+            assert teacher is not None
+            for row, signal in zip(some, _forms(teacher, some, kept), strict=True):
+                cache.append(key_of(row.teacher_prefix, row.target), signal)
+            done += len(some)
+            watch(Progress(stage="train", what="teacher's signals", done=done, total=len(keys)))
+        for said in cache.damage:
+            watch(Progress(stage="train", what="teacher's signals", done=done, total=len(keys), note=said))
+    reading = SignalsCache.open(kept.folder, kept.identity, kept.form)
+    return lambda asked: reading.read([key_of(row.teacher_prefix, row.target) for row in asked])
+
+
+def _some_at_once(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """A few rows at a time: what a form makes of them has the width of the vocabulary."""
+    some, tokens = list[Row](), 0
+    for row in rows:
+        if some and tokens + row.scored > _LOGIT_ROWS:
+            yield some
+            some, tokens = [], 0
+        some.append(row)
+        tokens += row.scored
+    if some:
+        yield some
+
+
+def _forms(teacher: LiveTeacher, rows: Sequence[Row], kept: Kept) -> Iterator[Hidden | TopK | Sampled]:
+    """The rows' signals as the cache keeps them."""
+    sizes, temperature = [row.scored for row in rows], kept.identity.temperature
+    if isinstance(kept.form, HiddenForm):
+        whole = teacher(rows)
+        yield from (replace(whole, hidden_ND=part_ND) for part_ND in whole.hidden_ND.split(sizes))
+        return
+    logits_NV = teacher.logits(rows, kept.identity.vocabulary)
+    for row, part_NV in zip(rows, logits_NV.split(sizes), strict=True):
+        match kept.form:
+            case TopKForm(k):
+                top = torch.log_softmax(part_NV / temperature, dim=-1).topk(k, dim=-1)
+                lse_N = part_NV.logsumexp(-1) if temperature == 1 else None
+                yield TopK(top.indices, top.values, lse_N, temperature)
+            case SampledForm(draws):
+                key = key_of(row.teacher_prefix, row.target)
+                yield draw(part_NV, draws=draws, temperature=temperature, key=key)

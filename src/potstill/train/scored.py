@@ -1,0 +1,108 @@
+"""Who gives the soft targets of whole answers: rows as the teacher reads them; the teacher itself, or a cache of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from potstill.data_recipe import DataRecipe
+from potstill.errors import InputError
+from potstill.generate.told import told_first
+from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load
+from potstill.models.locate import Located, cache_folder, facts, locate
+from potstill.recipe import Sft
+from potstill.records import Watch
+from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
+from potstill.store.signals import Identity
+from potstill.student_recipe import HiddenSignal, LiveSignal, SampledSignal, ScoredBy, Signal, TopKSignal
+from potstill.text.tokens import Codec
+from potstill.train.batch import Row
+from potstill.train.rows import Weighted, rows_and_questions
+from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
+
+
+def scored_rows(recipe: DataRecipe, scorer: ScoredBy, conversations: Sequence[Weighted], codec: Codec) -> list[Row]:
+    """The rows with their prompts as the teacher reads them: told what it was told when it wrote.
+
+    Raises InputError where the two models do not share their tokens: a token's id must mean the same to both.
+    """
+    theirs = codec_of(folder_of(locate(scorer.model), revision=scorer.revision), scorer.template, name="teacher")
+    require_same_tokens(theirs, codec)
+    told = told_first(recipe.teacher)
+    alike = theirs.end_of_turn("x") == codec.end_of_turn("x")
+    reasoning = recipe.train.learn == "reasoning and answer"
+    return [
+        replace(row, teacher_prefix=theirs.prefix([*told, *asked]), ends_alike=alike)
+        for row, asked in rows_and_questions(conversations, codec, reasoning=reasoning)
+    ]
+
+
+def teacher_of(
+    recipe: DataRecipe, scorer: ScoredBy, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
+) -> Teach:
+    """The teacher itself, or what a cache has of it; what the cache lacks is computed first."""
+
+    def live() -> LiveTeacher:
+        model = load(locate(scorer.model), revision=scorer.revision).model.requires_grad_(False)
+        return LiveTeacher(model, [row.teacher_prefix for row in rows])
+
+    form = _form(recipe.train.signal)
+    if form is None:
+        return live()
+    identity = _identity(recipe, scorer, form, _outcomes(student, scorer))
+    named = hashlib.sha256(repr((identity, form)).encode()).hexdigest()[:16]
+    chosen = recipe.train.signals_folder
+    folder = cache_folder() / "signals" / named if chosen is None else Path(chosen)
+    return from_cache(Kept(folder=folder, identity=identity, form=form, load=live), rows, watch)
+
+
+def _form(signal: Signal) -> Form | None:
+    match signal:
+        case TopKSignal(k=k):
+            return TopKForm(k)
+        case SampledSignal(draws=draws):
+            return SampledForm(draws)
+        case HiddenSignal(dtype=dtype):
+            return HiddenForm(dtype)
+        case LiveSignal():
+            return None
+
+
+def _identity(recipe: DataRecipe, scorer: ScoredBy, form: Form, vocabulary: int) -> Identity:
+    folder = folder_of(locate(scorer.model), revision=scorer.revision)
+    codec = codec_of(folder, scorer.template, name="teacher")
+    method = recipe.train.method
+    return Identity(
+        teacher=fingerprint(folder),
+        revision=scorer.revision or "",
+        tokenizer=hashlib.sha256(codec.tokenizer.to_str().encode()).hexdigest(),
+        template=hashlib.sha256(codec.template.source.encode()).hexdigest(),
+        vocabulary=vocabulary,
+        dtype=str(compute_dtype()).removeprefix("torch."),
+        temperature=1.0 if isinstance(form, HiddenForm) or isinstance(method, Sft) else method.temperature,
+    )
+
+
+def _outcomes(student: PreTrainedModel, scorer: ScoredBy) -> int:
+    """How many tokens both heads have: what one has beyond the other is padding."""
+    folder = folder_of(locate(scorer.model), revision=scorer.revision)
+    theirs = facts(Located(scorer.model, "folder", folder))
+    ours: Any = student.get_output_embeddings()
+    return min(len(ours.weight), theirs.vocabulary if theirs else len(ours.weight))
+
+
+def require_same_tokens(teacher: Codec, student: Codec) -> None:
+    """Raises InputError where a token of one is another or none for the other."""
+    theirs, ours = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
+    strange = next((token for token, number in ours.items() if theirs.get(token) != number), None)
+    if strange is not None:
+        raise InputError(
+            f"teacher and student do not share their tokens: {strange!r} is {ours[strange]} for the student and "
+            f"{theirs.get(strange, 'nothing')} for the teacher",
+            way_out="learn by 'sft', or take two models of one family",
+        )
