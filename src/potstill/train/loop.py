@@ -109,6 +109,7 @@ def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Lo
     observe = trainee.step % _OBSERVED == 0
     sums: Counter[str] = Counter()
     model.train()
+    torch.manual_seed(1_000_003 * job.seed + trainee.step)  # what drops out is the same after a restart
     for part in passes(rows, job.settings.pass_tokens):
         batch = collate(part, job.choices, whole=whole, device=model.device)
         signal = None if job.teach is None else job.teach(part)
