@@ -29,8 +29,8 @@ class Ranked(Values):
 def _each_once(layers: tuple[int, ...]) -> tuple[int, ...]:
     if not layers:
         raise ValueError("an empty list leaves no layer: name some, or give null for all")
-    if twice := next((layer for layer in layers if layers.count(layer) > 1), None):
-        raise ValueError(f"layer {twice} stands there twice")
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        raise ValueError(f"layer {twice[0]} stands there twice")
     return layers
 
 

@@ -26,11 +26,13 @@ def adapt(model: PreTrainedModel, lora: Lora, *, seed: int) -> LoraModel:
     is a pure function of `seed`. Raises InputError where the model has no such targets."""
     from peft import LoraConfig, LoraModel  # the extra `lora`
 
+    targets = _targets(model, lora.targets)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
-        target_modules=_targets(model, lora.targets),
+        target_modules=targets,
+        fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),  # its weight is transposed
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
