@@ -25,7 +25,8 @@ from potstill.store.files import write_atomic
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner, spoken_layers
 from potstill.text.tokens import Ids
-from potstill.train.answers import Untaught, save, train_student, untaught
+from potstill.train.answers import train_student
+from potstill.train.untaught import Untaught, save, untaught
 from potstill.verify.answers import Nats
 from potstill.verify_recipe import Select
 

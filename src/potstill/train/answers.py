@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,25 +12,23 @@ from transformers import PreTrainedModel
 from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.generate.told import told_first
-from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.models.lora import adapt, merged
-from potstill.models.save import save_model
-from potstill.models.student import choose_layers, freeze, take_layers
+from potstill.models.student import freeze
 from potstill.records import Message, Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Learner, ScoredBy
+from potstill.student_recipe import ScoredBy
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
 from potstill.train.teaching import LiveTeacher
+from potstill.train.untaught import Untaught, save
 
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
-_SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
 
 
 def train_student(
@@ -70,54 +68,6 @@ def train_student(
     save(start, longest=max(len(row.target) for row in rows), to=place / "model")
     job.checkpoints.clear()
     return fitted
-
-
-@dataclass(frozen=True, slots=True)
-class Untaught:
-    """The student before its first step, what it reads and writes, the folder its tokenizer comes from, and which
-    `layers` of its start it has, `of` so many."""
-
-    learner: Learner
-    model: PreTrainedModel
-    codec: Codec
-    folder: Path
-    layers: tuple[int, ...]
-    of: int
-
-
-def untaught(
-    learner: Learner, sample: Sequence[Sequence[Message]] = (), *, layers: Sequence[int] | None = None
-) -> Untaught:
-    """With the given layers, or those that the recipe asks for: ranked ones by the `sample` of conversations."""
-    start = load(locate(learner.start), revision=learner.revision, dtype=torch.float32)
-    codec = codec_of(start.folder, learner.template, name="student")
-    wanted = learner.layers if layers is None else tuple(layers)
-    documents = _sample_text(sample, codec, start.model.device)
-    chosen = choose_layers(start.model, wanted, documents)
-    if learner.freeze_layers >= len(chosen):
-        raise InputError(
-            f"student.freeze_layers is {learner.freeze_layers}, but the student has {len(chosen)} layers",
-            way_out="leave some to learn",
-        )
-    of = start.model.config.num_hidden_layers
-    return Untaught(learner, take_layers(start.model, chosen), codec, start.folder, chosen, of)
-
-
-def _sample_text(
-    conversations: Sequence[Sequence[Message]], codec: Codec, device: torch.device
-) -> Generator[Documents]:
-    rows = conversation_rows(conversations[:_SAMPLE], codec, reasoning=False)
-    for begin in range(0, len(rows), 8):
-        texts = [(*row.prefix, *row.target)[:_SAMPLE_TOKENS] for row in rows[begin : begin + 8]]
-        yield Documents.of(texts, device)
-
-
-def save(start: Untaught, *, longest: int, to: Path) -> None:
-    """A model folder that writes at most `longest` tokens and a few."""
-    end = start.codec.end_of_turn("x")
-    save_model(
-        start.model, start.codec, tokenizer_from=start.folder, end_of_turn=end, max_new_tokens=longest + 8, to=to
-    )
 
 
 def conversation_rows(conversations: Sequence[Sequence[Message]], codec: Codec, *, reasoning: bool) -> list[Row]:
