@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 from potstill import recipe as recipes
 from potstill.prompt_file import PromptFile
 from potstill.recipe import Sft
-from potstill.student_recipe import Exam, Learner, Lessons, ScoredBy
+from potstill.student_recipe import Exam, Learner, Lessons, Ranked, ScoredBy
 from potstill.teacher_recipe import Batches, Gguf, Local, Server, Writer
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
 from potstill.verify_recipe import Select, Verification
@@ -167,6 +167,11 @@ class DataRecipe(Values):
             raise ValueError("'rescue' asks again where no answer passed the checks: add 'verify' with its checks")
         if self.student is None and self.select.prefer == "learnable":
             raise ValueError("'select.prefer: learnable' is the student's own opinion of the answers: add 'student'")
+        if self.student is not None and self.select.prefer == "learnable" and isinstance(self.student.layers, Ranked):
+            raise ValueError(
+                "'select.prefer: learnable' asks the student which answers to keep, and ranked 'student.layers' ask "
+                "those which layers it has: list the layers, or take them spaced"
+            )
         if self.student is None and self.evaluate is not None:
             raise ValueError("'evaluate' examines a student: add 'student'")
         return self

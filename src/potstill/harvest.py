@@ -29,9 +29,11 @@ from potstill.records import Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
+from potstill.student_recipe import Learner
 from potstill.teacher_recipe import Batches, Canned, Server
 from potstill.text.template import Template
 from potstill.verify.answers import Handed, Nats, Verified, require_checks, verify_answers
+from potstill.verify.programs import require_package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +92,26 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     require_checks(recipe)
     require_judges(recipe)
     if (learner := recipe.student) is not None:
-        check_layers(facts(locate(learner.start)), learner.layers, key="student.layers")
-        if learner.template is not None:
-            Template(learner.template, name="student")
+        check_learner(learner)
     if (exam := recipe.evaluate) is not None and next(stream_prompts(exam.prompts, Counter()), None) is None:
         raise InputError(f"evaluate.prompts: {described(exam.prompts)} holds no prompts", way_out="give some")
     return policies
+
+
+def check_learner(learner: Learner) -> None:
+    """What the headers of its start, its template and the installed packages tell. Raises a PotstillError."""
+    start = facts(locate(learner.start))
+    listed = learner.layers if isinstance(learner.layers, tuple) else None
+    check_layers(start, listed or learner.taken or 1, key="student.layers")
+    if start is not None and learner.freeze_layers >= start.layers:
+        raise InputError(
+            f"student.freeze_layers is {learner.freeze_layers}, but the model it starts from has {start.layers} layers",
+            way_out="leave some to learn",
+        )
+    if learner.template is not None:
+        Template(learner.template, name="student")
+    if learner.lora is not None:
+        require_package("peft", "lora", what="'student.lora'")
 
 
 def check_rescue(recipe: DataRecipe) -> None:

@@ -23,10 +23,11 @@ from potstill.records import Message, Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.answers import read_weighted
 from potstill.store.files import write_atomic
 from potstill.store.run import open_data_run
-from potstill.student_recipe import Exam, Learner
+from potstill.student_recipe import Exam, Learner, spoken_layers
 from potstill.teacher_recipe import Local, Writer
 from potstill.text.tokens import Ids
-from potstill.train.answers import save, train_student, untaught
+from potstill.train.answers import train_student
+from potstill.train.untaught import Untaught, save, untaught
 from potstill.verify.answers import Nats
 from potstill.verify_recipe import Select
 
@@ -46,9 +47,11 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
         conversations = list(read_weighted(kept))
-        fitted = train_student(recipe, learner, conversations, place=place, fingerprint=fingerprint, watch=watch)
-        write_atomic(place / "model" / "README.md", _model_card(recipe, learner, len(conversations)))
-        done = {"fingerprint": fingerprint, "answers": len(conversations), **asdict(fitted)}
+        start = untaught(learner, [talk for talk, _ in conversations])
+        fitted = train_student(recipe, start, conversations, place=place, fingerprint=fingerprint, watch=watch)
+        write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations)))
+        answers, layers = len(conversations), list(start.layers)
+        done = {"fingerprint": fingerprint, "answers": answers, "layers": layers, **asdict(fitted)}
         write_atomic(place / "student.json", json.dumps(done, indent=1))
     return place / "model"
 
@@ -59,8 +62,9 @@ def student_nats(recipe: DataRecipe) -> Nats | None:
     does not ask for it."""
     if recipe.select.prefer != "learnable":
         return None
-    blank, codec, _ = untaught(_learner(recipe))
-    model, reasoning = blank.to(device()), recipe.train.learn == "reasoning and answer"  # pyright: ignore[reportArgumentType]
+    start = untaught(_learner(recipe))
+    model, codec = start.model.to(device()), start.codec  # pyright: ignore[reportArgumentType]
+    reasoning = recipe.train.learn == "reasoning and answer"
 
     def nats(answers: Sequence[tuple[Prompt, Sample]]) -> list[float | None]:
         found: list[float | None] = [None] * len(answers)
@@ -137,20 +141,24 @@ def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> D
 
 
 def _base(learner: Learner, place: Path) -> tuple[Path, str]:
-    """The folder of the student before its first step, made where it is missing, and its mark."""
-    mark = hashlib.sha256(learner.model_dump_json().encode()).hexdigest()[:16]
+    """The folder of the student before its first step, made where it is missing, and its mark. It has the layers that
+    the student in the run folder has."""
+    layers = json.loads((place / "student.json").read_text(encoding="utf-8")).get("layers")
+    made_of = learner.model_dump_json(exclude={"lora"}) + json.dumps(layers)
+    mark = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     model = place / "controls" / f"base-{mark}" / "model"
     if not model.is_dir():
-        blank, codec, folder = untaught(learner)
-        save(blank, codec, folder, longest=1, to=model)
+        save(untaught(learner, layers=layers), longest=1, to=model)
     return model, mark
 
 
-def _model_card(recipe: DataRecipe, learner: Learner, answers: int) -> str:
+def _model_card(recipe: DataRecipe, start: Untaught, answers: int) -> str:
+    learner = start.learner
+    how = f"fine-tuned by LoRA of rank {learner.lora.rank}" if learner.lora else "fine-tuned"
     lines: Sequence[str] = (
         f"# {recipe.name}",
         "",
-        f"The first {learner.layers} layers of {learner.start}, fine-tuned on {answers:,} answers that "
+        f"Made of {spoken_layers(start.layers, start.of)} of {learner.start}, {how} on {answers:,} answers that "
         f"{recipe.teacher.model} wrote and checks kept. Scores: `scores.json` of the run.",
         "",
         f"Licences: {recipe.licences}, {learner.licence} (student's start).",

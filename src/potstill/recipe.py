@@ -440,7 +440,7 @@ def _without_tags(keys: Iterable[str], kind: type[BaseModel]) -> list[str]:
     kept: list[str] = []
     for key in keys:
         tags = [get_args(m.model_fields["kind"].annotation) for m in models if "kind" in m.model_fields]
-        if any(key in tag for tag in tags):
+        if key.startswith("<") or any(key in tag for tag in tags):
             continue
         kept.append(key)
         models = _models_under(models, key)

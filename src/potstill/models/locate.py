@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -48,9 +49,17 @@ class Facts:
         return self.parameters - (self.layers - layers) * self.a_layer
 
 
-def check_layers(model: Facts | None, layers: int, *, key: str) -> None:
-    """Raises InputError where the model is known to have fewer."""
-    if model and layers > model.layers:
+def check_layers(model: Facts | None, layers: int | Sequence[int], *, key: str) -> None:
+    """Raises InputError where the model is known to have fewer, or not those."""
+    if model is None:
+        return
+    if not isinstance(layers, int):
+        if strange := [layer for layer in layers if layer >= model.layers]:
+            raise InputError(
+                f"{key} names layer {strange[0]}, but the model it starts from has {model.layers} layers",
+                way_out=f"choose from 0 to {model.layers - 1}",
+            )
+    elif layers > model.layers:
         raise InputError(
             f"{key} is {layers}, but the model it starts from has {model.layers} layers",
             way_out=f"choose 1 to {model.layers}",

@@ -1,23 +1,54 @@
-"""Students made from a teacher: its first layers, or the same shape with random weights."""
+"""Students made from a model: some of its layers, or the same shape with random weights.
+
+Dimension key: T tokens, S documents, L tokens of the longest, D width.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from potstill.errors import InputError
+from potstill.models.documents import Documents, last_hidden, packs
 from potstill.models.forward import decoder_layers
+from potstill.student_recipe import Layers, Ranked, Spaced
+
+
+def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A new fp32 model of the layers with these indices, in this order, between the model's own embeddings, final norm
+    and head. Shares no memory. Raises InputError where a layer would not do in its new place what it does now."""
+    student = _blank(_cut(model.config, layers))
+    try:
+        student.load_state_dict(_outside_layers(model), strict=False)
+        for new, old in zip(decoder_layers(student), _picked(model, layers), strict=True):
+            new.load_state_dict(old.state_dict())
+            if _facts(new) != _facts(old):
+                raise ValueError
+    except (RuntimeError, ValueError):
+        kind = model.config.model_type
+        raise InputError(
+            f"student.layers is {list(layers)}, but a layer of a {kind} model is made for its own place",
+            way_out="take the first so many layers, or all",
+        ) from None
+    return student.eval()
 
 
 def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
     """A new fp32 model with the teacher's embeddings, first `layers` layers, final norm and head. Shares no memory."""
-    student = _blank(_cut(teacher.config, layers))
-    wanted = student.state_dict().keys()
-    weights = {name: value.float() for name, value in teacher.state_dict().items() if name in wanted}
-    student.load_state_dict(weights)
-    return student.eval()
+    return take_layers(teacher, _first(teacher.config, layers))
+
+
+def random_weights(teacher: PreTrainedModel, layers: int, *, seed: int) -> PreTrainedModel:
+    """The same shape as `first_layers`, initialised as the architecture prescribes; a pure function of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _blank(_cut(teacher.config, _first(teacher.config, layers))).eval()
 
 
 def freeze(student: PreTrainedModel, *, embeddings: bool, layers: int) -> None:
@@ -27,25 +58,119 @@ def freeze(student: PreTrainedModel, *, embeddings: bool, layers: int) -> None:
         layer.requires_grad_(False)
 
 
-def random_weights(teacher: PreTrainedModel, layers: int, *, seed: int) -> PreTrainedModel:
-    """The same shape as `first_layers`, initialised as the architecture prescribes; a pure function of `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _blank(_cut(teacher.config, layers)).eval()
+def choose_layers(model: PreTrainedModel, wanted: Layers | None, sample: Iterable[Documents]) -> tuple[int, ...]:
+    """Indices of the layers that the recipe asks for; only `Ranked` reads the sample. Raises InputError."""
+    match wanted:
+        case None:
+            return tuple(range(model.config.num_hidden_layers))
+        case tuple():
+            return wanted
+        case Spaced(spaced=count):
+            return spaced(model.config.num_hidden_layers, count)
+        case Ranked(ranked=count):
+            return ranked_layers(model, sample, count)
+        case _:
+            return _first(model.config, wanted)
+
+
+def spaced(of: int, count: int) -> tuple[int, ...]:
+    """`count` of `of` layers, evenly spaced: the first always in, and the last where there are two or more."""
+    _require(count, of)
+    return tuple(round(i * (of - 1) / max(count - 1, 1)) for i in range(count))
+
+
+def ranked_layers(model: PreTrainedModel, sample: Iterable[Documents], count: int) -> tuple[int, ...]:
+    """The `count` layers of the greatest influence, ascending; of equal ones, the earlier."""
+    _require(count, model.config.num_hidden_layers)
+    influence = block_influence(model, sample)
+    return tuple(sorted(sorted(range(len(influence)), key=lambda layer: -influence[layer])[:count]))
+
+
+@torch.inference_mode()
+def block_influence(model: PreTrainedModel, sample: Iterable[Documents]) -> list[float]:
+    """1 - cosine similarity of what goes into each layer and what comes out, mean over the tokens (Block Influence; Men
+    et al. 2024, ShortGPT)."""
+    layers, tokens = decoder_layers(model), 0
+    sums = [0.0] * len(layers)
+    for documents in sample:
+        real_SL = None if packs(model) else _real(documents)
+        hooks = [
+            layer.register_forward_hook(_Watched(sums, at, real_SL), with_kwargs=True)
+            for at, layer in enumerate(layers)
+        ]
+        try:
+            last_hidden(model, documents)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens += len(documents.ids_T)
+    return [1 - total / max(tokens, 1) for total in sums]
+
+
+class _Watched:
+    """Adds a layer's cosine similarities to the sums. Padding is left out where there is any."""
+
+    def __init__(self, sums: list[float], at: int, real_SL: Tensor | None) -> None:
+        self._sums, self._at, self._real_SL = sums, at, real_SL
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:
+        before_SLD: Tensor = args[0] if args else named["hidden_states"]
+        after_SLD: Tensor = made[0] if isinstance(made, tuple) else made
+        alike_SL = cosine_similarity(before_SLD.float(), after_SLD.float(), dim=-1)
+        self._sums[self._at] += (alike_SL if self._real_SL is None else alike_SL[self._real_SL]).sum().item()
+
+
+def _real(documents: Documents) -> Tensor:
+    length_S1 = torch.tensor(documents.lengths, device=documents.device).unsqueeze(1)
+    return torch.arange(documents.lengths[-1], device=documents.device) < length_S1
 
 
 def _blank(config: PretrainedConfig) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    if not 1 <= layers <= config.num_hidden_layers:
+def _cut(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
+    """The configuration of these layers: what it lists layer by layer (`layer_types`, `no_rope_layers`) goes along."""
+    before = config.num_hidden_layers
+    if strange := [layer for layer in layers if not 0 <= layer < before]:
         raise InputError(
-            f"student.layers is {layers}, but the teacher has {config.num_hidden_layers} layers",
-            way_out=f"choose 1 to {config.num_hidden_layers}",
+            f"student.layers names layer {strange[0]}, but the model it starts from has {before} layers",
+            way_out=f"choose from 0 to {before - 1}",
         )
     cut = copy.deepcopy(config)
-    cut.num_hidden_layers = layers
-    if getattr(cut, "layer_types", None):
-        cut.layer_types = cut.layer_types[:layers]
+    cut.num_hidden_layers = len(layers)
+    for name, value in vars(config).items():
+        if "layer" in name and isinstance(value, list) and len(value) == before:  # pyright: ignore[reportUnknownArgumentType]
+            setattr(cut, name, [value[layer] for layer in layers])
     return cut
+
+
+def _outside_layers(model: PreTrainedModel) -> dict[str, Tensor]:
+    first = decoder_layers(model)[0]
+    stack = next(name for name, module in model.named_modules() if module is first).removesuffix(".0")
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(f"{stack}.")}
+
+
+def _picked(model: PreTrainedModel, layers: Sequence[int]) -> list[nn.Module]:
+    every = decoder_layers(model)
+    return [every[layer] for layer in layers]
+
+
+def _facts(layer: nn.Module) -> dict[str, object]:
+    """What its modules are set to do, but for where they stand: kind of attention, window, rotary or not."""
+    return {
+        f"{name}.{key}": value
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, bool | int | float | str | None) and key not in ("layer_idx", "layer_id", "training")
+    }
+
+
+def _first(config: PretrainedConfig, layers: int) -> tuple[int, ...]:
+    _require(layers, config.num_hidden_layers)
+    return tuple(range(layers))
+
+
+def _require(layers: int, of: int) -> None:
+    if not 1 <= layers <= of:
+        raise InputError(f"student.layers is {layers}, but the teacher has {of} layers", way_out=f"choose 1 to {of}")

@@ -36,6 +36,7 @@ from potstill.report.wording import (
     times,
 )
 from potstill.store.files import write_atomic
+from potstill.student_recipe import spoken_layers
 
 _MOST_REASONS = 20
 _POINTS = 300
@@ -126,9 +127,10 @@ def road_in_words(data: DataRun) -> str:
     if (found := data.tally) is not None:
         said.append(f"{found.passed:,} of {found.answers:,} passed every check and {found.kept:,} were kept.")
     if recipe.student is not None and data.student is not None:
-        of = f" of {data.start.layers}" if data.start else ""
+        layers = data.student.get("layers")
+        made = spoken_layers(layers, data.start.layers if data.start else None) if layers else "made"
         said.append(
-            f"The student, the first {recipe.student.layers}{of} layers of {public_name(recipe.student.start)}, learnt "
+            f"The student, {made} of {public_name(recipe.student.start)}, learnt "
             f"{count(data.student['answers'], 'answer')} in {count(recipe.train.epochs, 'epoch')}."
         )
     return " ".join(said)

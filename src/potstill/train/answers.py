@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,27 +11,24 @@ from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.models.forward import hidden_rows
-from potstill.models.load import codec_of, load
-from potstill.models.locate import locate
-from potstill.models.save import save_model
-from potstill.models.student import first_layers, freeze
+from potstill.models.lora import adapt, merged
+from potstill.models.student import freeze
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Learner
-from potstill.text.tokens import Codec
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import scored_rows, teacher_of
+from potstill.train.untaught import Untaught, save
 
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
 
 
 def train_student(
     recipe: DataRecipe,
-    learner: Learner,
+    start: Untaught,
     conversations: Sequence[Weighted],
     *,
     place: Path,
@@ -38,7 +36,8 @@ def train_student(
     watch: Watch,
 ) -> Fitted:
     """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one."""
-    model, codec, folder = untaught(learner)
+    learner, model, codec = start.learner, start.model, start.codec
+    adapted = None if learner.lora is None else adapt(model, learner.lora, seed=recipe.seed)
     freeze(model, embeddings=learner.freeze_embeddings, layers=learner.freeze_layers)
     rows = conversation_rows(conversations, codec, reasoning=recipe.train.learn == "reasoning and answer")
     teach = None
@@ -54,32 +53,17 @@ def train_student(
         teach=teach,
         settings=recipe.train,
         seed=recipe.seed,
-        fingerprint=fingerprint,
+        fingerprint=f"{fingerprint} of {start.layers}",
         checkpoints=Checkpoints(place / "checkpoints" / "student"),
         metrics=Metrics(place / "metrics.jsonl"),
         validate=lambda student: {"nats_a_token": held_back_nats(student, held)},
         watch=watch,
     )
     fitted = fit(model, job)
-    save(model, codec, folder, longest=max(len(row.target) for row in rows), to=place / "model")
+    start = start if adapted is None else replace(start, model=merged(adapted))
+    save(start, longest=max(len(row.target) for row in rows), to=place / "model")
     job.checkpoints.clear()
     return fitted
-
-
-def untaught(learner: Learner) -> tuple[PreTrainedModel, Codec, Path]:
-    """The student before its first step, what it reads and writes, and the folder its tokenizer comes from."""
-    start = load(locate(learner.start), revision=learner.revision)
-    return (
-        first_layers(start.model, learner.layers),
-        codec_of(start.folder, learner.template, name="student"),
-        start.folder,
-    )
-
-
-def save(model: PreTrainedModel, codec: Codec, folder: Path, *, longest: int, to: Path) -> None:
-    """A model folder that writes at most `longest` tokens and a few."""
-    end = codec.end_of_turn("x")
-    save_model(model, codec, tokenizer_from=folder, end_of_turn=end, max_new_tokens=longest + 8, to=to)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from potstill.errors import GuardStopped
 from potstill.models.forward import hidden_rows
-from potstill.models.load import compute_dtype
+from potstill.models.load import compute_dtype, device
 from potstill.recipe import LogitKd, Sft, Train
 from potstill.records import Progress, Score, Watch
 from potstill.store.checkpoints import Checkpoints
@@ -65,6 +65,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     per_epoch = math.ceil(len(job.rows) / settings.batch_size)
     total = per_epoch * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
+    model.to(device())  # pyright: ignore[reportArgumentType]
     trainee = Trainee(model, settings)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     for said in job.checkpoints.damage:
@@ -111,6 +112,7 @@ def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Lo
     observe = trainee.step % _OBSERVED == 0
     sums: Counter[str] = Counter()
     model.train()
+    torch.manual_seed(1_000_003 * job.seed + trainee.step)  # what drops out is the same after a restart
     for part in passes(rows, job.settings.pass_tokens):
         batch = collate(part, job.choices, whole=whole, device=model.device)
         signal = None if job.teach is None else job.teach(part)

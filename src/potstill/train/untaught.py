@@ -1,0 +1,70 @@
+"""A student of a data recipe before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.errors import InputError
+from potstill.models.documents import Documents
+from potstill.models.load import codec_of, load
+from potstill.models.locate import locate
+from potstill.models.save import save_model
+from potstill.models.student import choose_layers, take_layers
+from potstill.records import Message
+from potstill.student_recipe import Learner
+from potstill.text.tokens import Codec
+
+_SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
+
+
+@dataclass(frozen=True, slots=True)
+class Untaught:
+    """The student before its first step, what it reads and writes, the folder its tokenizer comes from, and which
+    `layers` of its start it has, `of` so many."""
+
+    learner: Learner
+    model: PreTrainedModel
+    codec: Codec
+    folder: Path
+    layers: tuple[int, ...]
+    of: int
+
+
+def untaught(
+    learner: Learner, sample: Sequence[Sequence[Message]] = (), *, layers: Sequence[int] | None = None
+) -> Untaught:
+    """With the given layers, or those that the recipe asks for: ranked ones by the `sample` of conversations."""
+    start = load(locate(learner.start), revision=learner.revision, dtype=torch.float32)
+    codec = codec_of(start.folder, learner.template, name="student")
+    wanted = learner.layers if layers is None else tuple(layers)
+    documents = _sample_text(sample, codec, start.model.device)
+    chosen = choose_layers(start.model, wanted, documents)
+    if learner.freeze_layers >= len(chosen):
+        raise InputError(
+            f"student.freeze_layers is {learner.freeze_layers}, but the student has {len(chosen)} layers",
+            way_out="leave some to learn",
+        )
+    of = start.model.config.num_hidden_layers
+    return Untaught(learner, take_layers(start.model, chosen), codec, start.folder, chosen, of)
+
+
+def _sample_text(conversations: Sequence[Sequence[Message]], codec: Codec, device: torch.device) -> Iterator[Documents]:
+    """A few at a time, as the student reads them, without reasoning: not every template writes it."""
+    turns = [(asked, replace(said, reasoning_content=None)) for *asked, said in conversations[:_SAMPLE]]
+    plain = [(asked, said) for asked, said in turns if codec.control_token([*asked, said]) is None]
+    for begin in range(0, len(plain), 8):
+        texts = [(*codec.prefix(asked), *codec.turn(asked, said)) for asked, said in plain[begin : begin + 8]]
+        yield Documents.of([text[:_SAMPLE_TOKENS] for text in texts], device)
+
+
+def save(start: Untaught, *, longest: int, to: Path) -> None:
+    """A model folder that writes at most `longest` tokens and a few."""
+    end = start.codec.end_of_turn("x")
+    save_model(
+        start.model, start.codec, tokenizer_from=start.folder, end_of_turn=end, max_new_tokens=longest + 8, to=to
+    )
