@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from potstill.prompt_file import PromptFile
 from potstill.recipe import Method, Sft, Train
-from potstill.values import Count, Positive, Values
+from potstill.values import Count, Positive, Probability, Values
 from potstill.verify_recipe import Check, Judge, Majority, RewardModel
 
 
@@ -145,6 +145,20 @@ class HiddenSignal(Values):
 Signal = Annotated[LiveSignal | TopKSignal | SampledSignal | HiddenSignal, Field(discriminator="kind")]
 
 
+class OnPolicy(Values):
+    """The student answers the prompts itself while it learns, and the teacher scores every token that it wrote (Agarwal
+    et al. 2024, GKD): it learns from its own mistakes."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="of a step's examples that are its own (GKD's lambda)"
+    )
+    warm_up: Probability = Field(0.2, description="share of the steps, at first, that learn the kept answers instead")
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count = 128
+    slots: Count = Field(32, description="answers written at once")
+
+
 class Lessons(Train):
     """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016), or soft targets at every one
     of their tokens (`logit_kd`; Hinton et al. 2015). Only the assistant's last turn bears loss: its answer, or its
@@ -161,6 +175,20 @@ class Lessons(Train):
     signals_folder: str | None = Field(
         None, description="where they are kept; by default a folder of the cache that all runs share"
     )
+
+    on_policy: OnPolicy | None = None
+
+    @model_validator(mode="after")
+    def _own_answers_are_scored(self) -> Lessons:
+        if self.on_policy is None:
+            return self
+        if isinstance(self.method, Sft):
+            raise ValueError("'on_policy' answers are scored by a teacher: 'method' sft reads no scores, logit_kd does")
+        if not isinstance(self.signal, LiveSignal):
+            raise ValueError("'on_policy' answers are new every time: 'signal' must be live")
+        if self.method.alpha:
+            raise ValueError("cross-entropy would teach the student its own answers: set 'method.alpha' to 0")
+        return self
 
     @model_validator(mode="after")
     def _scores_are_read(self) -> Lessons:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.models.forward import hidden_rows
+from potstill.models.load import device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
 from potstill.records import Score, Watch
@@ -19,6 +20,7 @@ from potstill.store.metrics import Metrics
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
+from potstill.train.own_answers import OwnAnswers
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import scored_rows, teacher_of
 from potstill.train.untaught import Untaught, save
@@ -45,12 +47,18 @@ def train_student(
         rows = scored_rows(recipe, recipe.scored_by, conversations, codec)
         teach = teacher_of(recipe, recipe.scored_by, rows, model, watch)
     held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
+    own = None
+    if (how := recipe.train.on_policy) is not None:
+        longest = max(len(row.prefix) for row in rows)
+        end = codec.end_of_turn("x")
+        own = OwnAnswers(model.to(device()), how, end_of_turn=end, longest_prefix=longest, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
     job = Job(
         arm="student",
         rows=[row for i, row in enumerate(rows) if i % _HELD_BACK or len(rows) <= _HELD_BACK],
         choices=(),
         method=recipe.train.method,
         teach=teach,
+        write=own,
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,10 @@ Validate = Callable[[PreTrainedModel], dict[str, Score]]
 """Scores on the validation prompts, by metric."""
 
 
+Write = Callable[[Sequence[Row], int, int], list[Row]]
+"""What becomes of the rows of a step (of so many): answers of the student's own in place of the kept ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """What training took: optimizer steps, tokens read, seconds over all restarts."""
@@ -49,6 +53,7 @@ class Job:
     choices: Sequence[Ids]
     method: Sft | LogitKd
     teach: Teach | None = None
+    write: Write | None = None
     settings: Train
     seed: int
     fingerprint: str
@@ -62,8 +67,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped on a loss that is not
     finite, before the weights are touched."""
     settings = job.settings
-    per_epoch = math.ceil(len(job.rows) / settings.batch_size)
-    total = per_epoch * settings.epochs
+    total = math.ceil(len(job.rows) / settings.batch_size) * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
     model.to(device())  # pyright: ignore[reportArgumentType]
     trainee = Trainee(model, settings)
@@ -72,12 +76,8 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=said))
     job.metrics.rewind(job.arm, trainee.step)
     before, start = trainee.seconds, time.perf_counter()
-    saved, steps = start, list[list[int]]()
-    while trainee.step < total:
-        epoch, position = divmod(trainee.step, per_epoch)
-        if position == 0 or not steps:
-            steps = steps_of_epoch(len(job.rows), batch_size=settings.batch_size, seed=job.seed, epoch=epoch)
-        rows = [job.rows[i] for i in steps[position]]
+    saved = start
+    for rows in _rows_of_steps(job, trainee.step, total):
         logged = _step(trainee, rows, job=job, rate=settings.learning_rate * schedule(trainee.step, total, settings))
         if trainee.step > total * (1 - settings.average):
             trainee.take_into_average()
@@ -93,6 +93,18 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
             trainee.save(job.checkpoints, fingerprint=job.fingerprint)
             saved = time.perf_counter()
     return Fitted(steps=total, tokens=trainee.tokens, seconds=trainee.seconds)
+
+
+def _rows_of_steps(job: Job, first: int, total: int) -> Iterator[list[Row]]:
+    """The examples of the steps from `first` on; what the student writes itself is written when it is asked for."""
+    size, order = job.settings.batch_size, list[list[int]]()
+    per_epoch = math.ceil(len(job.rows) / size)
+    for step in range(first, total):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0 or not order:
+            order = steps_of_epoch(len(job.rows), batch_size=size, seed=job.seed, epoch=epoch)
+        rows = [job.rows[i] for i in order[position]]
+        yield rows if job.write is None else job.write(rows, step, total)
 
 
 def schedule(step: int, total: int, settings: Train) -> float:

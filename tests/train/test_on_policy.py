@@ -1,0 +1,160 @@
+"""On-policy: the student writes, the teacher scores; what it says on its own text comes nearer to the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from test_student_that_writes import FILMS, recipe_in
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from potstill.cli import execute
+from potstill.data_recipe import load as load_recipe
+from potstill.engines.sampling import Sampling
+from potstill.engines.slots import Rollouts
+from potstill.harvest import harvest, sift
+from potstill.lessons import teach
+from potstill.models.load import codec_of
+from potstill.models.student import first_layers
+from potstill.records import Message
+from potstill.store.metrics import Metrics
+from potstill.student_recipe import OnPolicy
+from potstill.text.tokens import Ids
+from potstill.train.batch import Row
+from potstill.train.own_answers import OwnAnswers
+
+SOFT = {"kind": "logit_kd", "divergence": "reverse_kl", "alpha": 0.0}
+
+
+def recipe_on_policy(folder: Path, model: Path, teacher: Path, **train: object) -> Path:
+    lessons = {
+        "method": SOFT,
+        "on_policy": {"max_tokens": 6, "warm_up": 0.0, "slots": 5},
+        "epochs": 6,
+        "batch_size": 8,
+        "learning_rate": 0.003,
+        "scored_by": {"model": str(teacher), "licence": "mit"},
+        **train,
+    }
+    recipe_in(folder, model, train=lessons)
+    return folder / "recipe.yaml"
+
+
+def kl_on_own_text(student: PreTrainedModel, teacher: PreTrainedModel, prompts: Sequence[Ids]) -> float:
+    """Mean over tokens of KL(student || teacher), in float64, on answers that the student draws now."""
+    rollouts = Rollouts(student, slots=8, capacity_tokens=64, end_ids=[2])
+    written = rollouts.roll_out(prompts, n=8, sampling=Sampling(seed=5), max_new_tokens=6)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for one in written:
+            prefix = prompts[one.prompt]
+            ids = torch.tensor([[*prefix, *one.ids[:-1]]])
+            q, p = (m(ids).logits[0, len(prefix) - 1 :].double().log_softmax(-1) for m in (student, teacher))
+            total += (q.exp() * (q - p)).sum().item()
+            count += len(one.ids)
+    return total / count
+
+
+def test_divergence_on_the_students_own_text_falls(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path]
+) -> None:
+    folder = make_tiny_model(tmp_path / "teacher", seed=1)
+    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # a random model says next to nothing: give it opinions
+            parameter.mul_(2.0)
+    teacher.save_pretrained(folder)
+    recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, folder))
+    harvest(recipe, folder=tmp_path / "run")
+    sift(recipe, folder=tmp_path / "run")
+    made = teach(recipe, folder=tmp_path / "run")
+    start = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
+    student = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
+    codec = codec_of(tiny_model, None, name="student")
+    held_out = [f"say {a} {b}" for a in FILMS[6:] for b in FILMS if a != b]
+    prompts = [codec.prefix([Message(role="user", content=asked)]) for asked in held_out]
+    before, after = (kl_on_own_text(model, teacher, prompts) for model in (start, student))
+    assert after < 0.5 * before
+    losses = [row["loss"] for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student")]
+    assert sum(losses[-4:]) / 4 < 0.5 * losses[0]
+
+
+def rows(count: int) -> list[Row]:
+    return [Row(prefix=(5, 6 + i), target=(9, 2), teacher_prefix=(7, 5, 6 + i), ends_alike=False) for i in range(count)]
+
+
+def test_a_share_of_the_answers_is_its_own_and_a_step_draws_the_same_again(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    how = OnPolicy(share=0.5, max_tokens=4, slots=3, warm_up=0.25)
+    own = OwnAnswers(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    given = rows(40)
+    assert own(given, 1, 8) == given  # warm-up
+    written = own(given, 2, 8)
+    changed = [i for i, (old, new) in enumerate(zip(given, written, strict=True)) if old.target != new.target]
+    assert 10 < len(changed) < 30
+    for i in changed:
+        assert written[i].teacher_prefix == given[i].teacher_prefix and len(written[i].target) <= 4
+        # an end-of-turn token that the teacher knows nothing of has no soft target; a cut-off answer has none at all
+        assert written[i].ends_alike == (written[i].target[-1] != 2)
+    again = OwnAnswers(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    assert again(given, 2, 8) == written
+    assert again(given, 3, 8) != written
+
+
+def test_it_writes_with_the_weights_as_they_are(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    own = OwnAnswers(model, OnPolicy(temperature=0, max_tokens=3), end_of_turn=2, longest_prefix=2, seed=1)
+    own(rows(2), 5, 10)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+        model.get_output_embeddings().weight[33] = 1.0
+        model.base_model.norm.weight.fill_(1.0)
+    first = model(torch.tensor([[5, 6]])).logits[0, -1].argmax().item()
+    assert own(rows(1), 5, 10)[0].target[0] == first
+
+
+def test_on_policy_training_resumes_to_the_bit(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path]
+) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    path = recipe_on_policy(tmp_path, tiny_model, teacher, epochs=3, checkpoint_seconds=1e-6)
+    recipe = load_recipe(path, ["train.on_policy.share=0.7"])
+
+    def weights(run: Path, stops: Sequence[int]) -> dict[str, torch.Tensor]:
+        harvest(recipe, folder=run)
+        sift(recipe, folder=run)
+        for stop in stops:
+
+            def watch(progress: object, stop: int = stop) -> None:
+                if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                teach(recipe, folder=run, watch=watch)
+        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
+
+    whole, resumed = weights(tmp_path / "a", []), weights(tmp_path / "b", [1, 4, 5, 9])
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [Metrics(tmp_path / run / "metrics.jsonl").rows("student") for run in ("a", "b")]
+    assert logs[0] == logs[1]
+
+
+MISTAKES = {
+    "nobody scores": (["train.method={kind: sft}", "train.scored_by=null"], "'method' sft reads no scores"),
+    "a cache": (["train.signal={kind: top_k}"], "'signal' must be live"),
+    "its own answers": (["train.method={kind: logit_kd, alpha: 0.5}"], "set 'method.alpha' to 0"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_on_policy_is_one_sentence(
+    name: str, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, said = MISTAKES[name]
+    path = recipe_on_policy(tmp_path, tiny_model, tiny_model)
+    words = ["train", str(path), "--run", str(tmp_path / "run"), *(w for o in overrides for w in ("--set", o))]
+    assert execute(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
