@@ -582,3 +582,19 @@ def test_nan_names_the_row_and_whose_it_is() -> None:
     teacher[9, 0] = math.nan
     with pytest.raises(ValueError, match="row 9 of the teacher's hidden states is not finite"):
         linear_divergence(hidden, case.head.float(), teacher=signal)
+
+
+def test_the_gradient_of_an_fp32_head_under_half_precision_hidden_states_comes_in_fp32() -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 16, generator=draw).bfloat16()
+    head = torch.randn(50, 16, generator=draw)
+    teacher = Logits(torch.randn(9, 50, generator=draw))
+    found: list[torch.Tensor] = []
+    for weight in (head, head.bfloat16()):
+        leaf = weight.clone().requires_grad_()
+        linear_divergence(hidden, leaf, teacher=teacher).sum().backward()
+        assert leaf.grad is not None and leaf.grad.dtype == weight.dtype
+        found.append(leaf.grad)
+    assert torch.equal(found[0].bfloat16(), found[1])
+    with pytest.raises(ValueError, match="cast one of them"):
+        linear_divergence(hidden, head.double(), teacher=teacher)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from potstill.losses.divergences import Divergence, ForwardKl, form_of
@@ -28,7 +29,7 @@ def check_call(
         raise ValueError(f"temperature is {temperature}, but must be above 0")
     if weight_VD.shape[1] != width:
         raise ValueError(f"student_head_VD is {weight_VD.shape[1]} wide, but student_hidden_ND is {width}")
-    if weight_VD.dtype != hidden_ND.dtype:
+    if weight_VD.dtype not in (hidden_ND.dtype, torch.float32):
         raise ValueError(f"student_hidden_ND is {hidden_ND.dtype}, but its head {weight_VD.dtype}: cast one of them")
     for column in columns:
         if column is not None and column.shape != (count,):

@@ -70,6 +70,8 @@ def linear_divergence(  # noqa: PLR0913
     divergence: a name of `FORMS` (its defaults) or a value such as `Jsd(beta=0.3)`.
     temperature: both distributions are softmax(logits / temperature). `t_squared` multiplies the divergence by its
         square, which keeps the gradient's size (Hinton et al. 2015, section 2). Cross-entropy stays at 1.
+    student_head_VD: in the hidden states' dtype, or in fp32: it is then multiplied in theirs, and its gradient comes
+        in fp32, as it was summed (masters of mixed precision).
     logit_scale, softcap: the student's own, logits are softcap * tanh(logit_scale * (h W' + b) / softcap).
     vocabulary: how many entries are real, where heads are padded; the rest is in neither normaliser.
     support_K: ids of the only allowed outcomes; both distributions are renormalised on them, and targets and the
@@ -90,7 +92,8 @@ def linear_divergence(  # noqa: PLR0913
     sizes = _chunk(student_hidden_ND, real, teacher, engine, memory_bytes)
     if observe is not None and sizes[1] < real:
         raise ValueError("the recompute engine observes nothing: raise memory_bytes, or leave out observe")
-    head = Head(weight_VD.detach(), None if bias_V is None else bias_V.detach(), logit_scale, softcap, temperature)
+    weight = weight_VD.detach().to(student_hidden_ND.dtype)
+    head = Head(weight, None if bias_V is None else bias_V.detach(), logit_scale, softcap, temperature)
     problem = Problem(
         head=head.columns(0, real),
         teacher=cut_teacher(teacher, real),

@@ -59,13 +59,27 @@ class Documents:
     def groups(self) -> tuple[Group, ...]:
         """Neighbours of similar length that are attended to together."""
         groups: list[Group] = []
-        begin, first, tokens = 0, 0, 0
-        for i, length in enumerate(self.lengths):
-            if i > first and (i + 1 - first) * length > _PADDING * (tokens + length):
-                groups.append(Group.of(begin, self.lengths[first:i], self.device))
-                begin, first, tokens = begin + tokens, i, 0
-            tokens += length
-        return (*groups, Group.of(begin, self.lengths[first:], self.device))
+        begin = 0
+        for some in alike(self.lengths):
+            lengths = [self.lengths[i] for i in some]
+            groups.append(Group.of(begin, lengths, self.device))
+            begin += sum(lengths)
+        return tuple(groups)
+
+
+def alike(lengths: Sequence[int], most: int | None = None) -> list[list[int]]:
+    """Positions in groups of similar length, shortest first: padded to its longest, no group is much larger than its
+    tokens, nor than `most`, unless it is one alone."""
+    groups: list[list[int]] = []
+    tokens = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        padded = (len(groups[-1]) + 1) * lengths[i] if groups else 0
+        if not groups or padded > _PADDING * (tokens + lengths[i]) or padded > (most or padded):
+            groups.append([])
+            tokens = 0
+        groups[-1].append(i)
+        tokens += lengths[i]
+    return groups
 
 
 @dataclass(frozen=True)

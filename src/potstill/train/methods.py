@@ -156,7 +156,7 @@ def _student(model: PreTrainedModel, hidden_ND: Tensor) -> dict[str, Any]:
     scale, softcap = logit_terms(model)
     return {
         "student_hidden_ND": hidden_ND,
-        "student_head_VD": head.weight.to(hidden_ND.dtype),
+        "student_head_VD": head.weight,
         "student_bias_V": head.bias,
         "logit_scale": scale,
         "softcap": softcap,

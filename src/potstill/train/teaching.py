@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.engines.local import KeptPrefix, plan_batches, shared_prefix
+from potstill.engines.local import KeptPrefix, shared_prefix
 from potstill.losses import Hidden, Sampled, Signal, TopK
-from potstill.models.documents import Documents
+from potstill.models.documents import Documents, alike
 from potstill.models.forward import cached_rows, head_logits, hidden_rows, logit_terms
 from potstill.records import Progress, Watch
 from potstill.store.draws import draw
@@ -28,7 +28,7 @@ from potstill.train.batch import Row
 Teach = Callable[[Sequence[Row]], Signal]
 """The teacher's distribution at every scored target of the rows, in their order."""
 
-_WORTH_KEEPING = 16  # tokens of a shared prefix
+_WORTH_KEEPING = 16  # tokens of a shared prefix, where it is half of the prompt: less is faster read again, packed
 _BATCH_TOKENS = 8192
 _LOGIT_ROWS = 512  # rows of logits at once, while signals are computed for a cache
 
@@ -40,7 +40,8 @@ class LiveTeacher:
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids]) -> None:
         self._model = model
         shared = shared_prefix(prompts)
-        self._kept = KeptPrefix(model, shared) if len(shared) >= _WORTH_KEEPING else None
+        mean = sum(map(len, prompts)) / len(prompts)
+        self._kept = KeptPrefix(model, shared) if len(shared) >= max(_WORTH_KEEPING, mean / 2) else None
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row]) -> Hidden:
@@ -66,7 +67,7 @@ class LiveTeacher:
         cut = len(kept.prefix)
         suffixes = [(*row.teacher_prefix[cut:], *row.target[:-1]) for row in rows]
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for batch in plan_batches([len(s) for s in suffixes], _BATCH_TOKENS):
+        for batch in alike([len(s) for s in suffixes], _BATCH_TOKENS):
             longest = max(len(suffixes[i]) for i in batch)
             ids_BL = torch.tensor([[*suffixes[i], *[0] * (longest - len(suffixes[i]))] for i in batch])
             scored = [rows[i].scored for i in batch]
