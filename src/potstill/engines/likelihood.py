@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.engines.local import plan_batches
+from potstill.engines.row_logits import row_logits
 from potstill.models.documents import Documents
-from potstill.models.forward import head_logits, hidden_rows
+from potstill.models.forward import hidden_rows
 from potstill.text.tokens import Ids
 
 _BATCH_TOKENS = 4096
@@ -38,7 +39,7 @@ def _batch(model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]]) -> list[floa
     hidden_RD = hidden_rows(model, documents, torch.tensor(at, device=model.device))
     nats_R = torch.cat(
         [
-            torch.nn.functional.cross_entropy(head_logits(model, some_RD), some_R, reduction="none")
+            torch.nn.functional.cross_entropy(row_logits(model, some_RD), some_R, reduction="none")
             for some_RD, some_R in zip(hidden_RD.split(_ROWS), target_R.split(_ROWS), strict=True)
         ]
     )

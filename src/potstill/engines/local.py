@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from potstill.models.forward import cached_rows, head_logits
+from potstill.engines.row_logits import row_logits
+from potstill.models.forward import cached_rows
 from potstill.text.tokens import Ids
 
 
@@ -120,7 +121,7 @@ class ChoiceScorer:
         b_R = torch.arange(len(sequences), device=ids_BL.device).repeat_interleave(len(at) // len(sequences))
         l_R = torch.tensor(at, device=ids_BL.device)
         hidden_RD = cached_rows(self._model, ids_BL, b_R, l_R, cache=cache)
-        return torch.log_softmax(head_logits(self._model, hidden_RD), dim=-1)
+        return torch.log_softmax(row_logits(self._model, hidden_RD), dim=-1)
 
     def _tensor(self, sequences: Sequence[Ids]) -> Tensor:
         longest = max(map(len, sequences))

@@ -19,11 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from potstill.engines.row_logits import row_logits
 from potstill.engines.sampling import Drawn, Sampling, draw, uniforms
 from potstill.engines.slot_cache import KeysValues, Masks, SlotCache
 from potstill.errors import InputError
-from potstill.losses.products import logits
-from potstill.models.forward import logit_terms
 from potstill.text.tokens import Ids
 
 _PREFILL = 1024
@@ -188,7 +187,7 @@ class Rollouts:
         hidden_PLD = self._forward(rows, at_PL, longest, cache)
         self.prefilled += sum(map(len, ids_P))
         last_P = torch.tensor([len(ids) - 1 for ids in ids_P], device=device)
-        logits_PV = self._logits(hidden_PLD[torch.arange(len(group), device=device), last_P])
+        logits_PV = row_logits(self._model, hidden_PLD[torch.arange(len(group), device=device), last_P])
         computed: KeysValues = [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         for row, (prompt, number, ids, limit) in enumerate(group):
             size = len(ids)
@@ -215,7 +214,7 @@ class Rollouts:
         self._cache.expect(at_B, longest)
         last_B1 = torch.tensor([[answer.ids[-1]] for answer in active], device=device)
         hidden_B1D = self._forward(last_B1, at_B.unsqueeze(-1), longest, self._cache)
-        self._draw(active, self._logits(hidden_B1D[:, 0]), sampling)
+        self._draw(active, row_logits(self._model, hidden_B1D[:, 0]), sampling)
 
     def _release(self, active: list[_Answer]) -> Iterator[Rollout]:
         """Takes finished answers out; the last row moves into each gap."""
@@ -257,19 +256,6 @@ class Rollouts:
         return base(
             input_ids=ids_BL, attention_mask=mask, position_ids=at_BL, past_key_values=cache, use_cache=True
         ).last_hidden_state
-
-    def _logits(self, hidden_RD: Tensor) -> Tensor:
-        """fp32 logits (R, V), as `models.forward.head_logits` defines them, multiplied in the weights' own dtype."""
-        head: Any = self._model.get_output_embeddings()
-        scale, cap = logit_terms(self._model)
-        out_RV = torch.empty((len(hidden_RD), len(head.weight)), device=hidden_RD.device)
-        # The factor comes after the bias, as in the architecture.
-        logits_RV = logits(hidden_RD.to(head.weight.dtype), head.weight, alpha=1.0, out_CV=out_RV)
-        if head.bias is not None:
-            logits_RV += head.bias.float()
-        if scale != 1:
-            logits_RV *= scale
-        return logits_RV if cap is None else torch.tanh(logits_RV / cap) * cap
 
 
 @contextmanager
