@@ -49,6 +49,12 @@ LAYERS, PROMPTS, WORDS = (
 )
 
 
+CAVEAT = (
+    "Each prompt's limit is known beforehand and the slots start the longest first, which real rollouts, that end where",
+    "they end, cannot; the static batches take the prompts as they come and each runs to its longest.",
+)
+
+
 def asked(longest: int, seed: int) -> tuple[list[Ids], list[int]]:
     """Prompts of 20 to 60 words, and how long each answer becomes: median 24, a tail up to `longest`."""
     pick = random.Random(seed)
@@ -125,7 +131,7 @@ def main() -> None:
         for name, found in rates.items()
     ]
     static_rate, slot_rate = (statistics.median(found) for found in rates.values())
-    page = "\n".join([*lines, "", f"Ratio {slot_rate / static_rate:.2f}."]) + "\n"
+    page = "\n".join([*lines, "", f"Ratio {slot_rate / static_rate:.2f}.", "", *CAVEAT]) + "\n"
     print(page)
     if given.write:
         given.write.write_text(page, encoding="utf-8")
