@@ -50,7 +50,7 @@ LAYERS, PROMPTS, WORDS = (
 
 
 CAVEAT = (
-    "Each prompt's limit is known beforehand and the slots start the longest first, which real rollouts, that end where",
+    "Each prompt's limit is known beforehand and the slots start the longest first, which real rollouts, ending where",
     "they end, cannot; the static batches take the prompts as they come and each runs to its longest.",
 )
 
