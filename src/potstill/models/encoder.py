@@ -6,8 +6,6 @@ tokenizer.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from transformers import (
 from potstill.errors import InputError
 from potstill.models.load import device, folder_of
 from potstill.models.locate import locate
+from potstill.models.save import whole_folder
 from potstill.recipe import Encoder, EncoderShape
 from potstill.records import Message
 
@@ -51,17 +50,9 @@ class TextClassifier:
 
     def save(self, to: Path) -> None:
         """A folder that `from_pretrained` and `pipeline("text-classification")` load; whole or absent."""
-        to.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
-        try:
+        with whole_folder(to) as draft:
             self.tokenizer.save_pretrained(draft)
             self.model.save_pretrained(draft)
-            draft.chmod(0o755)  # a temporary folder is private, a model is not
-            if to.exists():
-                shutil.rmtree(to)
-            draft.replace(to)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def asked_text(messages: Sequence[Message]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
@@ -24,9 +26,7 @@ def save_model(
 
     Written beside `to` and renamed, so `to` is whole or absent.
     """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
-    try:
+    with whole_folder(to) as draft:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, local_files_only=True)
         tokenizer.chat_template = codec.template.source
         tokenizer.save_pretrained(draft)
@@ -39,6 +39,15 @@ def save_model(
         )
         model.config.eos_token_id = end_of_turn
         model.save_pretrained(draft)
+
+
+@contextmanager
+def whole_folder(to: Path) -> Generator[Path]:
+    """A folder to fill; at the end it is renamed to `to`, in place of what is there. After an error nothing is left."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
+    try:
+        yield draft
         draft.chmod(0o755)  # a temporary folder is private, a model is not
         if to.exists():
             shutil.rmtree(to)
