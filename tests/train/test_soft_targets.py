@@ -29,7 +29,7 @@ from potstill.text.tokens import Codec, Ids
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import divergence_of, terms
 from potstill.train.rows import conversation_rows
-from potstill.train.scored import require_same_tokens, scored_rows
+from potstill.train.scored import ScoringModel, require_same_tokens, scored_rows
 from potstill.train.teaching import LiveTeacher
 
 TOLD: Ids = tuple(range(40, 60))
@@ -139,7 +139,7 @@ def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_
     codec = codec_of(tiny_model, None, name="student")
     talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
     assert recipe.scored_by is not None
-    (row,) = scored_rows(recipe, recipe.scored_by, [(talk, 1.0)], codec)
+    (row,) = scored_rows(recipe, ScoringModel.of(recipe.scored_by), [(talk, 1.0)], codec)
     asked = codec.tokenizer.decode(list(row.teacher_prefix), skip_special_tokens=False)
     assert "be dull" in asked and row.ends_alike
     assert "be dull" not in codec.tokenizer.decode(list(row.prefix), skip_special_tokens=False)

@@ -22,7 +22,7 @@ from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
 from potstill.train.own_answers import OwnAnswers
 from potstill.train.rows import Weighted, conversation_rows
-from potstill.train.scored import scored_rows, teacher_of
+from potstill.train.scored import ScoringModel, scored_rows, teacher_of
 from potstill.train.untaught import Untaught, save
 
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
@@ -44,8 +44,9 @@ def train_student(
     rows = conversation_rows(conversations, codec, reasoning=recipe.train.learn == "reasoning and answer")
     teach = None
     if recipe.scored_by is not None:
-        rows = scored_rows(recipe, recipe.scored_by, conversations, codec)
-        teach = teacher_of(recipe, recipe.scored_by, rows, model, watch)
+        scorer = ScoringModel.of(recipe.scored_by)
+        rows = scored_rows(recipe, scorer, conversations, codec)
+        teach = teacher_of(recipe, scorer, rows, model, watch)
     held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
     own = None
     if (how := recipe.train.on_policy) is not None:

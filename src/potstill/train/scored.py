@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,42 @@ from potstill.train.rows import Weighted, rows_and_questions
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
 
 
-def scored_rows(recipe: DataRecipe, scorer: ScoredBy, conversations: Sequence[Weighted], codec: Codec) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class ScoringModel:
+    """The model that scores, found: its folder, and what it reads. Its weights are loaded when they are needed."""
+
+    named: ScoredBy
+    folder: Path
+    codec: Codec
+
+    @staticmethod
+    def of(named: ScoredBy) -> ScoringModel:
+        folder = folder_of(locate(named.model), revision=named.revision)
+        return ScoringModel(named, folder, codec_of(folder, named.template, name="teacher"))
+
+
+def scored_rows(recipe: DataRecipe, scorer: ScoringModel, conversations: Sequence[Weighted], codec: Codec) -> list[Row]:
     """The rows with their prompts as the teacher reads them: told what it was told when it wrote.
 
     Raises InputError where the two models do not share their tokens: a token's id must mean the same to both.
     """
-    theirs = codec_of(folder_of(locate(scorer.model), revision=scorer.revision), scorer.template, name="teacher")
-    require_same_tokens(theirs, codec)
+    require_same_tokens(scorer.codec, codec)
     told = told_first(recipe.teacher)
-    alike = theirs.end_of_turn("x") == codec.end_of_turn("x")
+    alike = scorer.codec.end_of_turn("x") == codec.end_of_turn("x")
     reasoning = recipe.train.learn == "reasoning and answer"
     return [
-        replace(row, teacher_prefix=theirs.prefix([*told, *asked]), ends_alike=alike)
+        replace(row, teacher_prefix=scorer.codec.prefix([*told, *asked]), ends_alike=alike)
         for row, asked in rows_and_questions(conversations, codec, reasoning=reasoning)
     ]
 
 
 def teacher_of(
-    recipe: DataRecipe, scorer: ScoredBy, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
+    recipe: DataRecipe, scorer: ScoringModel, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
 ) -> Teach:
     """The teacher itself, or what a cache has of it; what the cache lacks is computed first."""
 
     def live() -> LiveTeacher:
-        model = load(locate(scorer.model), revision=scorer.revision).model.requires_grad_(False)
+        model = load(Located(scorer.named.model, "folder", scorer.folder)).model.requires_grad_(False)
         return LiveTeacher(model, [row.teacher_prefix for row in rows])
 
     form = _form(recipe.train.signal)
@@ -73,25 +86,22 @@ def _form(signal: Signal) -> Form | None:
             return None
 
 
-def _identity(recipe: DataRecipe, scorer: ScoredBy, form: Form, vocabulary: int) -> Identity:
-    folder = folder_of(locate(scorer.model), revision=scorer.revision)
-    codec = codec_of(folder, scorer.template, name="teacher")
+def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: int) -> Identity:
     method = recipe.train.method
     return Identity(
-        teacher=fingerprint(folder),
-        revision=scorer.revision or "",
-        tokenizer=hashlib.sha256(codec.tokenizer.to_str().encode()).hexdigest(),
-        template=hashlib.sha256(codec.template.source.encode()).hexdigest(),
+        teacher=fingerprint(scorer.folder),
+        revision=scorer.named.revision or "",
+        tokenizer=hashlib.sha256(scorer.codec.tokenizer.to_str().encode()).hexdigest(),
+        template=hashlib.sha256(scorer.codec.template.source.encode()).hexdigest(),
         vocabulary=vocabulary,
         dtype=str(compute_dtype()).removeprefix("torch."),
         temperature=1.0 if isinstance(form, HiddenForm) or isinstance(method, Sft) else method.temperature,
     )
 
 
-def _outcomes(student: PreTrainedModel, scorer: ScoredBy) -> int:
+def _outcomes(student: PreTrainedModel, scorer: ScoringModel) -> int:
     """How many tokens both heads have: what one has beyond the other is padding."""
-    folder = folder_of(locate(scorer.model), revision=scorer.revision)
-    theirs = facts(Located(scorer.model, "folder", folder))
+    theirs = facts(Located(scorer.named.model, "folder", scorer.folder))
     ours: Any = student.get_output_embeddings()
     return min(len(ours.weight), theirs.vocabulary if theirs else len(ours.weight))
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.engines.local import KeptPrefix, shared_prefix
+from potstill.engines.row_logits import row_logits
 from potstill.losses import Hidden, Sampled, Signal, TopK
 from potstill.models.documents import Documents, alike
-from potstill.models.forward import cached_rows, head_logits, hidden_rows, logit_terms
+from potstill.models.forward import cached_rows, hidden_rows, logit_terms
 from potstill.records import Progress, Watch
 from potstill.store.draws import draw
 from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
@@ -52,7 +53,7 @@ class LiveTeacher:
 
     def logits(self, rows: Sequence[Row], vocabulary: int) -> Tensor:
         """fp32 logits (N, vocabulary) of the same tokens."""
-        return head_logits(self._model, self(rows).hidden_ND)[:, :vocabulary]
+        return row_logits(self._model, self(rows).hidden_ND)[:, :vocabulary]
 
     def _packed(self, rows: Sequence[Row]) -> Tensor:
         documents = Documents.of([(*row.teacher_prefix, *row.target[:-1]) for row in rows], self._model.device)
