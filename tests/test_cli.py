@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from potstill import console, data_recipe
-from potstill.recipe import as_yaml, load
+from potstill.recipe import load
+from potstill.recipe_file import as_yaml
 from potstill.records import Progress
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
-from potstill import recipe as recipes
+from potstill import recipe_file
 from potstill.prompt_file import PromptFile
 from potstill.recipe import Sft
 from potstill.student_recipe import Exam, Learner, Lessons, Ranked, ScoredBy
@@ -233,9 +233,9 @@ class DataRecipe(Values):
 
 def load(path: Path, overrides: Iterable[str] = ()) -> DataRecipe:
     """Read a data recipe. Raises InputError (exit 2) with file, line, key and the way out."""
-    return recipes.read(path, overrides, DataRecipe)
+    return recipe_file.read(path, overrides, DataRecipe)
 
 
 def is_data_recipe(path: Path) -> bool:
     """Whether the file has a `generate:` section."""
-    return recipes.has_section(path, "generate")
+    return recipe_file.has_section(path, "generate")

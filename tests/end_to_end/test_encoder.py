@@ -16,7 +16,8 @@ import potstill
 from potstill.errors import InputError, LicenceRefused
 from potstill.models.load import fingerprint
 from potstill.plan import plan
-from potstill.recipe import Recipe, as_yaml
+from potstill.recipe import Recipe
+from potstill.recipe_file import as_yaml
 from potstill.records import Progress
 from potstill.store.ledger import Ledger
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill import recipe as recipes
+from potstill import recipe_file
 from potstill.evaluate.compare import score_arms
 from potstill.evaluate.metrics import Answers
 from potstill.recipe import Recipe
@@ -58,7 +58,7 @@ ENDINGS = (
 
 def sample_recipe(controls: Sequence[str] = CONTROLS, *, name: str = "quickstart") -> Recipe:
     return Recipe.model_validate_json(
-        recipes._json(  # pyright: ignore[reportPrivateUsage]
+        recipe_file._json(  # pyright: ignore[reportPrivateUsage]
             {
                 "name": name,
                 "seed": 7,
@@ -101,7 +101,7 @@ def sample_data(
     predictions = _predictions(draw, [p for p in prompts.values() if p.split == "test"], arms)
     return ReportData(
         recipe=recipe,
-        recipe_yaml=recipes.as_yaml(recipe) + (f"# {hostile}\n" if hostile else ""),
+        recipe_yaml=recipe_file.as_yaml(recipe) + (f"# {hostile}\n" if hostile else ""),
         scores=_scores(predictions, prompts, recipe.name),
         metrics=_metrics(draw, [arm for arm in ("student", "from_scratch", "hard_labels") if arm in arms]),
         prompts=prompts,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill import recipe as recipes
+from potstill import recipe_file
 from potstill.data_recipe import DataRecipe
 from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError, LicenceRefused, MissingEnvironment
@@ -84,7 +84,7 @@ def gather_data_run(folder: Path) -> DataRun:
     exam = _exam(folder, scores)
     return DataRun(
         recipe=recipe,
-        recipe_yaml=recipes.as_yaml(recipe),
+        recipe_yaml=recipe_file.as_yaml(recipe),
         road=_road(folder, recipe),
         spent=_spent(folder),
         tally=judged,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 
-from potstill import recipe as recipes
+from potstill import recipe_file
 from potstill.licences import check_licence
 from potstill.recipe import Recipe
 from potstill.records import Progress, Watch
@@ -30,7 +30,7 @@ def gather(run: Run, ledger: Ledger) -> ReportData:
     assert scores is not None
     return ReportData(
         recipe=run.recipe,
-        recipe_yaml=recipes.as_yaml(run.recipe),
+        recipe_yaml=recipe_file.as_yaml(run.recipe),
         scores=scores,
         metrics=[json.loads(line) for line in metrics],
         prompts={p.id: p for p in ledger.prompts()},

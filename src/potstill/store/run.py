@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from potstill import recipe as recipes
+from potstill import recipe_file
 from potstill.data_recipe import DataRecipe, is_data_recipe
 from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError
@@ -79,7 +80,7 @@ def open_run(folder: Path, recipe: Recipe) -> Generator[tuple[Run, Ledger]]:
     """
     with _locked(folder):
         _check_same(folder, recipe)
-        write_atomic(folder / "recipe.yaml", recipes.as_yaml(recipe))
+        write_atomic(folder / "recipe.yaml", recipe_file.as_yaml(recipe))
         with Ledger(folder / "ledger.sqlite") as ledger:
             yield Run(folder, recipe), ledger
 
@@ -97,7 +98,7 @@ def open_data_run(folder: Path, recipe: DataRecipe) -> Generator[Requests]:
                 f"'{folder}' belongs to another recipe",
                 way_out="give the run another folder (--run) or the recipe another name",
             )
-        write_atomic(stored, recipes.as_yaml(recipe))
+        write_atomic(stored, recipe_file.as_yaml(recipe))
         with Requests(folder / "ledger.sqlite") as requests:
             yield requests
 
@@ -150,7 +151,7 @@ def _check_same(folder: Path, recipe: Recipe) -> None:
     old, new = (r.model_dump(mode="json", include=set(_PAID_FOR)) for r in (recipe_of(folder), recipe))
     for section, key in _MAY_CHANGE:
         del old[section][key], new[section][key]
-    if key := recipes.first_difference(old, new):
+    if key := recipe_file.first_difference(old, new):
         raise InputError(
             f"'{folder}' belongs to another recipe: '{key}' differs",
             way_out="give the run another folder (--run) or the recipe another name, or delete the folder",
