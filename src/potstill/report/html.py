@@ -16,10 +16,13 @@ from potstill.report.data import clean
 NAVIGATE = """
 (() => {
   const links = new Map([...document.querySelectorAll("nav a")].map(a => [a.hash.slice(1), a]));
-  const seen = new IntersectionObserver(entries => entries.forEach(entry =>
-    links.get(entry.target.id)?.classList.toggle("here", entry.isIntersecting)),
-    {rootMargin: "-20% 0px -70% 0px"});
-  document.querySelectorAll("main section").forEach(section => seen.observe(section));
+  const sections = [...document.querySelectorAll("main section")].filter(section => links.has(section.id));
+  const mark = () => {
+    const read = sections.findLast(section => section.getBoundingClientRect().top < innerHeight * 0.3) ?? sections[0];
+    links.forEach((link, id) => link.classList.toggle("here", id === read?.id));
+  };
+  addEventListener("scroll", mark, {passive: true});
+  mark();
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(box => { box.open = true; }));
 })();
 """
