@@ -242,6 +242,18 @@ def test_a_prompt_is_computed_once_and_memory_is_bounded(model: PreTrainedModel)
     assert engine._cache._slot_layers[0]._keys is first
 
 
+def test_what_prompts_share_is_computed_once(model: PreTrainedModel) -> None:
+    begun = [(*range(40, 70), *ids) for ids in some_prompts(20, seed=9, longest=12)]
+    engine = slots_of(model, slots=4, capacity=60)
+    found = engine.roll_out([*begun, *begun], sampling=Sampling(temperature=0), max_new_tokens=9)
+    assert engine.prefilled == 30 + sum(len(ids) - 30 for ids in begun)
+    for one in found:
+        ids = begun[one.prompt % 20]
+        assert_same(model, ids, plain(model, ids, 9), one)
+    drawn = engine.roll_out([*begun, *begun], sampling=Sampling(), max_new_tokens=9)
+    assert [one.ids for one in drawn[:20]] != [one.ids for one in drawn[20:]]  # their draws are their own
+
+
 def test_a_stop_string_is_seen_across_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
     prompts, sampling = some_prompts(10, seed=6), Sampling(seed=2)
     free = slots_of(model, end_ids=()).roll_out(prompts, sampling=sampling, max_new_tokens=16)

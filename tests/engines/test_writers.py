@@ -58,6 +58,13 @@ def test_answers_written_together_are_those_written_alone(tiny_model: Path) -> N
     assert answers(sampler(4), asks(*begun)) == [answers(sampler(1), [ask])[0] for ask in asks(*begun)]
 
 
+def test_what_an_ask_draws_depends_on_its_seed_alone(tiny_model: Path) -> None:
+    sampler, asked = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local", slots=3)), asks(*TEXTS * 3)
+    together = answers(sampler, asked)
+    assert [answers(sampler, [ask])[0] for ask in asked] == together
+    assert len(set(together)) > len(TEXTS)
+
+
 def test_a_prompt_that_does_not_fit_is_refused_alone(tiny_model: Path) -> None:
     sampler = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local"))
     with pytest.raises(Failure) as said:
@@ -68,10 +75,10 @@ def test_a_prompt_that_does_not_fit_is_refused_alone(tiny_model: Path) -> None:
 def test_a_model_that_fails_is_heard_of_and_not_waited_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local"))
 
-    def fail(**_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sampler._loaded.model, "generate", fail)
+    monkeypatch.setattr(sampler._loaded.model.base_model, "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         answers(sampler, asks("good", "bad"))
 

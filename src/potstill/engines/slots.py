@@ -1,7 +1,8 @@
 """Rollouts of a `transformers` model in this process: answers of different length side by side in slots.
 
-A prompt is computed once for all its answers. A slot whose answer is finished takes the next one at once; when nothing
-waits, the last slot moves into the gap, so that the tail of a skewed batch pays for its living rows alone.
+A prompt is computed once for all its answers, and what all prompts begin with once for all of them. A slot whose answer
+is finished takes the next one at once; when nothing waits, the last slot moves into the gap, so that the tail of a skewed
+batch pays for its living rows alone.
 
 Dimension key: P prompts computed together, B active rows, R rows drawn, L tokens, D width, V vocabulary.
 """
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from potstill.engines.local import KeptPrefix, shared_prefix
 from potstill.engines.row_logits import row_logits
 from potstill.engines.sampling import Drawn, Sampling, draw, uniforms
 from potstill.engines.slot_cache import KeysValues, Masks, SlotCache
@@ -27,6 +29,8 @@ from potstill.text.tokens import Ids
 
 _PREFILL = 1024
 """Tokens of prompts, padding included, that are computed together, ahead of the slots that will take them."""
+_WORTH_KEEPING = 16
+"""Tokens of a shared beginning, where it is half of the prompts."""
 _SLACK = 4
 """Tokens more than a stop string has bytes: decoders may drop a space before the first token."""
 
@@ -53,7 +57,7 @@ class _Answer:
     index: int
     limit: int
     start: int
-    prefix: KeysValues
+    prefix: KeysValues = field(default_factory=KeysValues)
     ids: list[int] = field(default_factory=list[int])
     logp: list[float] = field(default_factory=list[float])
     drawn_logp: list[float] = field(default_factory=list[float])
@@ -123,15 +127,19 @@ class Rollouts:
         `numbers` name the prompts for their draws where these are part of a longer list; else positions do."""
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         self._check(prompts, limits, n)
-        waiting = deque(sorted(range(len(prompts)), key=lambda i: (-limits[i], i)))
-        names = range(len(prompts)) if numbers is None else numbers
+        asked: dict[Ids, list[_Answer]] = {}
+        for i, number in enumerate(range(len(prompts)) if numbers is None else numbers):
+            answers = [_Answer(i, number, index, limits[i], len(prompts[i])) for index in range(n)]
+            asked.setdefault(tuple(prompts[i]), []).extend(answers)
+        waiting = deque(sorted(asked, key=lambda ids: -max(answer.limit for answer in asked[ids])))
+        kept = self._beginning(list(asked))
         ready: deque[_Answer] = deque()
         active: list[_Answer] = []
         finished: list[Rollout] = []
 
         def compute_ahead() -> None:
-            group = self._group(waiting, prompts)
-            for answer in self._prefill([(i, names[i], prompts[i], limits[i]) for i in group], n, sampling):
+            group = self._group(waiting, 0 if kept is None else len(kept.prefix))
+            for answer in self._prefill({ids: asked[ids] for ids in group}, kept, sampling):
                 if answer.done:
                     finished.append(answer.rollout())
                 else:
@@ -165,35 +173,46 @@ class Rollouts:
                     way_out="raise capacity_tokens or ask for shorter answers",
                 )
 
-    def _group(self, waiting: deque[int], prompts: Sequence[Ids]) -> list[int]:
+    def _beginning(self, prompts: Sequence[Ids]) -> KeptPrefix | None:
+        """What the prompts begin with, computed with the weights as they are now, where that saves something."""
+        shared = shared_prefix(prompts)
+        if len(prompts) < 2 or len(shared) < max(_WORTH_KEEPING, sum(map(len, prompts)) / len(prompts) / 2):
+            return None
+        self.prefilled += len(shared)
+        return KeptPrefix(self._model, shared)
+
+    def _group(self, waiting: deque[Ids], cut: int) -> list[Ids]:
         """The next prompts to compute together: as many as there are slots, within the budget, at least one."""
-        group: list[int] = []
+        group: list[Ids] = []
         longest = 0
         while waiting and len(group) < self._slots:
-            longest = max(longest, len(prompts[waiting[0]]))
+            longest = max(longest, len(waiting[0]) - cut)
             if group and longest * (len(group) + 1) > _PREFILL:
                 break
             group.append(waiting.popleft())
         return group
 
-    def _prefill(self, group: Sequence[tuple[int, int, Ids, int]], n: int, sampling: Sampling) -> Iterator[_Answer]:
+    def _prefill(
+        self, asked: dict[Ids, list[_Answer]], kept: KeptPrefix | None, sampling: Sampling
+    ) -> Iterator[_Answer]:
         """The prompts' keys and values, padded on the right, and the first token of each of their answers."""
-        ids_P = [ids for _, _, ids, _ in group]
-        longest = max(map(len, ids_P))
+        cut = 0 if kept is None else len(kept.prefix)
+        own_P = [ids[cut:] for ids in asked]
+        longest = max(map(len, own_P))
         device = self._model.device
-        rows = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in ids_P], device=device)
-        at_PL = torch.arange(longest, device=device).expand(len(group), longest)
-        cache = DynamicCache()
-        hidden_PLD = self._forward(rows, at_PL, longest, cache)
-        self.prefilled += sum(map(len, ids_P))
-        last_P = torch.tensor([len(ids) - 1 for ids in ids_P], device=device)
-        logits_PV = row_logits(self._model, hidden_PLD[torch.arange(len(group), device=device), last_P])
+        rows = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in own_P], device=device)
+        at_PL = torch.arange(cut, cut + longest, device=device).expand(len(own_P), longest)
+        cache = DynamicCache() if kept is None else kept.cache(len(own_P))
+        hidden_PLD = self._forward(rows, at_PL, cut + longest, cache)
+        self.prefilled += sum(map(len, own_P))
+        last_P = torch.tensor([len(ids) - 1 for ids in own_P], device=device)
+        logits_PV = row_logits(self._model, hidden_PLD[torch.arange(len(own_P), device=device), last_P])
         computed: KeysValues = [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-        for row, (prompt, number, ids, limit) in enumerate(group):
-            size = len(ids)
-            prefix = [(keys[row, :, :size].clone(), values[row, :, :size].clone()) for keys, values in computed]
-            answers = [_Answer(prompt, number, index, limit, size, prefix) for index in range(n)]
-            self._draw(answers, logits_PV[row].expand(n, -1), sampling)
+        for row, (ids, answers) in enumerate(asked.items()):
+            prefix = [(keys[row, :, : len(ids)].clone(), values[row, :, : len(ids)].clone()) for keys, values in computed]
+            for answer in answers:
+                answer.prefix = prefix
+            self._draw(answers, logits_PV[row].expand(len(answers), -1), sampling)
             yield from answers
 
     def _place(self, answer: _Answer, active: list[_Answer]) -> None:

@@ -1,8 +1,4 @@
-"""A `transformers` teacher in this process that writes: answers are batched by length, and what all prompts of a batch
-begin with is computed once and kept.
-
-Dimension key: B answers in a batch, L tokens, P shared prefix, W tokens written.
-"""
+"""A `transformers` teacher in this process that writes, its answers side by side in slots."""
 
 from __future__ import annotations
 
@@ -11,36 +7,36 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, cast
-
-import torch
+from typing import Self
 
 from potstill.data_recipe import Generate
-from potstill.engines.local import KeptPrefix, shared_prefix
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
+from potstill.engines.sampling import Sampling
+from potstill.engines.slots import Rollout, Rollouts
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.records import Message
 from potstill.teacher_recipe import Local
 from potstill.text.tokens import Ids
 
-_WORTH_KEEPING = 16  # tokens of a shared prefix
+_ROOM = 256  # a slot holds a multiple of so many tokens
 
 
 class LocalSampler:
-    """Asks gather in a queue; one thread takes `slots` of similar length at a time."""
+    """Asks gather in a queue; one thread takes all that wait. What an ask draws depends on its own seed alone."""
 
     def __init__(self, model: str, revision: str | None, how: Generate, engine: Local) -> None:
         self._loaded = load(locate(model), revision=revision)
         self._codec = codec_of(self._loaded.folder, engine.template, name="teacher")
-        self._how, self._slots = how, engine.slots
+        self._sampling = Sampling(temperature=how.temperature, top_p=how.top_p)
+        self._slots, self._capacity = engine.slots, _ROOM
         self._waiting: list[tuple[Ids, Ask, asyncio.Future[bytes]]] = []
-        self._kept: KeptPrefix | None = None
         config = self._loaded.model.generation_config
         ends = config.eos_token_id if config else None
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
         self._reads = int(getattr(self._loaded.model.config, "max_position_embeddings", 1 << 30))
+        self._rollouts = self._slots_of(self._capacity)
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="local")
@@ -70,10 +66,8 @@ class LocalSampler:
         while True:
             await self._arrived.wait()
             await asyncio.sleep(0.005)  # what comes together is batched together
-            self._waiting.sort(key=lambda one: (len(one[0]), one[1].identity))
-            batch, self._waiting = self._waiting[: self._slots], self._waiting[self._slots :]
-            if not self._waiting:
-                self._arrived.clear()
+            batch, self._waiting = self._waiting, []
+            self._arrived.clear()
             try:
                 written = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, batch)
             except Exception as error:  # whatever the model raises: who waits must hear it, or waits for ever
@@ -85,40 +79,27 @@ class LocalSampler:
                 if not future.done():
                     future.set_result(reply)
 
-    @torch.inference_mode()
     def _write(self, batch: Sequence[tuple[Ids, Ask, asyncio.Future[bytes]]]) -> list[bytes]:
-        prompts = [ids for ids, _, _ in batch]
-        prefix = shared_prefix(prompts)
-        prefix = prefix if len(prefix) >= _WORTH_KEEPING and len(prompts) > 1 else ()
-        longest = max(map(len, prompts))
-        if prefix and (self._kept is None or self._kept.prefix != prefix):
-            self._kept = KeptPrefix(self._loaded.model, prefix)
-        cache = self._kept.cache(len(prompts)) if prefix and self._kept else None
-        # The prefix first, then padding, then what is each prompt's own: positions count what the mask lets through.
-        rows = [[*prefix, *[0] * (longest - len(p)), *p[len(prefix) :]] for p in prompts]
-        mask = [[1] * len(prefix) + [0] * (longest - len(p)) + [1] * (len(p) - len(prefix)) for p in prompts]
-        torch.manual_seed(batch[0][1].seed)
-        sampling = {"temperature": self._how.temperature, "top_p": self._how.top_p, "top_k": 0}
-        model = cast(Any, self._loaded.model)
-        written_BL = model.generate(
-            input_ids=torch.tensor(rows, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            past_key_values=cache,
-            max_new_tokens=max(ask.max_tokens for _, ask, _ in batch),
-            do_sample=self._how.temperature > 0,
-            pad_token_id=self._ends[0] if self._ends else 0,
-            **(sampling if self._how.temperature > 0 else {}),
+        needed = max(len(ids) + ask.max_tokens for ids, ask, _ in batch)
+        if needed > self._capacity:
+            self._capacity = -(-needed // _ROOM) * _ROOM
+            self._rollouts = self._slots_of(self._capacity)
+        written = self._rollouts.roll_out(
+            [ids for ids, _, _ in batch],
+            sampling=self._sampling,
+            max_new_tokens=[ask.max_tokens for _, ask, _ in batch],
+            numbers=[ask.seed for _, ask, _ in batch],
         )
-        answers = written_BL[:, longest:].tolist()
-        return [self._reply(ids, ask, answer) for (ids, ask, _), answer in zip(batch, answers, strict=True)]
+        return [self._reply(ids, answer) for (ids, _, _), answer in zip(batch, written, strict=True)]
 
-    def _reply(self, ids: Ids, ask: Ask, written: Sequence[int]) -> bytes:
-        end = next((i for i, token in enumerate(written) if token in self._ends), None)
-        stopped = end is not None and end < ask.max_tokens
-        answer = list(written[: end if stopped else ask.max_tokens])
+    def _slots_of(self, capacity: int) -> Rollouts:
+        return Rollouts(self._loaded.model, slots=self._slots, capacity_tokens=capacity, end_ids=self._ends)
+
+    def _reply(self, prompt: Ids, written: Rollout) -> bytes:
+        answer = written.ids[:-1] if written.finish == "stop" else written.ids
         choice = {
-            "message": {"content": self._codec.tokenizer.decode(answer, skip_special_tokens=True)},
-            "finish_reason": "stop" if stopped else "length",
+            "message": {"content": self._codec.tokenizer.decode(list(answer), skip_special_tokens=True)},
+            "finish_reason": written.finish,
         }
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(answer) + stopped}
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(written.ids)}
         return json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False).encode()
