@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from potstill.prompt_file import PromptFile
 from potstill.recipe import Method, Sft, Train
+from potstill.teacher_recipe import Server
 from potstill.values import Count, Positive, Probability, Values
 from potstill.verify_recipe import Check, Judge, Majority, RewardModel
 
@@ -107,12 +108,29 @@ def spoken_layers(layers: Sequence[int], of: int | None) -> str:
 
 
 class ScoredBy(Values):
-    """A model in this process that scores the kept answers token by token, in place of the teacher that wrote them."""
+    """A model that scores answers token by token, in place of the teacher that wrote them: in this process, or behind a
+    vLLM server, which gives its `k` most probable tokens and what is left as one outcome."""
 
-    model: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
+    model: str = Field(
+        description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package; the name that the "
+        "server knows where there is an 'engine'"
+    )
     revision: str | None = None
     licence: str
     template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
+    engine: Server | None = Field(None, description="a server with prompt_logprobs on token ids (vLLM)")
+    tokenizer: str | None = Field(None, description="hub id or folder of the served model's tokenizer and template")
+    k: Annotated[int, Field(ge=1, le=4096)] = Field(20, description="what vLLM's --max-logprobs allows by default")
+
+    @model_validator(mode="after")
+    def _served_or_here(self) -> ScoredBy:
+        if self.engine is None and self.tokenizer is not None:
+            raise ValueError("'tokenizer' goes with an 'engine': a model in this process brings its own")
+        if self.engine is not None and self.tokenizer is None:
+            raise ValueError("a served model's tokens must be known: name a hub id or folder in 'tokenizer'")
+        if self.engine is not None and self.engine.form != "openai":
+            raise ValueError(f"'engine.form' {self.engine.form} cannot score tokens: vLLM's form is openai")
+        return self
 
 
 class LiveSignal(Values):
@@ -188,6 +206,16 @@ class Lessons(Train):
             raise ValueError("'on_policy' answers are new every time: 'signal' must be live")
         if self.method.alpha:
             raise ValueError("cross-entropy would teach the student its own answers: set 'method.alpha' to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _a_server_gives_its_top_alone(self) -> Lessons:
+        if self.scored_by is None or self.scored_by.engine is None:
+            return self
+        if isinstance(self.signal, SampledSignal | HiddenSignal):
+            raise ValueError(f"a server gives its most probable tokens, not 'signal' {self.signal.kind}: live or top_k")
+        if not isinstance(self.method, Sft) and self.method.temperature != 1:
+            raise ValueError(f"a server scores at temperature 1: 'method.temperature' is {self.method.temperature:g}")
         return self
 
     @model_validator(mode="after")

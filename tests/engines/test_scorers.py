@@ -64,7 +64,7 @@ def test_scores_from_a_prefix_cache_and_missing_scores_are_refused() -> None:
 
 
 def test_a_server_that_is_not_there_is_said_in_a_sentence() -> None:
-    server = Server(kind="server", url="http://127.0.0.1:9/v1")
+    server = Server(kind="server", url="http://127.0.0.1:9/v1", attempts=2, retry_seconds=0.01)
 
     async def score() -> Scored:
         async with ServerScorer(Writer(model="m", licence="mit", engine=server), server, k=2) as scorer:

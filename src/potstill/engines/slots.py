@@ -1,8 +1,8 @@
 """Rollouts of a `transformers` model in this process: answers of different length side by side in slots.
 
-A prompt is computed once for all its answers, and what all prompts begin with once for all of them. A slot whose answer
-is finished takes the next one at once; when nothing waits, the last slot moves into the gap, so that the tail of a skewed
-batch pays for its living rows alone.
+A prompt is computed once for all its answers, and what all prompts begin with once for all of them. A slot whose
+answer is finished takes the next one at once; when nothing waits, the last slot moves into the gap, so that the tail of
+a skewed batch pays for its living rows alone.
 
 Dimension key: P prompts computed together, B active rows, R rows drawn, L tokens, D width, V vocabulary.
 """
@@ -127,10 +127,7 @@ class Rollouts:
         `numbers` name the prompts for their draws where these are part of a longer list; else positions do."""
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         self._check(prompts, limits, n)
-        asked: dict[Ids, list[_Answer]] = {}
-        for i, number in enumerate(range(len(prompts)) if numbers is None else numbers):
-            answers = [_Answer(i, number, index, limits[i], len(prompts[i])) for index in range(n)]
-            asked.setdefault(tuple(prompts[i]), []).extend(answers)
+        asked = _by_prompt(prompts, range(len(prompts)) if numbers is None else numbers, limits, n)
         waiting = deque(sorted(asked, key=lambda ids: -max(answer.limit for answer in asked[ids])))
         kept = self._beginning(list(asked))
         ready: deque[_Answer] = deque()
@@ -209,7 +206,8 @@ class Rollouts:
         logits_PV = row_logits(self._model, hidden_PLD[torch.arange(len(own_P), device=device), last_P])
         computed: KeysValues = [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         for row, (ids, answers) in enumerate(asked.items()):
-            prefix = [(keys[row, :, : len(ids)].clone(), values[row, :, : len(ids)].clone()) for keys, values in computed]
+            size = len(ids)
+            prefix = [(keys[row, :, :size].clone(), values[row, :, :size].clone()) for keys, values in computed]
             for answer in answers:
                 answer.prefix = prefix
             self._draw(answers, logits_PV[row].expand(len(answers), -1), sampling)
@@ -275,6 +273,17 @@ class Rollouts:
         return base(
             input_ids=ids_BL, attention_mask=mask, position_ids=at_BL, past_key_values=cache, use_cache=True
         ).last_hidden_state
+
+
+def _by_prompt(
+    prompts: Sequence[Ids], numbers: Sequence[int], limits: Sequence[int], n: int
+) -> dict[Ids, list[_Answer]]:
+    """The answers to write, by what they are asked: a prompt may stand there several times."""
+    asked: dict[Ids, list[_Answer]] = {}
+    for i, (ids, number, limit) in enumerate(zip(prompts, numbers, limits, strict=True)):
+        answers = [_Answer(i, number, index, limit, len(ids)) for index in range(n)]
+        asked.setdefault(tuple(ids), []).extend(answers)
+    return asked
 
 
 @contextmanager

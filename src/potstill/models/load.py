@@ -77,10 +77,17 @@ def folder_of(located: Located, *, revision: str | None = None) -> Path:
             assert located.path is not None
             return located.path
         case "hub":
-            return _from_hub(located.name, revision)
+            return _from_hub(located.name, revision, ["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
         case "gguf":
             assert located.path is not None
             return _converted(located.path)
+
+
+def tokenizer_folder(name: str, *, revision: str | None = None) -> Path:
+    """A folder with a tokenizer and its template: the one named, or what the hub has of them without the weights."""
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    return _from_hub(name, revision, ["*.json", "*.jinja", "tokenizer*"])
 
 
 def template_of(folder: Path, replacement: str | None, *, name: str) -> Template:
@@ -108,11 +115,10 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.generate.told import told_first
-from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load
+from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load, tokenizer_folder
 from potstill.models.locate import Located, cache_folder, facts, locate
 from potstill.recipe import Sft
 from potstill.records import Watch
@@ -23,12 +23,14 @@ from potstill.student_recipe import HiddenSignal, LiveSignal, SampledSignal, Sco
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
 from potstill.train.rows import Weighted, rows_and_questions
+from potstill.train.served import ServedTeacher
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringModel:
-    """The model that scores, found: its folder, and what it reads. Its weights are loaded when they are needed."""
+    """The model that scores, found: its folder (of a served one, its tokenizer's), and what it reads. Its weights are
+    loaded when they are needed."""
 
     named: ScoredBy
     folder: Path
@@ -36,7 +38,10 @@ class ScoringModel:
 
     @staticmethod
     def of(named: ScoredBy) -> ScoringModel:
-        folder = folder_of(locate(named.model), revision=named.revision)
+        if named.tokenizer is None:
+            folder = folder_of(locate(named.model), revision=named.revision)
+        else:
+            folder = tokenizer_folder(named.tokenizer, revision=named.revision)
         return ScoringModel(named, folder, codec_of(folder, named.template, name="teacher"))
 
 
@@ -59,18 +64,21 @@ def teacher_of(
     recipe: DataRecipe, scorer: ScoringModel, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
 ) -> Teach:
     """The teacher itself, or what a cache has of it; what the cache lacks is computed first."""
+    named, form = scorer.named, _form(recipe.train.signal)
 
-    def live() -> LiveTeacher:
+    def live() -> LiveTeacher | ServedTeacher:
+        if named.engine is not None:
+            k = form.k if isinstance(form, TopKForm) else named.k
+            return ServedTeacher(named.model, named.licence, named.engine, k=k)
         model = load(Located(scorer.named.model, "folder", scorer.folder)).model.requires_grad_(False)
         return LiveTeacher(model, [row.teacher_prefix for row in rows])
 
-    form = _form(recipe.train.signal)
     if form is None:
         return live()
     identity = _identity(recipe, scorer, form, _outcomes(student, scorer))
-    named = hashlib.sha256(repr((identity, form)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((identity, form)).encode()).hexdigest()[:16]
     chosen = recipe.train.signals_folder
-    folder = cache_folder() / "signals" / named if chosen is None else Path(chosen)
+    folder = cache_folder() / "signals" / key if chosen is None else Path(chosen)
     return from_cache(Kept(folder=folder, identity=identity, form=form, load=live), rows, watch)
 
 
@@ -89,20 +97,22 @@ def _form(signal: Signal) -> Form | None:
 def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: int) -> Identity:
     method = recipe.train.method
     return Identity(
-        teacher=fingerprint(scorer.folder),
+        teacher=fingerprint(scorer.folder) if scorer.named.engine is None else f"served {scorer.named.model}",
         revision=scorer.named.revision or "",
         tokenizer=hashlib.sha256(scorer.codec.tokenizer.to_str().encode()).hexdigest(),
         template=hashlib.sha256(scorer.codec.template.source.encode()).hexdigest(),
         vocabulary=vocabulary,
-        dtype=str(compute_dtype()).removeprefix("torch."),
+        dtype=str(compute_dtype()).removeprefix("torch.") if scorer.named.engine is None else "served",
         temperature=1.0 if isinstance(form, HiddenForm) or isinstance(method, Sft) else method.temperature,
     )
 
 
 def _outcomes(student: PreTrainedModel, scorer: ScoringModel) -> int:
     """How many tokens both heads have: what one has beyond the other is padding."""
-    theirs = facts(Located(scorer.named.model, "folder", scorer.folder))
     ours: Any = student.get_output_embeddings()
+    if scorer.named.engine is not None:
+        return len(ours.weight)
+    theirs = facts(Located(scorer.named.model, "folder", scorer.folder))
     return min(len(ours.weight), theirs.vocabulary if theirs else len(ours.weight))
 
 

@@ -25,6 +25,7 @@ from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
 from potstill.store.signals import Identity, SignalsCache, key_of
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
+from potstill.train.served import ServedTeacher
 
 Teach = Callable[[Sequence[Row]], Signal]
 """The teacher's distribution at every scored target of the rows, in their order."""
@@ -95,7 +96,7 @@ class Kept:
     folder: Path
     identity: Identity
     form: Form
-    load: Callable[[], LiveTeacher]
+    load: Callable[[], LiveTeacher | ServedTeacher]
 
 
 def from_cache(kept: Kept, rows: Sequence[Row], watch: Watch) -> Teach:
@@ -130,8 +131,11 @@ def _some_at_once(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield some
 
 
-def _forms(teacher: LiveTeacher, rows: Sequence[Row], kept: Kept) -> Iterator[Hidden | TopK | Sampled]:
+def _forms(teacher: LiveTeacher | ServedTeacher, rows: Sequence[Row], kept: Kept) -> Iterator[Hidden | TopK | Sampled]:
     """The rows' signals as the cache keeps them."""
+    if isinstance(teacher, ServedTeacher):
+        yield from teacher.each(rows)
+        return
     sizes, temperature = [row.scored for row in rows], kept.identity.temperature
     if isinstance(kept.form, HiddenForm):
         whole = teacher(rows)
