@@ -68,12 +68,13 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """`memory` is that of training on one GPU. `examples` and `tokens` (read while training, over all epochs) are the
+    """`memory` is that of training on one GPU, with passes of `pass_tokens`. `examples` and `tokens` (read while training, over all epochs) are the
     most that there can be where an answer's length is a bound."""
 
     models: tuple[Sized, ...]
     examples: int
     tokens: int
+    pass_tokens: int
     memory: Memory | None = None
     cache: Cache | None = None
     fits: tuple[Fit, ...] = ()
@@ -90,21 +91,14 @@ def sizes_of(recipe: DataRecipe, text: Text) -> Sizes | None:
     examples = text.prompts * (min(recipe.generate.n, recipe.select.keep) if recipe.verify else recipe.generate.n)
     work = _Work(recipe, text, examples)
     models = _models(recipe, learner, writer=writer, start=start, scorer=scorer)
-    found = Sizes(models=models, examples=examples, tokens=work.read)
+    found = Sizes(models=models, examples=examples, tokens=work.read, pass_tokens=work.pass_tokens)
     if start is None or start.shape is None or (recipe.scored_by and (scorer is None or scorer.shape is None)):
         return found
     shape, teacher = start.shape.cut(learner.taken or start.layers), scorer.shape if scorer else None
     learning = _learning(work, learner, shape, teacher=teacher)
     cache = None if teacher is None else _cache(recipe, work, shape, teacher)
     fits = tuple(_fit(gpu, learning, work, teacher, writer.shape if writer else None) for gpu in GPUS)
-    return Sizes(
-        models=models,
-        examples=examples,
-        tokens=work.read,
-        memory=training_memory(learning),
-        cache=cache,
-        fits=fits,
-    )
+    return replace(found, memory=training_memory(learning), cache=cache, fits=fits)
 
 
 @dataclass(frozen=True, slots=True)

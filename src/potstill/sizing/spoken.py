@@ -35,7 +35,7 @@ def sentences(sizes: Sizes) -> list[str]:
     if sizes.memory is None:
         said.append("memory and time of training: unknown for a model whose configuration is not known")
     else:
-        said.append(f"memory of training on one GPU: {_memory(sizes.memory)}")
+        said.append(f"memory on one GPU, {sizes.pass_tokens:,} tokens a pass: {_memory(sizes.memory)}")
     if sizes.cache is not None:
         said.append(f"signals on disk: {_cache(sizes.cache)}")
     return said
@@ -69,6 +69,7 @@ def values(sizes: Sizes) -> dict[str, Any]:
         "models": [asdict(model) for model in sizes.models],
         "examples_at_most": sizes.examples,
         "tokens_trained": sizes.tokens,
+        "pass_tokens": sizes.pass_tokens,
         "memory_on_one_gpu": memory,
         "signals": cache,
         "gpus": [
