@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from potstill.data_recipe import DataRecipe
-from potstill.dispatch.money import DOLLAR, FREE, prompt_bound
+from potstill.dispatch.money import DOLLAR, FREE, Price, prompt_bound
 from potstill.engines.sampler import Ask
 from potstill.errors import InputError
 from potstill.generate.collect import price_of
@@ -65,24 +65,44 @@ def plan_data(recipe: DataRecipe, *, as_if: int | None = None) -> DataPlan:
         f"{key.removesuffix('.licence')} ({recipe.licensed[key]})": policy
         for key, policy in check_sections(recipe).items()
     }
-    price, how = price_of(recipe), recipe.generate
+    how, left_out = recipe.generate, Counter[str]()
+    there, worst = _text(recipe, price_of(recipe), left_out)
+    found, prompts = there.prompts, as_if or there.prompts
+    text = replace(there, prompts=prompts)
+    return DataPlan(
+        recipe=recipe,
+        found=found,
+        prompts=prompts,
+        left_out=left_out,
+        requests=prompts * how.n,
+        tokens_read=round(there.told * found) * prompts // found * how.n,
+        tokens_written=prompts * how.n * there.longest_answer,
+        dollars=worst * how.n * prompts / (found * DOLLAR),
+        licences=licences,
+        text=text,
+        sizes=sizes_of(recipe, text),
+    )
+
+
+def _text(recipe: DataRecipe, price: Price, left_out: Counter[str]) -> tuple[Text, int]:
+    """The prompts that there are, and the most that one answer to each can cost, in picodollars."""
     first = tuple(m.as_dict() for m in told_first(recipe.teacher))
-    left_out: Counter[str] = Counter()
-    longest = how.longest or how.max_tokens
+    longest = recipe.generate.longest or recipe.generate.max_tokens
+    nothing = Ask(messages=(), count=1, max_tokens=longest, seed=0, identity="")
+    before = prompt_bound(replace(nothing, messages=first)) - prompt_bound(nothing)
     found = worst = own = told = longest_own = longest_told = 0
     for prompt in stream_prompts(recipe.prompts, left_out):
         turns = tuple(m.as_dict() for m in prompt.messages)
-        ask = Ask(messages=(*first, *turns), count=1, max_tokens=longest, seed=0, identity="")
-        mine, whole = (prompt_bound(each) // _BYTES_A_TOKEN for each in (replace(ask, messages=turns), ask))
+        most = prompt_bound(replace(nothing, messages=turns))
+        mine, whole = most // _BYTES_A_TOKEN, (before + most) // _BYTES_A_TOKEN
         own, longest_own = own + mine, max(mine, longest_own)
         told, longest_told = told + whole, max(whole, longest_told)
-        worst += 0 if price == FREE else price.worst(ask)
+        worst += 0 if price == FREE else price.worst(replace(nothing, messages=(*first, *turns)))
         found += 1
     if not found:
         raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
-    prompts = as_if or found
     text = Text(
-        prompts=prompts,
+        prompts=found,
         own=own / found,
         told=told / found,
         longest_own=longest_own,
@@ -90,19 +110,7 @@ def plan_data(recipe: DataRecipe, *, as_if: int | None = None) -> DataPlan:
         answer=longest,
         longest_answer=longest,
     )
-    return DataPlan(
-        recipe=recipe,
-        found=found,
-        prompts=prompts,
-        left_out=left_out,
-        requests=prompts * how.n,
-        tokens_read=told * prompts // found * how.n,
-        tokens_written=prompts * how.n * longest,
-        dollars=worst * prompts / found * how.n / DOLLAR,
-        licences=licences,
-        text=text,
-        sizes=sizes_of(recipe, text),
-    )
+    return text, worst
 
 
 def as_probed(plan: DataPlan, probed: Probed) -> DataPlan:

@@ -107,6 +107,8 @@ def test_headers_and_configurations_on_this_machine_tell_the_shape(
     cached = facts(locate("Qwen/Qwen3-0.6B"))
     assert cached and cached.shape == of_folder.shape
     assert facts(locate("nobody/knows-this")) is None
+    assert known_shape("meta-llama/Meta-Llama-3.1-8B-Instruct") == known_shape("meta-llama/Llama-3.1-8B")
+    assert known_shape("Qwen/Qwen3-8B-AWQ") is None
 
 
 def test_an_architecture_that_is_not_counted_has_no_shape() -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from data_runs import write_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from shaped import config_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loopback import loopback
 from potstill.cli import execute
 from potstill.data_recipe import load
 from potstill.losses.linear import _chunk
@@ -279,3 +281,19 @@ def test_as_if_there_were_more_prompts(capsys: pytest.CaptureFixture[str], monke
     assert thousandfold["sizes"]["memory_on_one_gpu"] == as_they_are["sizes"]["memory_on_one_gpu"]
     assert execute(["check", recipe, "--prompts", "0"]) == 2
     assert execute(["check", "recipes/quickstart.yaml", "--prompts", "9"]) == 2
+
+
+def test_a_probe_puts_the_real_length_of_answers_in_place_of_the_longest(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loopback() as server:
+        recipe = str(write_recipe(tmp_path, server.url, prompts=40, n=2, max_tokens=512))
+        student = ("--set", f"student={{start: {tiny_model}, licence: mit}}", "--run", str(tmp_path / "run"))
+        before = planned(capsys, recipe, *student)["sizes"]
+        assert execute(["check", recipe, *student, "--probe", "10", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    after, answer = said["sizes"], said["estimate"]["tokens_written"][1] / said["requests"]
+    prompt = before["tokens_trained"] / before["examples_at_most"] / 3 - 512  # three epochs
+    assert 0 < answer < 512
+    assert after["tokens_trained"] == pytest.approx(3 * 80 * (prompt + answer), abs=3)
+    assert after["memory_on_one_gpu"] == before["memory_on_one_gpu"]  # the longest answer is as long as before

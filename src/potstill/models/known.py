@@ -14,8 +14,8 @@ _VARIANT = re.compile(r"-(Base|Instruct|it|pt|Instruct-2507|Thinking-2507)$")
 
 
 def known_shape(name: str) -> Shape | None:
-    """Of a hub id; base and instructed variants have the same."""
-    return _KNOWN.get(_VARIANT.sub("", name))
+    """Of a hub id; base and instructed variants have the same, and Llama 3.1 goes by two names."""
+    return _KNOWN.get(_VARIANT.sub("", name.replace("/Meta-Llama-", "/Llama-")))
 
 
 def _qwen3(layers: int, width: int, heads: int, inner: int, *, tied: bool) -> Shape:

@@ -68,8 +68,8 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """`memory` is that of training on one GPU, with passes of `pass_tokens`. `examples` and `tokens` (read while training, over all epochs) are the
-    most that there can be where an answer's length is a bound."""
+    """`memory` is that of training on one GPU, with passes of `pass_tokens`. `examples` and `tokens` (read while
+    training, over all epochs) are the most that there can be where an answer's length is a bound."""
 
     models: tuple[Sized, ...]
     examples: int
