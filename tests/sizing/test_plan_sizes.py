@@ -198,13 +198,17 @@ def test_more_work_never_takes_less_memory_and_more_gpus_never_more_on_each(
 def test_lora_takes_less_than_training_all_in_memory_and_work(learning: Learning, rank: int) -> None:
     adapted = replace(learning, lora=Lora(rank=rank, alpha=1))
     assert training_memory(adapted).total < training_memory(learning).total
-    assert learning_flops(adapted, read=1000, learnt=10) < learning_flops(learning, read=1000, learnt=10)
+    work = {"read": 1000, "learnt": 10, "context": 100}
+    assert learning_flops(adapted, **work) < learning_flops(learning, **work)
 
 
 def test_full_training_is_six_operations_a_parameter_and_token() -> None:
     learning = Learning(shape=tiny(tied=False), pass_tokens=64, frozen_embeddings=False)
     matrices = learning.shape.layers * learning.shape.matrices_a_layer + learning.shape.embeddings
-    assert learning_flops(learning, read=10, learnt=10) == 6 * matrices * 10
+    assert learning_flops(learning, read=10, learnt=10, context=0) == 6 * matrices * 10
+    # and 12 L x width x what a token looks back on (Chowdhery et al. 2022, appendix B)
+    more = learning_flops(learning, read=10, learnt=10, context=50) - 6 * matrices * 10
+    assert more == 12 * learning.shape.layers * learning.shape.queries * 50 * 10
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

@@ -203,12 +203,7 @@ def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, write
             gpu=gpu, count=None, memory=min(needed), pass_tokens=_smaller_pass(gpu, learning, work, teacher, writer)
         )
     rate = gpu.flops_a_second * COUNTS[at]
-    flops = learning_flops(learning, read=work.read, learnt=work.learnt)
-    scoring = 0 if teacher is None else scoring_flops(teacher, read=work.teacher_reads, scored=work.scored_once)
-    if not work.cached:
-        flops, scoring = flops + scoring * work.recipe.train.epochs, 0
-    elif teacher is not None and learning.dense:
-        flops += scoring_flops(teacher, read=0, scored=work.learnt)  # its head, again in every epoch
+    flops, scoring = _flops(learning, work, teacher)
     return Fit(
         gpu=gpu,
         count=COUNTS[at],
@@ -217,6 +212,21 @@ def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, write
         hours=flops / rate / 3600,
         scoring_hours=scoring / rate / 3600,
     )
+
+
+def _flops(learning: Learning, work: _Work, teacher: Shape | None) -> tuple[float, float]:
+    """Of training, with all that a live teacher says in it, and of filling a cache before."""
+    text = work.text
+    flops = learning_flops(learning, read=work.read, learnt=work.learnt, context=(text.own + text.answer) / 2)
+    if teacher is None:
+        return flops, 0
+    context = (text.told + text.answer) / 2
+    scoring = scoring_flops(teacher, read=work.teacher_reads, scored=work.scored_once, context=context)
+    if not work.cached:
+        return flops + scoring * work.recipe.train.epochs, 0
+    if learning.dense:  # its head, again in every epoch
+        flops += scoring_flops(teacher, read=0, scored=work.learnt, context=0)
+    return flops, scoring
 
 
 def _needed(work: _Work, learning: Learning, teacher: Shape | None, writer: Shape | None, gpus: int) -> int:

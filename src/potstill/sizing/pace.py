@@ -1,8 +1,8 @@
 """Floating-point operations of training and scoring, and what GPUs make of them.
 
 6 N a token that is learnt from and 2 N a token that is scored (Kaplan et al. 2020), N without the embeddings, less what
-frozen weights save; heads cost the rows that bear loss alone. Attention's own products are left out: they are under a
-tenth for documents of up to a thousand tokens.
+frozen weights save; heads cost the rows that bear loss alone, and attention's own products what a token looks back on:
+half of its document on average (`context`).
 """
 
 from __future__ import annotations
@@ -38,16 +38,23 @@ GPUS = (Gpu("RTX 4090", 24, 165), Gpu("L40S", 48, 362), Gpu("H100", 80, 989), Gp
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def learning_flops(learning: Learning, *, read: int, learnt: int) -> int:
+def learning_flops(learning: Learning, *, read: int, learnt: int, context: float) -> float:
     """Of `read` tokens of which `learnt` bear loss: forward, gradients of what is between, gradients of what learns."""
     shape = learning.shape
     updated = 3 * learning.adapters
     if learning.lora is None:
         updated = (shape.layers - learning.frozen_layers) * shape.matrices_a_layer
     body = (shape.layers + learning.reached) * shape.matrices_a_layer + updated
-    return 2 * body * read + 2 * shape.embeddings * (2 + learning.head_learns) * learnt
+    looking = (shape.layers + 2 * learning.reached) * _looking_back(shape, context)
+    return 2 * (body + looking) * read + 2 * shape.embeddings * (2 + learning.head_learns) * learnt
 
 
-def scoring_flops(teacher: Shape, *, read: int, scored: int) -> int:
+def scoring_flops(teacher: Shape, *, read: int, scored: int, context: float) -> float:
     """Of a teacher that reads `read` tokens and says something about `scored` of them."""
-    return 2 * teacher.layers * teacher.matrices_a_layer * read + 2 * teacher.embeddings * scored
+    body = teacher.layers * (teacher.matrices_a_layer + _looking_back(teacher, context))
+    return 2 * body * read + 2 * teacher.embeddings * scored
+
+
+def _looking_back(shape: Shape, context: float) -> float:
+    """Multiplications of a token and layer: its queries with all keys, then the values."""
+    return 2 * shape.queries * context
