@@ -198,6 +198,7 @@ def test_more_work_never_takes_less_memory_and_more_gpus_never_more_on_each(
 def test_lora_takes_less_than_training_all_in_memory_and_work(learning: Learning, rank: int) -> None:
     adapted = replace(learning, lora=Lora(rank=rank, alpha=1))
     assert training_memory(adapted).total < training_memory(learning).total
+    assert activation_bytes(adapted) < activation_bytes(replace(adapted, lora=Lora(rank=rank, alpha=1, dropout=0.1)))
     work = {"read": 1000, "learnt": 10, "context": 100}
     assert learning_flops(adapted, **work) < learning_flops(learning, **work)
 

@@ -131,8 +131,11 @@ def activation_bytes(learning: Learning, *, half: int = 2) -> int:
     reads = 5 * half * shape.width if half < _FP32 else 2 * stream  # autocast makes each linear map a copy of its own
     attention = half * (3 * shape.queries + 2 * shape.keys) + _FP32 * shape.heads
     if shape.head_norms:
-        attention += (shape.queries + shape.keys) * ((_FP32 if half < _FP32 else half) + (half if full else 0))
-    return learning.reached * (norms + reads + attention + 4 * half * shape.inner) + 2 * stream
+        attention += (shape.queries + shape.keys) * (_FP32 + (half if full else 0))
+    dropped = 0  # a byte a number that dropout may zero
+    if learning.lora is not None and learning.lora.dropout:
+        dropped = sum(shape.maps[target][0] for target in learning.lora.targets or shape.maps)
+    return learning.reached * (norms + reads + attention + 4 * half * shape.inner + dropped) + 2 * stream
 
 
 def _memory(learning: Learning, *, gpus: int, half: int) -> Memory:
