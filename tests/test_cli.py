@@ -19,8 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("check", "run", "generate", "verify", "train", "evaluate", "report", "chat", "runs")
 
 
+SIZES = [["check", f"recipes/{path.name}", "--prompts", "20000"] for path in (ROOT / "recipes").glob("*_to_*.yaml")]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["check", "recipes/quickstart.yaml"], ["check", "recipes/answers.yaml"], ["runs"]]
+    "arguments",
+    [["--help"], ["check", "recipes/quickstart.yaml"], ["check", "recipes/answers.yaml"], *sorted(SIZES), ["runs"]],
 )
 def test_light_verbs_answer_in_under_a_second_without_torch(arguments: list[str]) -> None:
     code = (

@@ -58,19 +58,21 @@ _DEFAULTS = Options()
 
 
 @app.command
-def check(recipe: Path, *, probe: int | None = None, options: Options = _DEFAULTS) -> None:
+def check(recipe: Path, *, probe: int | None = None, prompts: int | None = None, options: Options = _DEFAULTS) -> None:
     """Check a recipe and print the plan: prompts, tokens, time, memory, money, licences. Loads no weights.
 
     Parameters
     ----------
     probe
         Ask the teacher the first so many prompts of a recipe with `generate:`, keep the answers, estimate the rest.
+    prompts
+        Plan a recipe with `generate:` as if it had so many prompts like those that it has.
     """
     if _writes_data(recipe):
-        _check_data(recipe, probe, options)
+        _check_data(recipe, probe, prompts, options)
         return
-    if probe is not None:
-        raise InputError("--probe needs a recipe with a 'generate:' section", way_out="leave it out")
+    if probe is not None or prompts is not None:
+        raise InputError("--probe and --prompts need a recipe with a 'generate:' section", way_out="leave them out")
     from potstill.plan import plan
 
     resolved, _ = _resolve(recipe, options)
@@ -299,15 +301,16 @@ def _student_nats(recipe: DataRecipe) -> Nats | None:
     return lessons.student_nats(recipe)
 
 
-def _check_data(target: Path, prompts: int | None, options: Options) -> None:
-    from potstill.data_plan import plan_data, probe
+def _check_data(target: Path, asked: int | None, as_if: int | None, options: Options) -> None:
+    from potstill.data_plan import as_probed, plan_data, probe
 
     recipe, folder = _resolve_data(target, options.set, options)
-    plan = plan_data(recipe)
+    plan = plan_data(recipe, as_if=as_if)
     probed = None
-    if prompts is not None:
+    if asked is not None:
         with console.watching(as_json=options.json) as watch:
-            probed = probe(recipe, folder, prompts, total=plan.prompts, watch=watch)
+            probed = probe(recipe, folder, asked, total=plan.prompts, watch=watch)
+        plan = as_probed(plan, probed)
     console.show_data_plan(plan, probed, as_json=options.json)
 
 

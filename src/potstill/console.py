@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from potstill.dispatch.money import DOLLAR
 from potstill.records import Progress, Watch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # names of types alone: `--help` and `runs` need not wait for
     from potstill.harvest import Harvest
     from potstill.licences import Policy
     from potstill.plan import Plan
+    from potstill.sizing.job import Sizes
     from potstill.store.run import Run
     from potstill.verify.answers import Verified
 
@@ -147,16 +148,19 @@ def show_run(run: Run) -> None:
 
 def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> None:
     """What will be asked, and what it can cost."""
+    from potstill.sizing.spoken import values  # numpy: `--help` need not wait for it
+
     if as_json:
         facts = {"requests": plan.requests, "tokens_read": plan.tokens_read, "dollars_at_most": plan.dollars}
         estimate = {"tokens_written": probed.tokens_written, "dollars": probed.dollars} if probed else None
-        licences = list(plan.licences)
-        say_json(
-            {"name": plan.recipe.name, "prompts": plan.prompts, **facts, "licences": licences, "estimate": estimate}
-        )
+        known = {"licences": list(plan.licences), "estimate": estimate}
+        sizes = values(plan.sizes) if plan.sizes else None
+        say_json({"name": plan.recipe.name, "prompts": plan.prompts, **facts, **known, "sizes": sizes})
         return
     how = plan.recipe.generate
-    out.print(f"{plan.prompts:,} prompts x {how.n} answers by {clean(plan.recipe.teacher.model)}", soft_wrap=True)
+    as_if = "" if plan.prompts == plan.found else f" (as if: there are {plan.found:,})"
+    asked = f"{plan.prompts:,} prompts{as_if} x {how.n} answers by {clean(plan.recipe.teacher.model)}"
+    out.print(asked, soft_wrap=True)
     out.print(f"tokens: ~{plan.tokens_read:,} read, at most {plan.tokens_written:,} written", soft_wrap=True)
     cap = "no budget" if how.budget is None else f"budget ${how.budget:,.2f}"
     price = f"at most ${plan.dollars:,.2f}" if how.prices else "no price file, so not counted"
@@ -175,7 +179,27 @@ def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> N
             f"${most:,.2f}), if the first prompts are like the others",
             soft_wrap=True,
         )
+    if plan.sizes is not None:
+        _show_sizes(
+            plan.sizes, answers="answers as long as the probe's" if probed else "answers as long as they may be"
+        )
     _show_terms(plan.licences, plan.left_out)
+
+
+def _show_sizes(sizes: Sizes, *, answers: str) -> None:
+    """The models, and what training them takes where."""
+    from potstill.sizing.spoken import ASSUMED, COLUMNS, advice, row, sentences  # numpy, as above
+
+    for said in sentences(sizes):
+        out.print(clean(said), soft_wrap=True)
+    if sizes.fits:
+        table = Table(*(Column(name, no_wrap=True, justify="right") for name in COLUMNS))
+        for fit in sizes.fits:
+            table.add_row(*row(fit))
+        out.print(table)
+        for said in advice(sizes):
+            out.print(said, soft_wrap=True)
+        out.print(ASSUMED.format(answers=answers), soft_wrap=True)
 
 
 def show_harvest(found: Harvest, *, as_json: bool) -> None:

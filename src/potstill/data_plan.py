@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from potstill.data_recipe import DataRecipe
-from potstill.dispatch.money import DOLLAR, FREE, prompt_bound
+from potstill.dispatch.money import DOLLAR, FREE, Price, prompt_bound
 from potstill.engines.sampler import Ask
 from potstill.errors import InputError
 from potstill.generate.collect import price_of
@@ -21,6 +21,7 @@ from potstill.harvest import check_sections, harvest
 from potstill.licences import Policy
 from potstill.prompts.stream import described, stream_prompts
 from potstill.records import Watch, unwatched
+from potstill.sizing.job import Sizes, Text, sizes_of
 from potstill.store.requests import Requests
 
 _BYTES_A_TOKEN = 4
@@ -38,9 +39,12 @@ class Probed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """`tokens_read` is an estimate (a quarter of the bytes); `tokens_written` and `dollars` are upper bounds."""
+    """For `prompts` like those `found`. `tokens_read` is an estimate (a quarter of the bytes); `tokens_written` and
+    `dollars` are upper bounds. The `sizes` of a recipe with a student are those of `text`, whose answers are as long as
+    they may be until a probe knows better."""
 
     recipe: DataRecipe
+    found: int
     prompts: int
     left_out: Mapping[str, int]
     requests: int
@@ -48,36 +52,71 @@ class DataPlan:
     tokens_written: int
     dollars: float
     licences: Mapping[str, Policy]
+    text: Text
+    sizes: Sizes | None
 
 
-def plan_data(recipe: DataRecipe) -> DataPlan:
-    """Raises a PotstillError for everything that can be known to be wrong before a request. Sends nothing."""
+def plan_data(recipe: DataRecipe, *, as_if: int | None = None) -> DataPlan:
+    """The plan for the prompts that there are, or as if there were so many like them. Raises a PotstillError for
+    everything that can be known to be wrong before a request. Sends nothing."""
+    if as_if is not None and as_if < 1:
+        raise InputError(f"--prompts is {as_if}", way_out="give a number of prompts, 1 or more")
     licences = {
         f"{key.removesuffix('.licence')} ({recipe.licensed[key]})": policy
         for key, policy in check_sections(recipe).items()
     }
-    price, how = price_of(recipe), recipe.generate
-    first = tuple(m.as_dict() for m in told_first(recipe.teacher))
-    left_out: Counter[str] = Counter()
-    prompts = read = worst = 0
-    for prompt in stream_prompts(recipe.prompts, left_out):
-        turns = (*first, *(m.as_dict() for m in prompt.messages))
-        ask = Ask(messages=turns, count=1, max_tokens=how.longest or how.max_tokens, seed=0, identity="")
-        prompts += 1
-        read += prompt_bound(ask) // _BYTES_A_TOKEN
-        worst += 0 if price == FREE else price.worst(ask)
-    if not prompts:
-        raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
+    how, left_out = recipe.generate, Counter[str]()
+    there, worst = _text(recipe, price_of(recipe), left_out)
+    found, prompts = there.prompts, as_if or there.prompts
+    text = replace(there, prompts=prompts)
     return DataPlan(
         recipe=recipe,
+        found=found,
         prompts=prompts,
         left_out=left_out,
         requests=prompts * how.n,
-        tokens_read=read * how.n,
-        tokens_written=prompts * how.n * (how.longest or how.max_tokens),
-        dollars=worst * how.n / DOLLAR,
+        tokens_read=round(there.told * found) * prompts // found * how.n,
+        tokens_written=prompts * how.n * there.longest_answer,
+        dollars=worst * how.n * prompts / (found * DOLLAR),
         licences=licences,
+        text=text,
+        sizes=sizes_of(recipe, text),
     )
+
+
+def _text(recipe: DataRecipe, price: Price, left_out: Counter[str]) -> tuple[Text, int]:
+    """The prompts that there are, and the most that one answer to each can cost, in picodollars."""
+    first = tuple(m.as_dict() for m in told_first(recipe.teacher))
+    longest = recipe.generate.longest or recipe.generate.max_tokens
+    nothing = Ask(messages=(), count=1, max_tokens=longest, seed=0, identity="")
+    before = prompt_bound(replace(nothing, messages=first)) - prompt_bound(nothing)
+    found = worst = own = told = longest_own = longest_told = 0
+    for prompt in stream_prompts(recipe.prompts, left_out):
+        turns = tuple(m.as_dict() for m in prompt.messages)
+        most = prompt_bound(replace(nothing, messages=turns))
+        mine, whole = most // _BYTES_A_TOKEN, (before + most) // _BYTES_A_TOKEN
+        own, longest_own = own + mine, max(mine, longest_own)
+        told, longest_told = told + whole, max(whole, longest_told)
+        worst += 0 if price == FREE else price.worst(replace(nothing, messages=(*first, *turns)))
+        found += 1
+    if not found:
+        raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
+    text = Text(
+        prompts=found,
+        own=own / found,
+        told=told / found,
+        longest_own=longest_own,
+        longest_told=longest_told,
+        answer=longest,
+        longest_answer=longest,
+    )
+    return text, worst
+
+
+def as_probed(plan: DataPlan, probed: Probed) -> DataPlan:
+    """With sizes for answers as long as the probe's were."""
+    text = replace(plan.text, answer=probed.tokens_written[1] / plan.requests)
+    return replace(plan, text=text, sizes=sizes_of(plan.recipe, text))
 
 
 def probe(recipe: DataRecipe, folder: Path, prompts: int, *, total: int, watch: Watch = unwatched) -> Probed:

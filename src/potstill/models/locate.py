@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from potstill.errors import InputError, MissingEnvironment
 from potstill.models.gguf import read_header
+from potstill.models.known import known_shape
+from potstill.models.shapes import Shape, shape_of_config, shape_of_gguf
 
 Form = Literal["gguf", "folder", "hub"]
 
@@ -30,7 +32,8 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied."""
+    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied. `shape` is None for
+    an architecture whose parts are not known."""
 
     architecture: str
     layers: int
@@ -38,6 +41,7 @@ class Facts:
     vocabulary: int
     parameters: int
     tied: bool
+    shape: Shape | None = None
 
     @property
     def a_layer(self) -> int:
@@ -103,10 +107,42 @@ def _in_package(name: str) -> Located:
 
 
 def facts(located: Located) -> Facts | None:
-    """Layers, widths and parameters from headers and configs alone; None for a hub id that is not here."""
+    """Layers, widths and parameters from headers and configs alone; None for a hub id that is neither in the hub's
+    cache nor a known one."""
     if located.path is None:
-        return None
+        shape = _cached_shape(located.name) or known_shape(located.name)
+        return None if shape is None else _facts_of(shape)
     return _gguf_facts(located.path) if located.form == "gguf" else _folder_facts(located.path)
+
+
+def _facts_of(shape: Shape) -> Facts:
+    return Facts(
+        architecture=shape.architecture,
+        layers=shape.layers,
+        hidden=shape.width,
+        vocabulary=shape.vocabulary,
+        parameters=shape.parameters,
+        tied=shape.tied,
+        shape=shape,
+    )
+
+
+def _cached_shape(name: str) -> Shape | None:
+    """From the configuration that the hub's client downloaded before, if it did."""
+    folder = _hub_cache() / f"models--{name.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    if not main.is_file():
+        return None
+    config = folder / "snapshots" / main.read_text(encoding="utf-8").strip() / "config.json"
+    return shape_of_config(read_json(config)) if config.is_file() else None
+
+
+def _hub_cache() -> Path:
+    """Where the hub's client keeps what it downloads. To import it and ask would take a third of a second."""
+    if chosen := os.environ.get("HF_HUB_CACHE"):
+        return Path(chosen).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(home).expanduser() / "hub"
 
 
 def _gguf_facts(path: Path) -> Facts:
@@ -119,13 +155,15 @@ def _gguf_facts(path: Path) -> Facts:
             f"'{path}' holds no language model (no token embeddings or no layer count)",
             way_out="give the GGUF file of a causal language model",
         )
+    tied = "output.weight" not in header.shapes
     return Facts(
         architecture=architecture,
         layers=layers,
         hidden=embedding[1],
         vocabulary=embedding[0],
         parameters=header.parameters,
-        tied="output.weight" not in header.shapes,
+        tied=tied,
+        shape=shape_of_gguf(header.values, (embedding[0], embedding[1]), tied=tied),
     )
 
 
@@ -148,6 +186,7 @@ def _folder_facts(folder: Path) -> Facts:
         vocabulary=vocabulary,
         parameters=sum(_safetensors_parameters(file) for file in files),
         tied=bool(config.get("tie_word_embeddings", False)),
+        shape=shape_of_config(config),
     )
 
 

@@ -6,9 +6,7 @@ Dimension key: N rows (tokens that bear loss), D teacher width, V vocabulary, K 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import inf
-from typing import Any, Literal, assert_never
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,62 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.signals import Hidden, Sampled, TopK
-from potstill.store.bits import ascending_bytes, bytes_of, pack_ascending, pack_bits, unpack_ascending, unpack_bits
+from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
+from potstill.store.forms import LOGP_BITS, Form, HiddenForm, SampledForm, TopKForm, high_bits
 
 Columns = Mapping[str, NDArray[Any]]
 
-_LOGP_BITS = 12
-_ZERO = (1 << _LOGP_BITS) - 1
+_ZERO = (1 << LOGP_BITS) - 1
 """The code of a probability of exactly 0."""
 _STEPS = _ZERO - 1
-_KEY_BYTES = 16 + 4  # an example's key and its number of rows
 
-
-@dataclass(frozen=True, slots=True)
-class TopKForm:
-    """The `k` most probable tokens. Ids and the tail's mass are exact; a log-probability is off by at most 1/4090 of
-    the distance between the row's largest and smallest (0.004 nats where that is 15)."""
-
-    k: int
-
-
-@dataclass(frozen=True, slots=True)
-class SampledForm:
-    """`draws` draws a token, exact. What a row takes depends on how many of them are distinct."""
-
-    draws: int
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenForm:
-    """Hidden states: as bf16, or as int8 with a mean and a spread for each channel of a shard and a scale a row."""
-
-    dtype: Literal["int8", "bf16"]
-
-
-Form = TopKForm | SampledForm | HiddenForm
 Packable = TopK | Sampled | Hidden
-
-
-def bytes_a_token(
-    form: Form, vocabulary: int, width: int, *, distinct: float | None = None, tokens_an_example: float = inf
-) -> float:
-    """What a cache takes on disk for a token, without the head of hidden states, V * D numbers once.
-
-    distinct: mean number of distinct ids a row of draws; without it, the most that there can be.
-    tokens_an_example: an example's key takes 20 bytes, which its tokens share.
-    """
-    key = _KEY_BYTES / tokens_an_example
-    match form:
-        case TopKForm(k):
-            return ascending_bytes(k, vocabulary) + bytes_of(k, _LOGP_BITS) + 2 + 4 + 4 + key
-        case SampledForm(draws):
-            ids = min(draws, vocabulary) if distinct is None else distinct
-            return bytes_of(draws, 1) + ids * (2 + _high_bits(vocabulary) / 8) + key
-        case HiddenForm(dtype):
-            return (width + 4 if dtype == "int8" else 2 * width) + key
-        case _:
-            assert_never(form)
 
 
 def pack(form: Form, signal: Packable, vocabulary: int) -> dict[str, NDArray[Any]]:
@@ -134,7 +86,7 @@ def _pack_top_k(signal: TopK, vocabulary: int) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {
         "ids_low": low,
         "ids_high": high,
-        "logp": pack_bits(codes_NK, _LOGP_BITS),
+        "logp": pack_bits(codes_NK, LOGP_BITS),
         "reach": _above(reach_N),
         "tail": tail_N,
     }
@@ -154,7 +106,7 @@ def _step(reach_N: NDArray[np.float16]) -> NDArray[np.float64]:
 
 
 def unpack_top_k(columns: Columns, k: int, vocabulary: int, temperature: float) -> TopK:
-    codes_NK = unpack_bits(columns["logp"], _LOGP_BITS, k)
+    codes_NK = unpack_bits(columns["logp"], LOGP_BITS, k)
     below_NK = np.where(codes_NK == _ZERO, np.inf, codes_NK * _step(columns["reach"])[:, None])
     mass_N = -np.expm1(columns["tail"].astype(np.float64))
     level_N = np.log(mass_N / np.exp(-below_NK).sum(1))
@@ -169,11 +121,6 @@ def unpack_top_k(columns: Columns, k: int, vocabulary: int, temperature: float) 
 # drawn tokens
 
 
-def _high_bits(vocabulary: int) -> int:
-    """What an id needs beyond the 16 bits that every one has."""
-    return max(0, (vocabulary - 1).bit_length() - 16)
-
-
 def _pack_sampled(signal: Sampled, draws: int, vocabulary: int) -> dict[str, NDArray[Any]]:
     """A row's draws lie in runs of equal ids; a bit is set at the last draw of each. So `draws` bits a row say both how
     many ids it has and how often each came up."""
@@ -186,7 +133,7 @@ def _pack_sampled(signal: Sampled, draws: int, vocabulary: int) -> dict[str, NDA
         "runs": np.packbits(marks.reshape(-1, draws), axis=1, bitorder="little"),
         "ids": (ids_M & 0xFFFF).astype(np.uint16),
     }
-    if bits := _high_bits(vocabulary):
+    if bits := high_bits(vocabulary):
         columns["ids_high"] = pack_bits((ids_M >> 16)[None, :], bits)[0]
     return columns
 
@@ -194,7 +141,7 @@ def _pack_sampled(signal: Sampled, draws: int, vocabulary: int) -> dict[str, NDA
 def sampled_slice(columns: Columns, rows: slice, ids: slice, vocabulary: int) -> dict[str, NDArray[Any]]:
     """The columns of some rows, whose ids are those of `ids`, which are whole from here on."""
     ids_M = columns["ids"][ids].astype(np.int64)
-    if bits := _high_bits(vocabulary):
+    if bits := high_bits(vocabulary):
         first = ids.start * bits
         cut = columns["ids_high"][first // 8 : -(-ids.stop * bits // 8)]
         flat = np.unpackbits(cut, bitorder="little")[first % 8 :][: len(ids_M) * bits].reshape(-1, bits)

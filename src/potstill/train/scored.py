@@ -17,9 +17,9 @@ from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of
 from potstill.models.locate import Located, cache_folder, facts, locate
 from potstill.recipe import Sft
 from potstill.records import Watch
-from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
+from potstill.store.forms import Form, HiddenForm, TopKForm, form_of
 from potstill.store.signals import Identity
-from potstill.student_recipe import HiddenSignal, LiveSignal, SampledSignal, ScoredBy, Signal, TopKSignal
+from potstill.student_recipe import ScoredBy
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
 from potstill.train.rows import Weighted, rows_and_questions
@@ -64,7 +64,7 @@ def teacher_of(
     recipe: DataRecipe, scorer: ScoringModel, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
 ) -> Teach:
     """The teacher itself, or what a cache has of it; what the cache lacks is computed first."""
-    named, form = scorer.named, _form(recipe.train.signal)
+    named, form = scorer.named, form_of(recipe.train.signal)
 
     def live() -> LiveTeacher | ServedTeacher:
         if named.engine is not None:
@@ -80,18 +80,6 @@ def teacher_of(
     chosen = recipe.train.signals_folder
     folder = cache_folder() / "signals" / key if chosen is None else Path(chosen)
     return from_cache(Kept(folder=folder, identity=identity, form=form, load=live), rows, watch)
-
-
-def _form(signal: Signal) -> Form | None:
-    match signal:
-        case TopKSignal(k=k):
-            return TopKForm(k)
-        case SampledSignal(draws=draws):
-            return SampledForm(draws)
-        case HiddenSignal(dtype=dtype):
-            return HiddenForm(dtype)
-        case LiveSignal():
-            return None
 
 
 def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: int) -> Identity:

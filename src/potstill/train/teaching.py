@@ -21,7 +21,7 @@ from potstill.models.documents import Documents, alike
 from potstill.models.forward import cached_rows, hidden_rows, logit_terms
 from potstill.records import Progress, Watch
 from potstill.store.draws import draw
-from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
+from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm
 from potstill.store.signals import Identity, SignalsCache, key_of
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row

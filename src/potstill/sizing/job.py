@@ -1,0 +1,253 @@
+"""A data recipe's models, its training's memory and time on GPUs, and its signals on disk, from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from potstill.data_recipe import DataRecipe
+from potstill.errors import InputError
+from potstill.models.locate import Facts, facts, locate
+from potstill.models.shapes import Shape
+from potstill.recipe import LogitKd
+from potstill.sizing.memory import Learning, Memory, scoring_memory, training_memory, writing_memory
+from potstill.sizing.pace import COUNTS, GPUS, Gpu, learning_flops, scoring_flops
+from potstill.store.forms import Form, HiddenForm, bytes_a_token, form_of
+from potstill.student_recipe import Learner, LiveSignal
+from potstill.teacher_recipe import Gguf, Local, Writer
+
+_SCORED_AT_ONCE, _LOGIT_ROWS = 8192, 512  # what `train.teaching` has a teacher read and say at once
+_HALF = 2  # bytes of a number of bf16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """The prompts of a job: how many, the mean tokens and the most of one, as the student reads it (`own`) and as the
+    teacher does, after all that it is `told`; and the tokens of an answer, expected and at most."""
+
+    prompts: int
+    own: float
+    told: float
+    longest_own: int
+    longest_told: int
+    answer: float
+    longest_answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A model of the recipe; `parameters` is None where nothing on this machine tells."""
+
+    role: str
+    name: str
+    parameters: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What a teacher's signals take on disk, with the head of hidden states."""
+
+    form: Form
+    a_token: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """The job on a kind of GPU: on how few, `memory` bytes on each, what they train together. Where it fits on no
+    number, `count` is None and `pass_tokens` is what would fit, None if that is not it."""
+
+    gpu: Gpu
+    count: int | None
+    memory: int
+    tokens_a_second: float = 0
+    hours: float = 0
+    scoring_hours: float = 0
+    pass_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """`memory` is that of training on one GPU, with passes of `pass_tokens`. `examples` and `tokens` (read while
+    training, over all epochs) are the most that there can be where an answer's length is a bound."""
+
+    models: tuple[Sized, ...]
+    examples: int
+    tokens: int
+    pass_tokens: int
+    memory: Memory | None = None
+    cache: Cache | None = None
+    fits: tuple[Fit, ...] = ()
+
+
+def sizes_of(recipe: DataRecipe, text: Text) -> Sizes | None:
+    """None for a recipe without a student. Raises InputError for a model that is not there or adapters that fit
+    nothing."""
+    learner = recipe.student
+    if learner is None:
+        return None
+    here = recipe.scored_by is not None and recipe.scored_by.engine is None
+    scorer = facts(locate(recipe.scored_by.model)) if recipe.scored_by and here else None
+    start, writer = facts(locate(learner.start)), _writer(recipe.teacher)
+    examples = text.prompts * (min(recipe.generate.n, recipe.select.keep) if recipe.verify else recipe.generate.n)
+    work = _Work(recipe, text, examples)
+    models = _models(recipe, learner, writer=writer, start=start, scorer=scorer)
+    found = Sizes(models=models, examples=examples, tokens=work.read, pass_tokens=work.pass_tokens)
+    if start is None or start.shape is None or (here and (scorer is None or scorer.shape is None)):
+        return found
+    shape, teacher = start.shape.cut(learner.taken or start.layers), scorer.shape if scorer else None
+    learning = _learning(work, learner, shape, teacher=teacher)
+    cache = None if recipe.scored_by is None else _cache(recipe, work, shape, teacher or shape)
+    fits = tuple(_fit(gpu, learning, work, teacher, writer.shape if writer else None) for gpu in GPUS)
+    return replace(found, memory=training_memory(learning), cache=cache, fits=fits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Tokens of the job."""
+
+    recipe: DataRecipe
+    text: Text
+    examples: int
+
+    @property
+    def cached(self) -> bool:
+        return not isinstance(self.recipe.train.signal, LiveSignal)
+
+    @property
+    def read(self) -> int:
+        return round(self.examples * (self.text.own + self.text.answer)) * self.recipe.train.epochs
+
+    @property
+    def scored_once(self) -> int:
+        return round(self.examples * self.text.answer)
+
+    @property
+    def learnt(self) -> int:
+        return self.scored_once * self.recipe.train.epochs
+
+    @property
+    def teacher_reads(self) -> int:
+        """In one pass over all examples. Where what it is told is half of what it reads, that is read once for all."""
+        text = self.text
+        return round(self.examples * ((text.own if text.told >= 2 * text.own else text.told) + text.answer))
+
+    @property
+    def pass_tokens(self) -> int:
+        """The largest pass that comes up: a step may have less than a pass may, and an example more."""
+        train = self.recipe.train
+        return max(self.longest, min(train.pass_tokens, train.batch_size * self.longest))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of an example at most."""
+        return self.text.longest_own + self.text.longest_answer
+
+
+def _writer(teacher: Writer) -> Facts | None:
+    """What writes, if it is a model of a known shape; a server may call its model what it likes."""
+    try:
+        return facts(locate(teacher.model))
+    except InputError:
+        if isinstance(teacher.engine, Local | Gguf):
+            raise
+        return None
+
+
+def _models(
+    recipe: DataRecipe, learner: Learner, *, writer: Facts | None, start: Facts | None, scorer: Facts | None
+) -> tuple[Sized, ...]:
+    def sized(role: str, name: str, found: Facts | None) -> Sized:
+        return Sized(role, name, found.parameters if found else None)
+
+    cut = start.with_layers(learner.taken or start.layers) if start else None
+    scored_by = recipe.train.scored_by
+    return (
+        sized("teacher", recipe.teacher.model, writer),
+        *((sized("scored by", scored_by.model, scorer),) if scored_by else ()),
+        Sized("student", learner.start, cut),
+    )
+
+
+def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | None) -> Learning:
+    train, own = work.recipe.train, work.recipe.train.on_policy
+    form = form_of(train.signal)
+    served = train.scored_by is not None and train.scored_by.engine is not None
+    return Learning(
+        shape=shape,
+        pass_tokens=work.pass_tokens,
+        frozen_embeddings=learner.freeze_embeddings,
+        frozen_layers=learner.freeze_layers,
+        lora=learner.lora,
+        averaged=train.average > 0,
+        dense=isinstance(train.method, LogitKd) and not served and (form is None or isinstance(form, HiddenForm)),
+        teacher=teacher if form is None else None,
+        slots=own.slots if own else 0,
+        capacity=work.text.longest_own + own.max_tokens if own else 0,
+    )
+
+
+def _cache(recipe: DataRecipe, work: _Work, student: Shape, teacher: Shape) -> Cache | None:
+    form = form_of(recipe.train.signal)
+    if form is None:
+        return None
+    vocabulary = min(student.vocabulary, teacher.vocabulary)
+    each = bytes_a_token(form, vocabulary, teacher.width, tokens_an_example=max(1, work.text.answer))
+    head = _HALF * teacher.embeddings if isinstance(form, HiddenForm) else 0
+    return Cache(form, each, work.scored_once, round(each * work.scored_once) + head)
+
+
+def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, writer: Shape | None) -> Fit:
+    needed = [_needed(work, learning, teacher, writer, gpus) for gpus in COUNTS]
+    at = next((at for at, size in enumerate(needed) if size <= gpu.bytes), None)
+    if at is None:
+        return Fit(
+            gpu=gpu, count=None, memory=min(needed), pass_tokens=_smaller_pass(gpu, learning, work, teacher, writer)
+        )
+    rate = gpu.flops_a_second * COUNTS[at]
+    flops, scoring = _flops(learning, work, teacher)
+    return Fit(
+        gpu=gpu,
+        count=COUNTS[at],
+        memory=needed[at],
+        tokens_a_second=work.read * rate / flops if flops else 0,
+        hours=flops / rate / 3600,
+        scoring_hours=scoring / rate / 3600,
+    )
+
+
+def _flops(learning: Learning, work: _Work, teacher: Shape | None) -> tuple[float, float]:
+    """Of training, with all that a live teacher says in it, and of filling a cache before."""
+    text = work.text
+    flops = learning_flops(learning, read=work.read, learnt=work.learnt, context=(text.own + text.answer) / 2)
+    if teacher is None:
+        return flops, 0
+    context = (text.told + text.answer) / 2
+    scoring = scoring_flops(teacher, read=work.teacher_reads, scored=work.scored_once, context=context)
+    if not work.cached:
+        return flops + scoring * work.recipe.train.epochs, 0
+    if learning.dense:  # its head, again in every epoch
+        flops += scoring_flops(teacher, read=0, scored=work.learnt, context=0)
+    return flops, scoring
+
+
+def _needed(work: _Work, learning: Learning, teacher: Shape | None, writer: Shape | None, gpus: int) -> int:
+    """Bytes on each GPU in the stage of this process that needs the most."""
+    stages = [training_memory(learning, gpus=gpus).total]
+    if teacher is not None and work.cached:
+        stages.append(scoring_memory(teacher, tokens=_SCORED_AT_ONCE, logits=_LOGIT_ROWS, gpus=gpus))
+    if writer is not None and isinstance(engine := work.recipe.teacher.engine, Local):
+        capacity = work.text.longest_told + work.text.longest_answer
+        stages.append(writing_memory(writer, slots=engine.slots, capacity=capacity, gpus=gpus))
+    return max(stages)
+
+
+def _smaller_pass(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, writer: Shape | None) -> int | None:
+    """The first half, quarter, ... of the pass that fits on some number of them. An example is never cut."""
+    tokens, longest = learning.pass_tokens // 2, work.longest
+    while 2 * tokens > longest:
+        smaller = replace(learning, pass_tokens=max(tokens, longest))
+        if any(_needed(work, smaller, teacher, writer, gpus) <= gpu.bytes for gpus in COUNTS):
+            return tokens
+        tokens //= 2
+    return None

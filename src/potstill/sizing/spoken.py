@@ -1,0 +1,118 @@
+"""Sizes in words for people and in values for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from potstill.sizing.job import Cache, Fit, Sizes
+from potstill.sizing.memory import Memory
+from potstill.sizing.pace import SHARE_OF_PEAK
+from potstill.store.forms import HiddenForm, SampledForm, TopKForm
+
+COLUMNS = ("GPU", "GPUs", "GB on each", "tokens/s", "training", "scoring")
+ASSUMED = (
+    f"assumed: {SHARE_OF_PEAK:.0%} of the GPU's bf16 peak, {{answers}}; several GPUs share weights by FSDP2; scoring "
+    "is done once, before training; what the student writes itself and the exam come on top"
+)
+_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "average": "running average",
+    "copies": "half-precision copies",
+    "activations": "activations",
+    "loss": "head, loss and backward",
+    "teacher": "teacher",
+    "own_answers": "own answers",
+}
+
+
+def sentences(sizes: Sizes) -> list[str]:
+    """What stands above the table of GPUs."""
+    said = [f"{model.role}: {model.name}, {_parameters(model.parameters)}" for model in sizes.models]
+    said.append(f"training: at most {sizes.examples:,} examples, {sizes.tokens:,} tokens over all epochs")
+    if sizes.memory is None:
+        said.append("memory and time of training: unknown for a model whose configuration is not known")
+    else:
+        said.append(f"memory on one GPU, {sizes.pass_tokens:,} tokens a pass: {_memory(sizes.memory)}")
+    if sizes.cache is not None:
+        said.append(f"signals on disk: {_cache(sizes.cache)}")
+    return said
+
+
+def row(fit: Fit) -> tuple[str, ...]:
+    """A line of the table whose `COLUMNS` stand above."""
+    gpu, each = f"{fit.gpu.name}, {fit.gpu.gigabytes} GB", f"{fit.memory / 1e9:,.1f}"
+    if fit.count is None:
+        return (gpu, "none", each, "-", "-", "-")
+    scoring = hours(fit.scoring_hours) if fit.scoring_hours else "-"
+    return (gpu, str(fit.count), each, f"~{fit.tokens_a_second:,.0f}", hours(fit.hours), scoring)
+
+
+def advice(sizes: Sizes) -> list[str]:
+    """What would make the job fit where it does not."""
+    return [
+        f"{fit.gpu.name}: with --set train.pass_tokens={fit.pass_tokens} it fits"
+        for fit in sizes.fits
+        if fit.count is None and fit.pass_tokens is not None
+    ]
+
+
+def values(sizes: Sizes) -> dict[str, Any]:
+    """For `--json`: bytes, tokens and hours."""
+    memory = None if sizes.memory is None else {**sizes.memory.parts, "total": sizes.memory.total}
+    cache = None
+    if sizes.cache is not None:
+        cache = {"bytes_a_token": sizes.cache.a_token, "tokens": sizes.cache.tokens, "bytes": sizes.cache.bytes}
+    return {
+        "models": [asdict(model) for model in sizes.models],
+        "examples_at_most": sizes.examples,
+        "tokens_trained": sizes.tokens,
+        "pass_tokens": sizes.pass_tokens,
+        "memory_on_one_gpu": memory,
+        "signals": cache,
+        "gpus": [
+            {
+                "gpu": fit.gpu.name,
+                "gigabytes": fit.gpu.gigabytes,
+                "count": fit.count,
+                "memory_on_each": fit.memory,
+                "tokens_a_second": round(fit.tokens_a_second),
+                "training_hours": fit.hours,
+                "scoring_hours": fit.scoring_hours,
+                "pass_tokens_that_fit": fit.pass_tokens,
+            }
+            for fit in sizes.fits
+        ],
+    }
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def hours(spent: float) -> str:
+    return f"~{spent:,.1f} h" if spent >= 1 else f"~{spent * 60:,.0f} min" if spent >= 1 / 60 else "< 1 min"
+
+
+def _parameters(count: int | None) -> str:
+    if count is None:
+        return "parameters unknown: its configuration is not on this machine"
+    return f"{count / 1e9:.2f} B parameters" if count >= 1e8 else f"{count / 1e6:.1f} M parameters"
+
+
+def _memory(memory: Memory) -> str:
+    parts = ", ".join(f"{_PARTS[name]} {gigabytes(size)}" for name, size in memory.parts.items() if size)
+    return f"{gigabytes(memory.total)} ({parts})"
+
+
+def _cache(cache: Cache) -> str:
+    match cache.form:
+        case TopKForm(k):
+            form = f"top-{k}"
+        case SampledForm(draws):
+            form = f"{draws} draws"
+        case HiddenForm(dtype):
+            form = f"hidden states in {dtype} and the head"
+    return f"{form}, {cache.a_token:,.0f} bytes a token x {cache.tokens:,} tokens: {gigabytes(cache.bytes)}"
