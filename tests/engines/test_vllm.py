@@ -27,11 +27,13 @@ from potstill.engines.scoring_local import LocalScorer
 from potstill.engines.scoring_server import ServerScorer
 from potstill.errors import TeacherError
 from potstill.harvest import harvest
+from potstill.lessons import teach
 from potstill.models.load import codec_of, folder_of
 from potstill.models.load import load as load_model
 from potstill.models.locate import locate
 from potstill.records import Message
 from potstill.signals import TopK
+from potstill.store.metrics import Metrics
 from potstill.teacher_recipe import Server, Writer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
@@ -136,3 +138,31 @@ def test_scores_agree_with_the_local_model_within_bf16_noise(vllm: str) -> None:
     assert max(tails) <= 0.02
     with pytest.raises(TeacherError, match="does not score at k = 65"):
         asyncio.run(served(65))
+
+
+def test_twenty_steps_on_policy_under_a_served_teacher(vllm: str, tmp_path: Path) -> None:
+    """The first 15 layers write, vLLM scores its 32 most probable tokens: the divergence on what is written falls."""
+    recipe_file = write_recipe(
+        tmp_path, vllm, prompts=40, engine={"deadline": 600.0}, n=1, temperature=0.7, max_tokens=24, truncated="keep"
+    )
+    engine = f"{{kind: server, url: '{vllm}', deadline: 600.0}}"
+    scorer = f"{{model: loopback, licence: apache-2.0, tokenizer: '{folder_of(TEACHER)}', k: 32, engine: {engine}}}"
+    recipe = load(
+        recipe_file,
+        [
+            f"student={{start: '{TEACHER.name}', licence: apache-2.0, layers: 15}}",
+            f"train.scored_by={scorer}",
+            "train.method={kind: logit_kd, divergence: reverse_kl, alpha: 0}",
+            "train.on_policy={max_tokens: 24, warm_up: 0.0, slots: 8}",
+            "train.epochs=4",
+            "train.batch_size=8",
+            "train.learning_rate=3e-4",
+        ],
+    )
+    harvest(recipe, folder=tmp_path / "run")
+    start = time.perf_counter()
+    model = teach(recipe, folder=tmp_path / "run")
+    losses = [row["loss"] for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student")]
+    print(f"{len(losses)} steps in {time.perf_counter() - start:.0f} s, KL a token {[round(one, 2) for one in losses]}")
+    assert len(losses) == 20 and (model / "config.json").is_file()
+    assert statistics.mean(losses[-5:]) < 0.7 * statistics.mean(losses[:5])
