@@ -55,7 +55,7 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
             return place / "model"
         conversations = list(read_weighted(kept))
         start = untaught(learner, [talk for talk, _ in conversations])
-        with _rewarding(recipe, requests) if rewards else nullcontext() as reward:
+        with rewarding(recipe, requests) if rewards else nullcontext() as reward:
             fitted = train_student(
                 recipe, start, conversations, place=place, fingerprint=fingerprint, reward=reward, watch=watch
             )
@@ -93,7 +93,7 @@ def student_nats(recipe: DataRecipe) -> Nats | None:
 
 
 @contextmanager
-def _rewarding(recipe: DataRecipe, requests: Requests) -> Generator[Reward]:
+def rewarding(recipe: DataRecipe, requests: Requests) -> Generator[Reward]:
     """What `train.on_policy.reward` asks: the recipe's checks, in processes that live as long as the training."""
     assert recipe.verify is not None
     prompts = (prompt for prompt, _ in requests.samples())

@@ -18,16 +18,17 @@ from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.errors import InputError
 from potstill.harvest import harvest, sift
-from potstill.lessons import teach
+from potstill.lessons import rewarding, teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
 from potstill.recipe import LogitKd
 from potstill.records import Message, Sample
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import LessonMethod, OnPolicy, PolicyGradient
+from potstill.store.requests import Requests
+from potstill.student_recipe import LessonMethod, Lessons, OnPolicy, PolicyGradient, TaskReward
 from potstill.text.tokens import Ids
-from potstill.train.advantages import Advantages, verdicts_by
+from potstill.train.advantages import Advantages, judged, verdicts_by
 from potstill.train.batch import Own, Row, Whole, collate
 from potstill.train.methods import terms
 from potstill.train.own_answers import OwnAnswers
@@ -124,6 +125,14 @@ def test_an_undecided_answer_has_no_reward_and_is_no_baseline(teacher: PreTraine
     assert all(mine == pytest.approx([r + gain for r in ratio], abs=1e-5) for mine, ratio, gain in pairs)
 
 
+def stale(row: Row, seed: int) -> Row:
+    """As if another policy had written it: its log-probabilities are some tenths off."""
+    if row.own is None:
+        return row
+    off = 0.2 * torch.randn(len(row.target), generator=torch.Generator().manual_seed(seed))
+    return replace(row, own=replace(row.own, logp=tuple((torch.tensor(row.own.logp) + off).tolist())))
+
+
 METHODS: dict[str, LessonMethod] = {
     "token": PolicyGradient(kind="policy_gradient", discount=0.5, clip=0.1),
     "sequence": SEQUENCE,
@@ -168,8 +177,7 @@ def test_gradients_are_those_of_the_definition_however_the_step_is_split(
 ) -> None:
     method, student = METHODS[name], first_layers(teacher, 2)
     assert isinstance(method, LogitKd | PolicyGradient)
-    some = written_by(first_layers(teacher, 3))  # a policy that is another one by now
-    some = [replace(row, weight=1 + i / 4) for i, row in enumerate(some)]
+    some = [replace(stale(row, i), weight=1 + i / 4) for i, row in enumerate(written_by(student))]
     some = advantages(method, teacher, some, [1.0, 0.0, 0.0, None])
     if name == "answers":
         assert [row.weight * len(row.target) for row in some] == pytest.approx([1 + i / 4 for i in range(6)])
@@ -212,8 +220,8 @@ def test_drawn_tokens_give_the_gradient_of_the_whole_distribution(teacher: PreTr
     )
     own = [Own(prompt=0, cut_off=True, logp=one.logp) for one in drawn]
     some = [Row(prefix=asked, target=one.ids, teacher_prefix=asked, own=o) for one, o in zip(drawn, own, strict=True)]
-    judged = advantages(TOKEN, teacher, some)
-    lots = torch.stack([gradient(judged[i : i + 64], TOKEN) for i in range(0, len(judged), 64)])
+    worth = advantages(TOKEN, teacher, some)
+    lots = torch.stack([gradient(worth[i : i + 64], TOKEN) for i in range(0, len(worth), 64)])
     along = lots @ (exact / exact.norm())
     noise = along.std().item() / 24**0.5
     assert abs(along.mean().item() - exact.norm().item()) < 3 * noise
@@ -335,6 +343,27 @@ def test_a_rewarded_divergence_resumes_to_the_bit(
     assert logs[0] == logs[1] and all({"kd", "policy", "reward"} <= row.keys() for row in logs[0][:1])
 
 
+def in_two_minds(_: object, answer: str, __: str | None) -> bool | None:
+    """A check that cannot say of some answers."""
+    return None if "bad" in answer else True
+
+
+def test_the_recipes_checks_are_the_reward(tmp_path: Path, tiny_model: Path) -> None:
+    minds = f"{{kind: function, name: '{__name__}:in_two_minds'}}"
+    changes = ["train.on_policy.reward={}", f"verify.checks=[{{kind: exact}}, {{kind: majority}}, {minds}]"]
+    recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, tiny_model), changes)
+    harvest(recipe, folder=tmp_path / "run")
+    said = [("good dull", "good dull", False), ("good dull", "good nap", False), ("good dull", "good dull", True),
+            ("good bad", "good bad", False), ("good bad", "bad", False)]  # fmt: skip
+    asked = [
+        ([Message(role="user", content=f"say {what}")], Sample(prompt_id="", text=text, cut_off=cut))
+        for what, text, cut in said
+    ]
+    with Requests(tmp_path / "run" / "ledger.sqlite") as requests, rewarding(recipe, requests) as reward:
+        assert reward(asked) == [1.0, 0.0, 0.0, None, 0.0]
+        assert reward(asked[3:]) == [None, 0.0]  # by the same processes
+
+
 def test_a_prompt_that_is_gone_is_named(tmp_path: Path, tiny_model: Path) -> None:
     recipe = load_recipe(rewarded(tmp_path, tiny_model, tiny_model, epochs=1))
     harvest(recipe, folder=tmp_path / "run")
@@ -344,6 +373,14 @@ def test_a_prompt_that_is_gone_is_named(tmp_path: Path, tiny_model: Path) -> Non
     harvest(recipe, folder=tmp_path / "run")
     with pytest.raises(InputError, match=r"'say .*'; potstill verify first"):
         teach(recipe, folder=tmp_path / "run")
+
+
+def test_a_reward_that_nobody_gives_is_refused(teacher: PreTrainedModel) -> None:
+    teach = LiveTeacher(teacher, [(5, 6)])
+    how = OnPolicy(reward=TaskReward())  # pyright: ignore[reportCallIssue]
+    train = Lessons(method=TOKEN, on_policy=how)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(InputError, match="hand down `reward`"):
+        judged(train, how, lambda some, *_: list(some), teach, None)
 
 
 PG = "train.method={kind: policy_gradient}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from potstill.engines.local import plan_batches
 from potstill.engines.reply import split_inline
+from potstill.errors import InputError
 from potstill.losses import Hidden
 from potstill.losses.estimators import leave_one_out, reward_to_go, sampled_logp, sequence_sums
 from potstill.recipe import LogitKd, Sft
@@ -35,9 +36,14 @@ def judged(
     train: Lessons, how: OnPolicy, write: Write, teach: Teach, verdicts: Verdicts | None
 ) -> tuple[Write, Teach | None]:
     """Who writes the rows of a step, and who scores them while it is taken: in a policy gradient the teacher has done
-    so before."""
+    so before. Raises InputError for a reward that nobody gives."""
     if isinstance(train.method, Sft) or not (how.reward or isinstance(train.method, PolicyGradient)):
         return write, teach
+    if how.reward is not None and verdicts is None:
+        raise InputError(
+            "train.on_policy.reward is set, but nobody said what the checks say of an answer",
+            way_out="hand down `reward`, as lessons.teach does",
+        )
     weight = 0.0 if how.reward is None else how.reward.weight
     advantages = Advantages(train.method, how.samples, weight, teach, verdicts, train.pass_tokens)
 
