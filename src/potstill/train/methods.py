@@ -54,8 +54,8 @@ def terms(
 
     Cross-entropy is a mean over the answers' tokens with the full vocabulary, so that the model learns to write the
     answer and to stop. Soft targets are a mean over the same tokens where the teacher scores (`signal`), or over
-    prompts on the choices alone. Own answers that were judged add a policy gradient, whose value is worth watching in
-    the parts that are logged alone. `observe`: whether the parts of a soft loss are wanted too.
+    prompts on the choices alone. Own answers that were judged add a policy gradient; its value says little, what is
+    logged of it more. `observe`: whether the parts of a soft loss are wanted too.
     """
     match method:
         case Sft():
