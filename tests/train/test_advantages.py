@@ -343,25 +343,20 @@ def test_a_rewarded_divergence_resumes_to_the_bit(
     assert logs[0] == logs[1] and all({"kd", "policy", "reward"} <= row.keys() for row in logs[0][:1])
 
 
-def in_two_minds(_: object, answer: str, __: str | None) -> bool | None:
-    """A check that cannot say of some answers."""
-    return None if "bad" in answer else True
-
-
-def test_the_recipes_checks_are_the_reward(tmp_path: Path, tiny_model: Path) -> None:
-    minds = f"{{kind: function, name: '{__name__}:in_two_minds'}}"
-    changes = ["train.on_policy.reward={}", f"verify.checks=[{{kind: exact}}, {{kind: majority}}, {minds}]"]
+@pytest.mark.parametrize(("second", "wanted"), [("majority", [1.0, 0.0, 0.0]), ("number", [None, 0.0, 0.0])])
+def test_the_recipes_checks_are_the_reward(
+    second: str, wanted: list[float | None], tmp_path: Path, tiny_model: Path
+) -> None:
+    """Votes are not asked; of a number where the reference holds none the check cannot say."""
+    changes = ["train.on_policy.reward={}", f"verify.checks=[{{kind: exact}}, {{kind: {second}}}]"]
     recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, tiny_model), changes)
     harvest(recipe, folder=tmp_path / "run")
-    said = [("good dull", "good dull", False), ("good dull", "good nap", False), ("good dull", "good dull", True),
-            ("good bad", "good bad", False), ("good bad", "bad", False)]  # fmt: skip
-    asked = [
-        ([Message(role="user", content=f"say {what}")], Sample(prompt_id="", text=text, cut_off=cut))
-        for what, text, cut in said
-    ]
+    talk = [Message(role="user", content="say good dull")]
+    said = [("good dull", False), ("good nap", False), ("good dull", True)]
+    asked = [(talk, Sample(prompt_id="", text=text, cut_off=cut_off)) for text, cut_off in said]
     with Requests(tmp_path / "run" / "ledger.sqlite") as requests, rewarding(recipe, requests) as reward:
-        assert reward(asked) == [1.0, 0.0, 0.0, None, 0.0]
-        assert reward(asked[3:]) == [None, 0.0]  # by the same processes
+        assert reward(asked) == wanted
+        assert reward(asked[1:]) == wanted[1:]  # by the same processes
 
 
 def test_a_prompt_that_is_gone_is_named(tmp_path: Path, tiny_model: Path) -> None:
