@@ -19,7 +19,7 @@ from potstill.recipe import Sft
 from potstill.student_recipe import Exam, Learner, Lessons, Ranked, ScoredBy
 from potstill.teacher_recipe import Batches, Gguf, Local, Server, Writer
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
-from potstill.verify_recipe import Select, Verification
+from potstill.verify_recipe import Check, Judge, Majority, RewardModel, Select, Verification
 
 Truncated = Literal["keep", "drop", "longer"]
 
@@ -191,12 +191,27 @@ class DataRecipe(Values):
         writer = self.teacher
         return ScoredBy(model=writer.model, revision=writer.revision, licence=writer.licence, template=template)
 
+    @property
+    def solo_checks(self) -> tuple[Check, ...]:
+        """The checks that look at one answer by itself and cost nothing."""
+        checks = self.verify.checks if self.verify else ()
+        return tuple(check for check in checks if not isinstance(check, Judge | RewardModel | Majority))
+
     @model_validator(mode="after")
     def _somebody_scores(self) -> DataRecipe:
         if self.student is not None and not isinstance(self.train.method, Sft) and self.scored_by is None:
             raise ValueError(
                 f"'train.method' is {self.train.method.kind}, but the teacher does not run in this process: name "
                 "a model that scores its answers in 'train.scored_by', or learn by 'sft'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_rewards(self) -> DataRecipe:
+        if self.train.on_policy is not None and self.train.on_policy.reward is not None and not self.solo_checks:
+            raise ValueError(
+                "'train.on_policy.reward' is what checks say of one answer by itself: add such a check to "
+                "'verify.checks' (judges, reward models and majorities are not asked)"
             )
         return self
 

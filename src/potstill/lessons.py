@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,21 @@ from potstill.data_recipe import DataRecipe, Generate
 from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
 from potstill.evaluate.exam import Paper, compare_papers, marked
-from potstill.harvest import check_sections, harvest
+from potstill.harvest import check_sections, harvest, silent_prompts
 from potstill.models.load import device
-from potstill.records import Message, Progress, Prompt, Sample, Watch, unwatched
+from potstill.records import Finding, Message, Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.answers import read_weighted
 from potstill.store.files import write_atomic
+from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner, spoken_layers
 from potstill.teacher_recipe import Local, Writer
 from potstill.text.tokens import Ids
+from potstill.train.advantages import Reward
 from potstill.train.answers import train_student
 from potstill.train.untaught import Untaught, save, untaught
 from potstill.verify.answers import Nats
+from potstill.verify.workers import checking_workers
 from potstill.verify_recipe import Select
 
 
@@ -40,15 +45,20 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
     if not kept.is_file():
         verb = "generate" if recipe.verify is None else "verify"
         raise InputError(f"'{place}' holds no kept answers yet", way_out=f"potstill {verb} first")
-    values = recipe.model_dump(mode="json", include={"student", "train", "seed"})
+    rewards = recipe.train.on_policy is not None and recipe.train.on_policy.reward is not None
+    said_of_it = {"student", "train", "seed", *(["verify"] if rewards else [])}
+    values = recipe.model_dump(mode="json", include=said_of_it)
     fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
-    with open_data_run(place, recipe):
+    with open_data_run(place, recipe) as requests:
         if _taught(place) == fingerprint:
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
         conversations = list(read_weighted(kept))
         start = untaught(learner, [talk for talk, _ in conversations])
-        fitted = train_student(recipe, start, conversations, place=place, fingerprint=fingerprint, watch=watch)
+        with rewarding(recipe, requests) if rewards else nullcontext() as reward:
+            fitted = train_student(
+                recipe, start, conversations, place=place, fingerprint=fingerprint, reward=reward, watch=watch
+            )
         write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations)))
         answers, layers = len(conversations), list(start.layers)
         done = {"fingerprint": fingerprint, "answers": answers, "layers": layers, **asdict(fitted)}
@@ -80,6 +90,40 @@ def student_nats(recipe: DataRecipe) -> Nats | None:
         return found
 
     return nats
+
+
+@contextmanager
+def rewarding(recipe: DataRecipe, requests: Requests) -> Generator[Reward]:
+    """What `train.on_policy.reward` asks: the recipe's checks, in processes that live as long as the training."""
+    assert recipe.verify is not None
+    prompts = (prompt for prompt, _ in requests.samples())
+    known = {_words(p.messages): p for p in chain(prompts, silent_prompts(recipe, requests))}
+
+    with checking_workers(recipe.verify.checks, processes=recipe.verify.processes) as look:
+
+        def reward(answers: Sequence[tuple[Sequence[Message], Sample]]) -> list[float | None]:
+            asked: list[tuple[Prompt, Sample]] = []
+            for messages, sample in answers:
+                if (prompt := known.get(_words(messages))) is None:
+                    raise InputError(
+                        f"a kept answer's prompt is not in the recipe any more: {messages[-1].content[:80]!r}",
+                        way_out="potstill verify first",
+                    )
+                asked.append((prompt, replace(sample, prompt_id=prompt.id)))
+            return [_mark(sample, findings) for _, sample, findings in look(asked)]
+
+        yield reward
+
+
+def _words(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((message.role, message.content) for message in messages)
+
+
+def _mark(sample: Sample, findings: Sequence[Finding]) -> float | None:
+    opinions = {finding.opinion for finding in findings}
+    if sample.cut_off or "failed" in opinions:
+        return 0.0
+    return None if "undecided" in opinions else 1.0
 
 
 def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:

@@ -167,10 +167,9 @@ class LogitKd(Values):
 Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
 
 
-class Train(Values):
-    """The loop, the same for every arm."""
+class Loop(Values):
+    """The training loop, the same for every arm and method."""
 
-    method: Method
     epochs: Count = 3
     batch_size: Count = 32
     learning_rate: Positive = 3e-4
@@ -186,6 +185,10 @@ class Train(Values):
     average: Probability = Field(0.0, description="the model is the mean of its weights over this last share of steps")
     checkpoint_seconds: Positive = 20.0
     validations: Count = Field(4, description="how often the validation prompts are scored while training")
+
+
+class Train(Loop):
+    method: Method
 
 
 class EncoderShape(Values):

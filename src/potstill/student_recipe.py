@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from potstill.prompt_file import PromptFile
-from potstill.recipe import Method, Sft, Train
+from potstill.recipe import LogitKd, Loop, Sft
 from potstill.teacher_recipe import Server
 from potstill.values import Count, Positive, Probability, Values
 from potstill.verify_recipe import Check, Judge, Majority, RewardModel
@@ -163,6 +163,44 @@ class HiddenSignal(Values):
 Signal = Annotated[LiveSignal | TopKSignal | SampledSignal | HiddenSignal, Field(discriminator="kind")]
 
 
+class PolicyGradient(Values):
+    """What the student wrote itself becomes more probable where the teacher finds it more probable than the student
+    does: a token's reward is the log-ratio ln p - ln q, and the gradient is on average that of -KL(student || teacher)
+    (Gu et al. 2024, MiniLLM; Lu et al. 2025, "On-policy distillation"). Kept answers (those of the warm-up, and what
+    `on_policy.share` leaves) are learnt by cross-entropy.
+
+    `level: token`: a token's reward, and the later ones of its answer, each step further off times `discount`. `level:
+    sequence`: the whole answer's log-ratio for each of its tokens, less the mean of the other answers'.
+    """
+
+    kind: Literal["policy_gradient"]
+    level: Literal["token", "sequence"] = "token"
+    discount: Probability = Field(0.0, description="of level token; 0 is the next token alone, 1 the whole rest")
+    clip: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        0.2, description="bounds 1 -+ clip of the ratio to the probability it was written with (PPO); null: none"
+    )
+    mean: Literal["tokens", "answers"] = Field(
+        "tokens", description="of a step: over its tokens, or over its answers, each the mean of its own tokens"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_unread(self) -> PolicyGradient:
+        if self.level == "sequence" and self.discount:
+            raise ValueError("'discount' belongs to the level 'token': a sequence's reward is not discounted")
+        return self
+
+
+LessonMethod = Annotated[Sft | LogitKd | PolicyGradient, Field(discriminator="kind")]
+
+
+class TaskReward(Values):
+    """What the recipe's own checks (`verify.checks`) say of the student's answers is a reward too: 1 where all pass, 0
+    where one fails or the answer was cut off, less the mean of the other answers. One that a check is undecided about
+    has none. Checks that cost money or compare answers (judges, reward models, majorities) are not asked."""
+
+    weight: Positive = Field(1.0, description="nats that a passed answer is worth more than a failed one, a token")
+
+
 class OnPolicy(Values):
     """The student answers the prompts itself while it learns, and the teacher scores every token that it wrote (Agarwal
     et al. 2024, GKD): it learns from its own mistakes."""
@@ -175,17 +213,19 @@ class OnPolicy(Values):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Count = 128
     slots: Count = Field(32, description="answers written at once")
+    samples: Count = Field(1, description="answers to each prompt of a step")
+    reward: TaskReward | None = None
 
 
-class Lessons(Train):
-    """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016), or soft targets at every one
-    of their tokens (`logit_kd`; Hinton et al. 2015). Only the assistant's last turn bears loss: its answer, or its
-    reasoning too."""
+class Lessons(Loop):
+    """Supervised fine-tuning on the kept answers (sequence-level KD; Kim and Rush 2016), soft targets at every one of
+    their tokens (`logit_kd`; Hinton et al. 2015), or a policy gradient on the student's own. Only the assistant's last
+    turn bears loss: its answer, or its reasoning too."""
 
-    method: Method = Sft(kind="sft")
+    method: LessonMethod = Sft(kind="sft")
     learn: Literal["answer", "reasoning and answer"] = "answer"
     scored_by: ScoredBy | None = Field(
-        None, description="for logit_kd; by default the recipe's teacher, where it is a model in this process"
+        None, description="for all but sft; by default the recipe's teacher, where it is a model in this process"
     )
     signal: Signal = Field(
         LiveSignal(kind="live"), description="what is kept of the teacher's scores; all but 'live' are computed once"
@@ -199,12 +239,17 @@ class Lessons(Train):
     @model_validator(mode="after")
     def _own_answers_are_scored(self) -> Lessons:
         if self.on_policy is None:
+            if isinstance(self.method, PolicyGradient):
+                raise ValueError("'method' policy_gradient learns from the student's own answers: add 'on_policy'")
             return self
         if isinstance(self.method, Sft):
-            raise ValueError("'on_policy' answers are scored by a teacher: 'method' sft reads no scores, logit_kd does")
+            raise ValueError(
+                "'on_policy' answers are scored by a teacher: 'method' sft reads no scores, logit_kd and "
+                "policy_gradient do"
+            )
         if not isinstance(self.signal, LiveSignal):
             raise ValueError("'on_policy' answers are new every time: 'signal' must be live")
-        if self.method.alpha:
+        if isinstance(self.method, LogitKd) and self.method.alpha:
             raise ValueError("cross-entropy would teach the student its own answers: set 'method.alpha' to 0")
         return self
 
@@ -214,8 +259,21 @@ class Lessons(Train):
             return self
         if isinstance(self.signal, SampledSignal | HiddenSignal):
             raise ValueError(f"a server gives its most probable tokens, not 'signal' {self.signal.kind}: live or top_k")
-        if not isinstance(self.method, Sft) and self.method.temperature != 1:
+        if isinstance(self.method, LogitKd) and self.method.temperature != 1:
             raise ValueError(f"a server scores at temperature 1: 'method.temperature' is {self.method.temperature:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_are_averages(self) -> Lessons:
+        how = self.on_policy
+        if how is None or not (how.reward or isinstance(self.method, PolicyGradient)):
+            return self
+        for key in ("temperature", "top_p"):
+            if (value := getattr(how, key)) != 1:
+                raise ValueError(
+                    f"'on_policy.{key}' is {value:g}: a policy gradient is an average over what the student itself "
+                    "would write, so set it to 1"
+                )
         return self
 
     @model_validator(mode="after")
@@ -225,8 +283,10 @@ class Lessons(Train):
         if isinstance(self.signal, LiveSignal):
             if self.signals_folder is not None:
                 raise ValueError("'signals_folder' keeps signals: choose the 'signal' top_k, sampled or hidden")
-        elif isinstance(self.method, Sft):
-            raise ValueError("'signal' is what a teacher says of tokens: 'method' sft reads none, logit_kd does")
+        elif not isinstance(self.method, LogitKd):
+            raise ValueError(
+                f"'signal' is what a teacher says of tokens: 'method' {self.method.kind} reads none, logit_kd does"
+            )
         elif isinstance(self.signal, SampledSignal) and self.method.divergence != "forward_kl":
             raise ValueError(f"draws estimate 'forward_kl' alone, not '{self.method.divergence}': take top_k or hidden")
         return self

@@ -14,6 +14,7 @@ from potstill.losses.estimators import (
     k1,
     k2,
     k3,
+    leave_one_out,
     policy_gradient,
     reward_to_go,
     sequence_advantage,
@@ -101,7 +102,7 @@ def test_the_sequence_level_gradient_is_that_of_the_kl_between_answers(seed: int
     weight_N = answer_S.exp().detach()[sequence_N]
     whole_N = sequence_advantage(student_logp_N=student_N, teacher_logp_N=teacher_N, sequence_N=sequence_N, sequences=9)
     rewards_N = advantage(student_logp_N=student_N, teacher_logp_N=teacher_N)
-    later_N = reward_to_go(rewards_N, sequence_N=sequence_N, sequences=9)
+    later_N = reward_to_go(rewards_N, sequence_N=sequence_N)
     for gain_N in (whole_N, later_N):
         loss_N = policy_gradient(student_logp_N=student_N, advantage_N=gain_N)
         (found,) = torch.autograd.grad((weight_N * loss_N).sum(), logits, retain_graph=True)
@@ -112,7 +113,11 @@ def test_sums_and_rewards_to_go_of_a_hand_made_batch() -> None:
     rewards = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0])
     owner = torch.tensor([0, 0, 0, 1, 1])
     assert sequence_sums(rewards, sequence_N=owner, sequences=2).tolist() == [6.0, 30.0]
-    assert reward_to_go(rewards, sequence_N=owner, sequences=2).tolist() == [6.0, 5.0, 3.0, 30.0, 20.0]
+    assert reward_to_go(rewards, sequence_N=owner).tolist() == [6.0, 5.0, 3.0, 30.0, 20.0]
+    assert reward_to_go(rewards, sequence_N=owner, discount=0.5).tolist() == [2.75, 3.5, 3.0, 20.0, 20.0]
+    assert reward_to_go(rewards, sequence_N=owner, discount=0.0).tolist() == rewards.tolist()
+    group = torch.tensor([0, 0, 0, 1, 2])
+    assert leave_one_out(rewards, group_S=group, groups=3).tolist() == [-1.5, 0.0, 1.5, 10.0, 20.0]
 
 
 def test_clipping_stops_the_gain_but_not_the_way_back() -> None:

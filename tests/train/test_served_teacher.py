@@ -122,6 +122,17 @@ def test_a_student_learns_from_what_a_server_says_of_its_own_answers(
     assert fingerprint(teacher) == before
 
 
+def test_a_policy_gradient_reads_the_written_tokens_alone(
+    tmp_path: Path, tiny_model: Path, teacher: Path, served: tuple[str, list[int]]
+) -> None:
+    method = {"kind": "policy_gradient"}
+    lessons = {"method": method, "epochs": 1, "on_policy": {"max_tokens": 6, "warm_up": 0.0, "slots": 5}}
+    here = taught(recipe_on_policy(tmp_path, tiny_model, teacher, **lessons), tmp_path / "here")
+    path = recipe_on_policy(tmp_path, tiny_model, teacher, **lessons, scored_by=scored_by(served[0], tiny_model, k=1))
+    there = taught(path, tmp_path / "there")
+    assert there[0] == pytest.approx(here[0], rel=5e-3) != 0  # from then on rounding may draw another token
+
+
 def test_a_server_that_is_not_there_is_heard_of_at_once(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,13 +2,30 @@
 
 All take ln q and ln p of the *sampled* tokens, natural logarithms. Nothing is reduced over sequences.
 
-Dimension key: N sampled tokens, S sequences.
+Dimension key: N sampled tokens, S sequences, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from potstill.losses.linear import linear_divergence
+from potstill.signals import Hidden, Sampled
+
+
+def sampled_logp(signal: Hidden, token_N: Tensor) -> Tensor:
+    """ln p of the sampled tokens, shape (N,), without gradient and without N x V logits."""
+    once_N1 = token_N.unsqueeze(-1)
+    with torch.no_grad():
+        return -linear_divergence(
+            signal.hidden_ND,
+            signal.head_VD,
+            teacher=Sampled(once_N1, torch.ones_like(once_N1)),
+            student_bias_V=signal.bias_V,
+            logit_scale=signal.logit_scale,
+            softcap=signal.softcap,
+        )
 
 
 def advantage(*, student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
@@ -28,14 +45,24 @@ def sequence_advantage(*, student_logp_N: Tensor, teacher_logp_N: Tensor, sequen
     return sequence_sums(reward_N, sequence_N=sequence_N, sequences=sequences)[sequence_N]
 
 
-def reward_to_go(reward_N: Tensor, *, sequence_N: Tensor, sequences: int) -> Tensor:
-    """Each token's own reward and all later ones of its sequence, shape (N,): the same gradient on average as
-    `sequence_advantage`, with less noise, since a token cannot change what came before it. Tokens of a sequence stand
-    together, in order."""
-    before_N = reward_N.cumsum(0) - reward_N
-    totals_S = sequence_sums(reward_N, sequence_N=sequence_N, sequences=sequences)
-    ends_S = totals_S.cumsum(0)
-    return ends_S[sequence_N] - before_N
+def reward_to_go(reward_N: Tensor, *, sequence_N: Tensor, discount: float = 1.0) -> Tensor:
+    """Each token's own reward and all later ones of its sequence, shape (N,), every step further off times `discount`.
+    At 1 it is the same gradient on average as `sequence_advantage`, with less noise, since a token cannot change what
+    came before it; at 0 the token-level objective. Tokens of a sequence stand together, in order."""
+    rewards, owners = reward_N.tolist(), sequence_N.tolist()
+    for n in reversed(range(len(rewards) - 1)):
+        if owners[n] == owners[n + 1]:
+            rewards[n] += discount * rewards[n + 1]
+    return torch.tensor(rewards, dtype=reward_N.dtype, device=reward_N.device)
+
+
+def leave_one_out(return_S: Tensor, *, group_S: Tensor, groups: int) -> Tensor:
+    """Each return less the mean of the others of its group (0 where there is none), shape (S,). A baseline that does
+    not know the answer itself leaves the gradient as it is on average (RLOO: Kool et al. 2019, Ahmadian et al. 2024).
+    """
+    others_S = sequence_sums(torch.ones_like(return_S), sequence_N=group_S, sequences=groups)[group_S] - 1
+    rest_S = sequence_sums(return_S, sequence_N=group_S, sequences=groups)[group_S] - return_S
+    return return_S - rest_S / others_S.clamp(min=1)
 
 
 def sequence_sums(values_N: Tensor, *, sequence_N: Tensor, sequences: int) -> Tensor:

@@ -105,7 +105,10 @@ def linear_divergence(  # noqa: PLR0913
         chunk=sizes,
         observe=observe is not None,
     )
-    return cast(Tensor, _LinearDivergence.apply(student_hidden_ND, weight_VD, bias_V, problem, observe))
+    asked = (student_hidden_ND, weight_VD, bias_V)
+    if not torch.is_grad_enabled():  # parameters would ask for a gradient that nobody will read
+        asked = tuple(None if one is None else one.detach() for one in asked)
+    return cast(Tensor, _LinearDivergence.apply(*asked, problem, observe))
 
 
 class _LinearDivergence(torch.autograd.Function):

@@ -17,6 +17,7 @@ from potstill.models.student import freeze
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
+from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
@@ -28,16 +29,18 @@ from potstill.train.untaught import Untaught, save
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
 
 
-def train_student(
+def train_student(  # noqa: PLR0913
     recipe: DataRecipe,
     start: Untaught,
     conversations: Sequence[Weighted],
     *,
     place: Path,
     fingerprint: str,
+    reward: Reward | None = None,
     watch: Watch,
 ) -> Fitted:
-    """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one."""
+    """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one.
+    `reward` goes with `train.on_policy.reward`."""
     learner, model, codec = start.learner, start.model, start.codec
     adapted = None if learner.lora is None else adapt(model, learner.lora, seed=recipe.seed)
     freeze(model, embeddings=learner.freeze_embeddings, layers=learner.freeze_layers)
@@ -48,18 +51,20 @@ def train_student(
         rows = scored_rows(recipe, scorer, conversations, codec)
         teach = teacher_of(recipe, scorer, rows, model, watch)
     held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
-    own = None
-    if (how := recipe.train.on_policy) is not None:
+    write = None
+    if (how := recipe.train.on_policy) is not None and teach is not None:
         longest = max(len(row.prefix) for row in rows)
         end = codec.end_of_turn("x")
-        own = OwnAnswers(model.to(device()), how, end_of_turn=end, longest_prefix=longest, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
+        write = OwnAnswers(model.to(device()), how, end_of_turn=end, longest_prefix=longest, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
+        ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
+        write, teach = judged(recipe.train, how, write, teach, ask)
     job = Job(
         arm="student",
         rows=[row for i, row in enumerate(rows) if i % _HELD_BACK or len(rows) <= _HELD_BACK],
         choices=(),
         method=recipe.train.method,
         teach=teach,
-        write=own,
+        write=write,
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",

@@ -1,6 +1,7 @@
 """From examples to tensors: which tokens are read, which bear loss, which examples make a step and which a pass.
 
-Dimension key: T tokens read, R rows that bear loss, N target tokens, P prompts, C choices, M tokens of all choices.
+Dimension key: T tokens read, R rows that bear loss, N target tokens, P prompts, C choices, M tokens of all choices,
+O target tokens of the student's own answers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,20 @@ from torch import Tensor
 
 from potstill.models.documents import Documents
 from potstill.text.tokens import Ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """Of an answer that the student wrote: which of the step's examples it answers, whether it came to its end, ln q of
+    every token as it was written. `train/advantages.py` adds what each token is worth, and out of what: ln p - ln q
+    where a teacher was asked, and what the checks said (1, 0 or nothing)."""
+
+    prompt: int
+    cut_off: bool
+    logp: tuple[float, ...]
+    advantage: tuple[float, ...] = ()
+    log_ratio: tuple[float, ...] = ()
+    reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +46,7 @@ class Row:
     teacher_prefix: Ids = ()
     ends_alike: bool = True
     weight: float = 1.0
+    own: Own | None = None
 
     @property
     def tokens(self) -> int:
@@ -66,6 +82,19 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnTokens:
+    """The tokens of own answers that were judged: where among the targets, whose (answers counted from 0), and what
+    `Own` says of each. `rewards` is the sum of what the checks said of the answers."""
+
+    at_O: Tensor
+    answer_O: Tensor
+    logp_O: Tensor
+    advantage_O: Tensor
+    log_ratio_O: Tensor | None
+    rewards: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One pass. `at_R` are the tokens that bear loss; those that predict `target_N` come first. `weight_N` sums to 1
     over the passes of a step, and `share` of a prompt to 1 too. `scored_N` are the targets with soft targets."""
@@ -77,6 +106,7 @@ class Batch:
     scored_N: Tensor
     share: float
     choices: Choices | None
+    own: OwnTokens | None
     tokens: int
 
 
@@ -107,6 +137,7 @@ def collate(rows: Sequence[Row], choices: Sequence[Ids], *, whole: Whole, device
         scored_N=torch.tensor(scored, device=device),
         share=1 / whole.prompts,
         choices=_choices(rows, taken, device) if choices else None,
+        own=_own_tokens(rows, device),
         tokens=len(documents.ids_T),
     )
 
@@ -115,6 +146,30 @@ def _choices(rows: Sequence[Row], taken: Sequence[tuple[int, int, int]], device:
     row_M, token_M, at_M = torch.tensor(taken, dtype=torch.long, device=device).T
     logp_PC = torch.tensor([row.teacher_logp for row in rows], device=device)
     return Choices(row_M, token_M, at_M, logp_PC)
+
+
+def _own_tokens(rows: Sequence[Row], device: torch.device) -> OwnTokens | None:
+    judged: list[Own] = []
+    at: list[int] = []
+    first = 0
+    for row in rows:
+        if row.own is not None and row.own.advantage:
+            judged.append(row.own)
+            at += range(first, first + len(row.target))
+        first += len(row.target)
+    if not judged:
+        return None
+    sizes = torch.tensor([len(own.logp) for own in judged], device=device)
+    ratio = [value for own in judged for value in own.log_ratio]
+    rewards = [own.reward for own in judged if own.reward is not None]
+    return OwnTokens(
+        at_O=torch.tensor(at, device=device),
+        answer_O=torch.arange(len(judged), device=device).repeat_interleave(sizes),
+        logp_O=torch.tensor([value for own in judged for value in own.logp], device=device),
+        advantage_O=torch.tensor([value for own in judged for value in own.advantage], device=device),
+        log_ratio_O=torch.tensor(ratio, device=device) if ratio else None,
+        rewards=sum(rewards) if rewards else None,
+    )
 
 
 def steps_of_epoch(count: int, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

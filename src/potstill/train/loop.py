@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 from potstill.errors import GuardStopped
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
-from potstill.recipe import LogitKd, Sft, Train
+from potstill.recipe import Loop
 from potstill.records import Progress, Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
+from potstill.student_recipe import LessonMethod
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
 from potstill.train.methods import Logged, terms
@@ -51,10 +52,10 @@ class Job:
     arm: str
     rows: Sequence[Row]
     choices: Sequence[Ids]
-    method: Sft | LogitKd
+    method: LessonMethod
     teach: Teach | None = None
     write: Write | None = None
-    settings: Train
+    settings: Loop
     seed: int
     fingerprint: str
     checkpoints: Checkpoints
@@ -107,7 +108,7 @@ def _rows_of_steps(job: Job, first: int, total: int) -> Iterator[list[Row]]:
         yield rows if job.write is None else job.write(rows, step, total)
 
 
-def schedule(step: int, total: int, settings: Train) -> float:
+def schedule(step: int, total: int, settings: Loop) -> float:
     """Linear warm-up over the first `warmup` of the steps; then a cosine down to a tenth, or flat and over the last
     fifth linearly down to nothing (warm-up, stable, decay: Hu et al. 2024, MiniCPM)."""
     rise = settings.warmup * total

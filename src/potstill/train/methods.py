@@ -2,7 +2,8 @@
 
 Terms come divided by the whole step's count, so passes and processes just add up.
 
-Dimension key: R rows of hidden states, N target tokens, D width, V vocabulary, P prompts, C choices.
+Dimension key: R rows of hidden states, N target tokens, D width, V vocabulary, P prompts, C choices, O tokens of own
+answers, U what a ratio is of: a token, or a whole answer.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ from potstill.losses import (
     choice_logp,
     linear_divergence,
 )
+from potstill.losses.estimators import policy_gradient, sequence_sums
 from potstill.models.forward import head_logits, logit_terms
 from potstill.recipe import LogitKd, Sft
-from potstill.train.batch import Batch, Choices
+from potstill.student_recipe import LessonMethod, PolicyGradient
+from potstill.train.batch import Batch, Choices, OwnTokens
 
 Logged = dict[str, float]
 
 
 def terms(
-    method: Sft | LogitKd,
+    method: LessonMethod,
     model: PreTrainedModel,
     hidden_RD: Tensor,
     batch: Batch,
@@ -51,7 +54,8 @@ def terms(
 
     Cross-entropy is a mean over the answers' tokens with the full vocabulary, so that the model learns to write the
     answer and to stop. Soft targets are a mean over the same tokens where the teacher scores (`signal`), or over
-    prompts on the choices alone. `observe`: whether the parts of a soft loss are wanted too.
+    prompts on the choices alone. Own answers that were judged add a policy gradient; its value says little, what is
+    logged of it more. `observe`: whether the parts of a soft loss are wanted too.
     """
     match method:
         case Sft():
@@ -61,7 +65,13 @@ def terms(
             if batch.choices is not None:
                 return _choice_terms(method, model, hidden_RD, batch, batch.choices)
             assert signal is not None, "logit_kd on whole answers needs a teacher that scores"
-            return _token_terms(method, model, hidden_RD, batch, signal, observe=observe)
+            loss, logged = _token_terms(method, model, hidden_RD, batch, signal, observe=observe)
+            if batch.own is None:
+                return loss, logged
+            gained, more = _policy_terms(model, hidden_RD, batch, batch.own)
+            return loss + gained, logged | more
+        case PolicyGradient():
+            return _own_and_kept(method, model, hidden_RD, batch)
         case _:
             assert_never(method)
 
@@ -126,6 +136,61 @@ def _token_terms(
     if account.observed.agreement_N is not None:
         logged["agreement"] = account.observed.agreement_N
     return loss, {name: (value_N * weight_N).sum().item() for name, value_N in logged.items()}
+
+
+def _own_and_kept(
+    method: PolicyGradient, model: PreTrainedModel, hidden_ND: Tensor, batch: Batch
+) -> tuple[Tensor, Logged]:
+    """The policy gradient on the student's own answers, cross-entropy on the kept ones."""
+    loss, logged = hidden_ND.new_zeros((), dtype=torch.float32), Logged()
+    kept_N = torch.ones_like(batch.scored_N)
+    if batch.own is not None:
+        kept_N[batch.own.at_O] = False
+        whole = method.level == "sequence"
+        loss, logged = _policy_terms(model, hidden_ND, batch, batch.own, clip=method.clip, whole_answers=whole)
+    if bool(kept_N.any()):
+        ce = token_nats(model, hidden_ND[kept_N], batch.target_N[kept_N], weight_N=batch.weight_N[kept_N]).sum()
+        loss, logged = loss + ce, {**logged, "ce": ce.item()}
+    return loss, logged
+
+
+def _policy_terms(
+    model: PreTrainedModel,
+    hidden_ND: Tensor,
+    batch: Batch,
+    own: OwnTokens,
+    *,
+    clip: float | None = None,
+    whole_answers: bool = False,
+) -> tuple[Tensor, Logged]:
+    """Two walks over the logits: ln q alone, which says what each token's gradient is to be multiplied by, then that
+    gradient. A ratio is of a token, or of a whole answer."""
+    hidden_OD, target_O, weight_O = hidden_ND[own.at_O], batch.target_N[own.at_O], batch.weight_N[own.at_O]
+    with torch.no_grad():
+        logp_O = -token_nats(model, hidden_OD, target_O)
+    logp_O.requires_grad_()
+    unit_O = own.answer_O if whole_answers else torch.arange(len(logp_O), device=logp_O.device)
+    units = int(unit_O[-1]) + 1
+    loss_U = policy_gradient(
+        student_logp_N=sequence_sums(logp_O, sequence_N=unit_O, sequences=units),
+        sampler_logp_N=sequence_sums(own.logp_O, sequence_N=unit_O, sequences=units),
+        advantage_N=_of_units(own.advantage_O, unit_O, units),
+        clip=clip,
+    )
+    loss = (loss_U * _of_units(weight_O, unit_O, units)).sum()
+    (slope_O,) = torch.autograd.grad(loss, logp_O)
+    surrogate = token_nats(model, hidden_OD, target_O, weight_N=-slope_O).sum()
+    logged = {"policy": loss.item()}
+    if own.log_ratio_O is not None:
+        logged["reverse_kl"] = -(own.log_ratio_O * weight_O).sum().item()
+    if own.rewards is not None:
+        logged["reward"] = own.rewards * batch.share
+    return surrogate + (loss - surrogate).detach(), logged
+
+
+def _of_units(value_O: Tensor, unit_O: Tensor, units: int) -> Tensor:
+    """What is the same for all tokens of a unit, once each, shape (U,)."""
+    return value_O.new_empty(units).index_copy(0, unit_O, value_O)
 
 
 def _choice_terms(

@@ -17,11 +17,12 @@ from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.models.load import compute_dtype
 from potstill.student_recipe import OnPolicy
-from potstill.train.batch import Row
+from potstill.train.batch import Own, Row
 
 
 class OwnAnswers:
-    """Puts the student's own answers in place of the kept ones, in the share of a step's examples that the recipe says.
+    """Puts the student's own answers (`samples` to each prompt) in place of the kept ones, in the share of a step's
+    examples that the recipe says.
 
     Writes with a half-precision copy of the weights where the machine computes in half precision: the copy is brought
     up to date before it writes. Make it before the model is trained.
@@ -50,14 +51,19 @@ class OwnAnswers:
         self._catch_up()
         written = self._rollouts.roll_out(
             [rows[i].prefix for i in mine],
+            n=self._how.samples,
             sampling=Sampling(temperature=self._how.temperature, top_p=self._how.top_p, seed=coin.getrandbits(63)),
             max_new_tokens=self._how.max_tokens,
         )
-        found = list(rows)
-        for i, one in zip(mine, written, strict=True):
-            alike = rows[i].ends_alike or one.finish == "length"
-            found[i] = replace(rows[i], target=one.ids, ends_alike=alike)
-        return found
+        found: list[list[Row]] = [[row] for row in rows]
+        for i in mine:
+            found[i] = []
+        for one in written:
+            row, cut_off = rows[mine[one.prompt]], one.finish == "length"
+            own = Own(prompt=mine[one.prompt], cut_off=cut_off, logp=one.logp)
+            answered = replace(row, target=one.ids, ends_alike=row.ends_alike or cut_off, own=own)
+            found[mine[one.prompt]].append(answered)
+        return [row for answers in found for row in answers]
 
     @torch.no_grad()
     def _catch_up(self) -> None:

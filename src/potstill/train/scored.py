@@ -15,7 +15,7 @@ from potstill.errors import InputError
 from potstill.generate.told import told_first
 from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load, tokenizer_folder
 from potstill.models.locate import Located, cache_folder, facts, locate
-from potstill.recipe import Sft
+from potstill.recipe import LogitKd
 from potstill.records import Watch
 from potstill.store.forms import Form, HiddenForm, TopKForm, form_of
 from potstill.store.signals import Identity
@@ -91,7 +91,7 @@ def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: 
         template=hashlib.sha256(scorer.codec.template.source.encode()).hexdigest(),
         vocabulary=vocabulary,
         dtype=str(compute_dtype()).removeprefix("torch.") if scorer.named.engine is None else "served",
-        temperature=1.0 if isinstance(form, HiddenForm) or isinstance(method, Sft) else method.temperature,
+        temperature=method.temperature if isinstance(method, LogitKd) and not isinstance(form, HiddenForm) else 1.0,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from potstill.engines.scorer import Scored
 from potstill.engines.scoring_server import ServerScorer
@@ -26,12 +27,16 @@ class ServedTeacher:
 
     def __call__(self, rows: Sequence[Row]) -> TopK:
         tops = self.each(rows)
-        ids_NK, logp_NK = (torch.cat([getattr(top, name) for top in tops]) for name in ("ids_NK", "logp_NK"))
+        ids_NK, logp_NK = torch.cat([top.ids_NK for top in tops]), torch.cat([top.logp_NK for top in tops])
         return TopK(ids_NK.to(device()), logp_NK.to(device()))
 
     def each(self, rows: Sequence[Row]) -> list[TopK]:
         """The same, row by row, on the CPU."""
         return [scored.signal for scored in asyncio.run(self._scores(rows)) if isinstance(scored.signal, TopK)]
+
+    def token_logp(self, rows: Sequence[Row]) -> Tensor:
+        """ln p of the targets themselves, shape (N,), on the CPU."""
+        return torch.cat([scored.token_logp_N for scored in asyncio.run(self._scores(rows))])
 
     async def _scores(self, rows: Sequence[Row]) -> list[Scored]:
         attempts = self._server.attempts if self._heard else min(self._server.attempts, _FIRST_ATTEMPTS)

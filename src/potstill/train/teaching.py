@@ -63,7 +63,7 @@ class LiveTeacher:
             for row, start in zip(rows, documents.start_S, strict=True)
             for step in range(row.scored)
         ]
-        return hidden_rows(self._model, documents, torch.tensor(at, device=self._model.device))
+        return hidden_rows(self._model, documents, torch.tensor(at, dtype=torch.long, device=self._model.device))
 
     def _after(self, kept: KeptPrefix, rows: Sequence[Row]) -> Tensor:
         cut = len(kept.prefix)

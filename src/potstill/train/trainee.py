@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from potstill.recipe import Train
+from potstill.recipe import Loop
 from potstill.store.checkpoints import Checkpoints
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Trainee:
-    def __init__(self, model: PreTrainedModel, settings: Train) -> None:
+    def __init__(self, model: PreTrainedModel, settings: Loop) -> None:
         self.model = model
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self._clip_norm = settings.clip_norm

@@ -11,8 +11,9 @@ from __future__ import annotations
 import resource
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, TimeoutError
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
@@ -33,17 +34,29 @@ _CHUNK_SECONDS = 10.0
 _MEMORY_BYTES = 4 << 30
 
 
+Look = Callable[[Iterable[Asked]], Iterator[Checked]]
+"""What every check says of every sample, in order."""
+
+
 def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: int) -> Iterator[Checked]:
     """What every check says of every sample, in order. Left out are majorities, which need a prompt's other
     samples, and what is asked late."""
+    with checking_workers(checks, processes=processes) as look:
+        yield from look(asked)
+
+
+@contextmanager
+def checking_workers(checks: Sequence[ask.Check], *, processes: int) -> Generator[Look]:
+    """`checked` for many small lots: the processes live until the end."""
     checks = tuple(check for check in checks if not isinstance(check, _ELSEWHERE))
     slow = [checking.seconds(check) for check in checks if checking.slow(check)]
     size, patience = (1, sum(slow)) if slow else (_CHUNK, _CHUNK_SECONDS)
-    source = iter(asked)
-    away: deque[tuple[list[Asked], Future[list[list[Finding]]]]] = deque()
     context = get_context("forkserver")
+    away: deque[tuple[list[Asked], Future[list[list[Finding]]]]] = deque()
     with ProcessPool(processes, initializer=_settle_in, initargs=[checks], context=context) as pool:
-        try:
+
+        def look(asked: Iterable[Asked]) -> Iterator[Checked]:
+            source = iter(asked)
             while True:
                 while len(away) < 2 * processes + 2 and (chunk := list(islice(source, size))):
                     away.append((chunk, pool.schedule(_look_at, args=[chunk, checks], timeout=patience)))
@@ -52,6 +65,9 @@ def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: i
                 chunk, answer = away.popleft()
                 for (prompt, sample), findings in zip(chunk, _findings(pool, chunk, answer, checks), strict=True):
                     yield prompt, sample, tuple(findings)
+
+        try:
+            yield look
         finally:
             if away:  # the reader left early
                 pool.stop()
