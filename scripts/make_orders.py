@@ -47,8 +47,8 @@ def orders(count: int, seed: int) -> Iterator[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=160)
-    parser.add_argument("--test", type=int, default=120)
+    parser.add_argument("--count", type=int, default=320)
+    parser.add_argument("--test", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
