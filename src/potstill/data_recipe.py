@@ -201,6 +201,15 @@ class DataRecipe(Values):
         return self
 
     @model_validator(mode="after")
+    def _validations_can_be_marked(self) -> DataRecipe:
+        if self.train.predict_with_generate and not (self.verify and self.verify.alone):
+            raise ValueError(
+                "'train.predict_with_generate' has one answer a prompt marked: give 'verify' a check that needs no "
+                "other answer, no judge and no reward model"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rescue_asks_something_new(self) -> DataRecipe:
         for number, again in enumerate(self.rescue.tries if self.rescue else ()):
             if self.generate.temperature == 0 and again.hint is None and again.teacher is None:

@@ -17,11 +17,14 @@ from potstill.data_recipe import DataRecipe, Generate
 from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
 from potstill.evaluate.exam import Paper, compare_papers, marked
+from potstill.evaluate.validation import marker
 from potstill.harvest import check_sections, harvest
 from potstill.models.load import device
 from potstill.records import Message, Progress, Prompt, Sample, Watch, unwatched
+from potstill.report.wording import weights_kept
 from potstill.store.answers import read_weighted
 from potstill.store.files import write_atomic
+from potstill.store.metrics import Metrics
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner, spoken_layers
 from potstill.teacher_recipe import Local, Writer
@@ -41,15 +44,21 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         verb = "generate" if recipe.verify is None else "verify"
         raise InputError(f"'{place}' holds no kept answers yet", way_out=f"potstill {verb} first")
     values = recipe.model_dump(mode="json", include={"student", "train", "seed"})
+    del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
     fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
-    with open_data_run(place, recipe):
+    with open_data_run(place, recipe) as requests:
         if _taught(place) == fingerprint:
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
         conversations = list(read_weighted(kept))
         start = untaught(learner, [talk for talk, _ in conversations])
-        fitted = train_student(recipe, start, conversations, place=place, fingerprint=fingerprint, watch=watch)
-        write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations)))
+        mark = None
+        if recipe.train.predict_with_generate and recipe.verify is not None:
+            mark = marker(requests, recipe.verify)
+        fitted = train_student(
+            recipe, start, conversations, place=place, fingerprint=fingerprint, mark=mark, watch=watch
+        )
+        write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations), place))
         answers, layers = len(conversations), list(start.layers)
         done = {"fingerprint": fingerprint, "answers": answers, "layers": layers, **asdict(fitted)}
         write_atomic(place / "student.json", json.dumps(done, indent=1))
@@ -152,14 +161,15 @@ def _base(learner: Learner, place: Path) -> tuple[Path, str]:
     return model, mark
 
 
-def _model_card(recipe: DataRecipe, start: Untaught, answers: int) -> str:
+def _model_card(recipe: DataRecipe, start: Untaught, answers: int, place: Path) -> str:
     learner = start.learner
     how = f"fine-tuned by LoRA of rank {learner.lora.rank}" if learner.lora else "fine-tuned"
+    kept = weights_kept(recipe.train.best, Metrics(place / "metrics.jsonl").rows("student"))
     lines: Sequence[str] = (
         f"# {recipe.name}",
         "",
         f"Made of {spoken_layers(start.layers, start.of)} of {learner.start}, {how} on {answers:,} answers that "
-        f"{recipe.teacher.model} wrote and checks kept. Scores: `scores.json` of the run.",
+        f"{recipe.teacher.model} wrote and checks kept{kept}. Scores: `scores.json` of the run.",
         "",
         f"Licences: {recipe.licences}, {learner.licence} (student's start).",
     )

@@ -25,6 +25,7 @@ from potstill.evaluate.arms import (
     validator,
 )
 from potstill.generate.teacher import generate
+from potstill.harvest import require_reports
 from potstill.licences import check_licence
 from potstill.models.load import fingerprint as model_fingerprint
 from potstill.models.load import folder_of
@@ -56,6 +57,7 @@ def distill(
     """
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
+    require_reports(recipe.train)
     if recipe.encoder and recipe.encoder.start and recipe.encoder.licence:
         check_licence(recipe.encoder.licence, key="encoder.licence")
         locate(recipe.encoder.start)
@@ -157,6 +159,7 @@ class _Road:
 def _fingerprints(recipe: Recipe) -> dict[Stage, str]:
     """Per stage, a hash of everything in the recipe that its result depends on."""
     values = recipe.model_dump(mode="json")
+    del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
     teacher = locate(recipe.teacher.model)
     weights = model_fingerprint(folder_of(teacher, revision=recipe.teacher.revision))
     prompts = _hash(values["seed"], values["prompts"], values["answers"]["choices"])

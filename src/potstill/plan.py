@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from potstill.harvest import require_reports
 from potstill.licences import Policy, check_licence
 from potstill.models.locate import Facts, check_layers, facts, locate
 from potstill.prompts import load_prompts
@@ -57,6 +58,7 @@ def plan(recipe: Recipe) -> Plan:
             *([("encoder", recipe.encoder.licence)] if recipe.encoder and recipe.encoder.licence else []),
         )
     }
+    require_reports(recipe.train)
     teacher = facts(locate(recipe.teacher.model))
     if recipe.encoder and recipe.encoder.start:
         locate(recipe.encoder.start)

@@ -14,9 +14,11 @@ from potstill.models.forward import hidden_rows
 from potstill.models.load import device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
+from potstill.recipe import LogitKd
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
+from potstill.store.sinks import sinks_of
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
@@ -24,20 +26,21 @@ from potstill.train.own_answers import OwnAnswers
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
 from potstill.train.untaught import Untaught, save
+from potstill.train.validation import Mark, Quiz, apart, distance
 
-_HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
 
-
-def train_student(
+def train_student(  # noqa: PLR0913
     recipe: DataRecipe,
     start: Untaught,
     conversations: Sequence[Weighted],
     *,
     place: Path,
     fingerprint: str,
+    mark: Mark | None = None,
     watch: Watch,
 ) -> Fitted:
-    """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one."""
+    """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one.
+    `mark` is what `predict_with_generate` has the student's own answers marked by."""
     learner, model, codec = start.learner, start.model, start.codec
     adapted = None if learner.lora is None else adapt(model, learner.lora, seed=recipe.seed)
     freeze(model, embeddings=learner.freeze_embeddings, layers=learner.freeze_layers)
@@ -47,15 +50,24 @@ def train_student(
         scorer = ScoringModel.of(recipe.scored_by)
         rows = scored_rows(recipe, scorer, conversations, codec)
         teach = teacher_of(recipe, scorer, rows, model, watch)
-    held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
+    learnt, held = apart(rows)
+    longest_answer = max(len(row.target) for row in rows)
     own = None
     if (how := recipe.train.on_policy) is not None:
         longest = max(len(row.prefix) for row in rows)
         end = codec.end_of_turn("x")
         own = OwnAnswers(model.to(device()), how, end_of_turn=end, longest_prefix=longest, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
+    quiz = None if mark is None else Quiz.of(held, conversations, codec, mark, longest=longest_answer + 8)
+
+    def validate(student: PreTrainedModel) -> dict[str, Score]:
+        found = {"nats_a_token": held_back_nats(student, held)}
+        if teach is not None and isinstance(recipe.train.method, LogitKd):
+            found["kd"] = distance(student, held, recipe.train.method, teach)
+        return found if quiz is None else {**found, "pass_rate": quiz(student)}
+
     job = Job(
         arm="student",
-        rows=[row for i, row in enumerate(rows) if i % _HELD_BACK or len(rows) <= _HELD_BACK],
+        rows=learnt,
         choices=(),
         method=recipe.train.method,
         teach=teach,
@@ -63,14 +75,15 @@ def train_student(
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",
-        checkpoints=Checkpoints(place / "checkpoints" / "student"),
-        metrics=Metrics(place / "metrics.jsonl"),
-        validate=lambda student: {"nats_a_token": held_back_nats(student, held)},
+        checkpoints=Checkpoints(place / "checkpoints" / "student", better=recipe.train.better),
+        metrics=Metrics(place / "metrics.jsonl", sinks_of(recipe.train, place)),
+        validate=validate,
         watch=watch,
     )
-    fitted = fit(model, job)
+    with job.metrics:
+        fitted = fit(model, job)
     start = start if adapted is None else replace(start, model=merged(adapted))
-    save(start, longest=max(len(row.target) for row in rows), to=place / "model")
+    save(start, longest=longest_answer, to=place / "model")
     job.checkpoints.clear()
     return fitted
 
