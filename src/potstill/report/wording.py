@@ -257,4 +257,6 @@ def weights_kept(best: Best | None, metrics: Sequence[Mapping[str, Any]]) -> str
     score = next(row[f"validation_{best.metric}"] for row in rows if row["step"] == step)
     stopped = f"stopped early after step {last:,}; " if rows[-1]["stopped_early"] else ""
     whose = " on people's labels" if best.metric == "accuracy" else ""
-    return f" ({stopped}the weights of step {step:,} were kept, the best by validation {best.metric}{whose}: {score:.4g})"
+    return (
+        f" ({stopped}the weights of step {step:,} were kept, the best by validation {best.metric}{whose}: {score:.4g})"
+    )

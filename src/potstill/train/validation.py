@@ -45,7 +45,7 @@ def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 @torch.no_grad()
 def distance(model: PreTrainedModel, rows: Sequence[Row], method: LogitKd, teach: Teach) -> Score:
-    """The method's divergence from its teacher a token, as training logs it."""
+    """The method's divergence from its teacher a token, at its temperature and without T², as training logs it."""
     even = [replace(row, weight=1.0) for row in rows]
     total, whole = 0.0, Whole.of(even)
     for begin in range(0, len(even), _AT_ONCE):

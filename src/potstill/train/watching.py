@@ -10,10 +10,12 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from potstill.models.forward import decoder_layers
 from potstill.models.load import compute_dtype
 from potstill.records import Progress
 from potstill.train.batch import Row
@@ -30,7 +32,7 @@ class Gauge:
 
     def __init__(self, model: PreTrainedModel, tokens: int) -> None:
         self._device = model.device
-        self._a_token, self._a_target = _operations(model)
+        self._a_token, self._a_target = operations(model)
         self._peak = peak(self._device.type)
         self._operations = 0
         self._recent = deque([(time.perf_counter(), tokens, 0)], maxlen=_RECENT + 1)
@@ -79,19 +81,26 @@ def peak(kind: str) -> float:
     return 2 * len(one) ** 3 / best
 
 
-def _operations(model: PreTrainedModel) -> tuple[int, int]:
-    """Of a step: per token read in the layers, and per token that bears loss in the head. 6 a weight that is trained
-    (2 forward, 2 for each of the gradients), 4 a frozen one behind a trained one, 2 a frozen one before all of them.
-    Looking up embeddings and attention to other tokens are not counted (Chowdhery et al. 2022, PaLM, appendix B)."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    apart = {id(one.weight) for one in (head, embeddings) if one is not None}  # pyright: ignore[reportAttributeAccessIssue]
-    total, learns = 0, False
+def operations(model: PreTrainedModel) -> tuple[int, int]:
+    """Of a step: for each token that is read, and for each that bears loss. 6 a weight that is trained (2 forward, 2
+    for each of the gradients), 4 a frozen one behind a trained one, 2 a frozen one before all of them. The last
+    feed-forward block and the head see the tokens that bear loss alone. Attention to other tokens is not counted, as
+    usual (Chowdhery et al. 2022, PaLM, appendix B), nor are embeddings that are looked up."""
+    head: Any = model.get_output_embeddings()
+    last: Any = getattr(decoder_layers(model)[-1], "mlp", None)
+    at_the_end = {id(parameter) for parameter in head.parameters()}
+    late = at_the_end | {id(parameter) for parameter in (last.parameters() if last is not None else ())}
+    looked_up = {id(parameter) for parameter in model.get_input_embeddings().parameters()} - late
+    read = bears_loss = 0
+    learns = False
     for parameter in model.parameters():
-        if id(parameter) not in apart:
-            learns = learns or parameter.requires_grad
-            total += parameter.numel() * (6 if parameter.requires_grad else 4 if learns else 2)
-    last = head.weight  # pyright: ignore
-    return total, last.numel() * (6 if last.requires_grad else 4)
+        learns = learns or parameter.requires_grad
+        if parameter.dim() < 2 or id(parameter) in looked_up:
+            continue
+        behind = learns or id(parameter) in at_the_end  # tied to embeddings, the head comes first here
+        made = parameter.numel() * (6 if parameter.requires_grad else 4 if behind else 2)
+        read, bears_loss = (read, bears_loss + made) if id(parameter) in late else (read + made, bears_loss)
+    return read, bears_loss
 
 
 def _peak_memory(device: torch.device) -> int:
