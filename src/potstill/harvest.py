@@ -25,11 +25,11 @@ from potstill.licences import Policy, check_licence
 from potstill.models.locate import check_layers, facts, locate
 from potstill.prompt_file import AskColumns, PromptFile
 from potstill.prompts.stream import described, stream_prompts
-from potstill.recipe import Train
 from potstill.records import Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
+from potstill.store.sinks import require_sinks
 from potstill.student_recipe import Learner
 from potstill.teacher_recipe import Batches, Canned, Server
 from potstill.text.template import Template
@@ -94,7 +94,7 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     require_judges(recipe)
     if (learner := recipe.student) is not None:
         check_learner(learner)
-        require_reports(recipe.train)
+        require_sinks(recipe.train)
     if (exam := recipe.evaluate) is not None and next(stream_prompts(exam.prompts, Counter()), None) is None:
         raise InputError(f"evaluate.prompts: {described(exam.prompts)} holds no prompts", way_out="give some")
     return policies
@@ -114,12 +114,6 @@ def check_learner(learner: Learner) -> None:
         Template(learner.template, name="student")
     if learner.lora is not None:
         require_package("peft", "lora", what="'student.lora'")
-
-
-def require_reports(settings: Train) -> None:
-    """Raises MissingEnvironment where `report_to` names a package that is not installed."""
-    for name in settings.report_to:
-        require_package(name, name, what=f"'train.report_to' {name}")
 
 
 def check_rescue(recipe: DataRecipe) -> None:

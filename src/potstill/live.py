@@ -12,10 +12,9 @@ from rich.table import Table
 _READINGS = {
     "loss": "loss",
     "kd": "KL",
-    "ce": "cross-entropy",
+    "ce": "CE",
     "agreement": "agreement",
     "entropy": "entropy",
-    "gradient_norm": "gradient",
     "tokens_per_second": "tokens/s",
     "share_of_peak": "of peak",
     "peak_memory_bytes": "memory",
@@ -55,8 +54,10 @@ def in_words(facts: Mapping[str, float]) -> str:
 
 def spoken(name: str, value: float) -> str:
     match name:
-        case "agreement" | "share_of_peak" | "validation_pass_rate":
+        case "agreement" | "validation_pass_rate" | "validation_accuracy" | "validation_agreement":
             return f"{value:.0%}"
+        case "share_of_peak":
+            return f"{value:.1%}"
         case "tokens_per_second":
             return f"{value:,.0f}"
         case "peak_memory_bytes":
@@ -74,6 +75,6 @@ def duration(seconds: float) -> str:
 
 
 def _labels(facts: Mapping[str, float]) -> dict[str, str]:
-    """The names of readings, those of the newest validation last."""
+    """The names of readings, those of the last validation behind them."""
     scores = [name for name in facts if name.startswith("validation_")]
-    return _READINGS | {name: name.removeprefix("validation_").replace("_", " ") for name in scores}
+    return _READINGS | {name: f"val. {name.removeprefix('validation_').replace('_', ' ')}" for name in scores}

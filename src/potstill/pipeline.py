@@ -25,7 +25,6 @@ from potstill.evaluate.arms import (
     validator,
 )
 from potstill.generate.teacher import generate
-from potstill.harvest import require_reports
 from potstill.licences import check_licence
 from potstill.models.load import fingerprint as model_fingerprint
 from potstill.models.load import folder_of
@@ -36,6 +35,7 @@ from potstill.records import Message, Progress, Stage, Watch, unwatched
 from potstill.report.write import write_report
 from potstill.store.ledger import Ledger
 from potstill.store.run import Run, open_run
+from potstill.store.sinks import require_sinks
 from potstill.train.arms import train_arm, trained_arms
 from potstill.train.encoder import ARM as ENCODER
 from potstill.train.encoder import train_encoder
@@ -57,7 +57,7 @@ def distill(
     """
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
-    require_reports(recipe.train)
+    require_sinks(recipe.train)
     if recipe.encoder and recipe.encoder.start and recipe.encoder.licence:
         check_licence(recipe.encoder.licence, key="encoder.licence")
         locate(recipe.encoder.start)

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from potstill.errors import MissingEnvironment
-from potstill.harvest import require_reports
 from potstill.recipe import Sft, Train
 from potstill.store.metrics import Metrics
-from potstill.store.sinks import sinks_of
+from potstill.store.sinks import require_sinks, sinks_of
 
 
 def settings(*names: str) -> Train:
@@ -125,8 +124,8 @@ def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytes
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked, *rest: None if asked == name else find(asked, *rest))
     with pytest.raises(MissingEnvironment, match=rf"'train.report_to' {name} needs .*pip install 'potstill\[{name}\]'"):
-        require_reports(settings(name))
-    require_reports(settings())
+        require_sinks(settings(name))
+    require_sinks(settings())
 
 
 @pytest.mark.wandb

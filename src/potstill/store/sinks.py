@@ -5,6 +5,7 @@ Rows of steps that are taken again after a stop do not stand there twice.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import secrets
@@ -32,6 +33,15 @@ def sinks_of(settings: Train, folder: Path) -> tuple[Sink, ...]:
     """Those that `report_to` asks for; nothing is imported or sent before the first `begin`."""
     made: Mapping[str, Sink] = {"tensorboard": TensorBoard(folder), "wandb": Wandb(folder, settings)}
     return tuple(made[name] for name in dict.fromkeys(settings.report_to))
+
+
+def require_sinks(settings: Train) -> None:
+    """Raises MissingEnvironment where `report_to` names a package that is not installed."""
+    for name in settings.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise MissingEnvironment(
+                f"'train.report_to' {name} needs the package of that name", way_out=f"pip install 'potstill[{name}]'"
+            )
 
 
 def points(row: Row) -> dict[str, float]:

@@ -21,7 +21,7 @@ from potstill.records import Progress
 from potstill.train.batch import Row
 from potstill.train.best import Chosen
 
-_SHOWN = ("loss", "kd", "ce", "agreement", "entropy", "gradient_norm")
+_SHOWN = ("loss", "kd", "ce", "agreement", "entropy")
 _RECENT = 20  # steps that speeds are means of
 _TRYING = 0.2  # seconds for the peak
 _EDGE = {"cpu": 1024, "cuda": 4096}  # of the matrices that are multiplied for it
@@ -63,6 +63,7 @@ def progress(arm: str, step: int, total: int, facts: Mapping[str, float], chosen
     if chosen is not None:
         stopped = f"stopped early after {step:,} of {total:,} steps, " if chosen.stopped_early else ""
         note, total = f"{stopped}weights of step {chosen.step:,}, {chosen.metric} {chosen.score:.4g}", step
+        facts = {**facts, "seconds_left": 0.0}
     return Progress(stage="train", what=arm, done=step, total=total, note=note, facts=facts)
 
 
