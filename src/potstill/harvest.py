@@ -29,6 +29,7 @@ from potstill.records import Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
+from potstill.store.sinks import require_sinks
 from potstill.student_recipe import Learner
 from potstill.teacher_recipe import Batches, Canned, Server
 from potstill.text.template import Template
@@ -93,6 +94,7 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     require_judges(recipe)
     if (learner := recipe.student) is not None:
         check_learner(learner)
+        require_sinks(recipe.train)
     if (exam := recipe.evaluate) is not None and next(stream_prompts(exam.prompts, Counter()), None) is None:
         raise InputError(f"evaluate.prompts: {described(exam.prompts)} holds no prompts", way_out="give some")
     return policies

@@ -22,8 +22,10 @@ from potstill.evaluate.exam import Paper, compare_papers, marked
 from potstill.harvest import check_sections, harvest, silent_prompts
 from potstill.models.load import device
 from potstill.records import Finding, Message, Progress, Prompt, Sample, Watch, unwatched
+from potstill.report.wording import weights_kept
 from potstill.store.answers import read_weighted
 from potstill.store.files import write_atomic
+from potstill.store.metrics import Metrics
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
 from potstill.student_recipe import Exam, Learner, spoken_layers
@@ -46,8 +48,8 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         verb = "generate" if recipe.verify is None else "verify"
         raise InputError(f"'{place}' holds no kept answers yet", way_out=f"potstill {verb} first")
     rewards = recipe.train.on_policy is not None and recipe.train.on_policy.reward is not None
-    said_of_it = {"student", "train", "seed", *(["verify"] if rewards else [])}
-    values = recipe.model_dump(mode="json", include=said_of_it)
+    values = recipe.model_dump(mode="json", include={"student", "train", "seed", *(["verify"] if rewards else [])})
+    del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
     fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
     with open_data_run(place, recipe) as requests:
         if _taught(place) == fingerprint:
@@ -55,11 +57,12 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
             return place / "model"
         conversations = list(read_weighted(kept))
         start = untaught(learner, [talk for talk, _ in conversations])
-        with rewarding(recipe, requests) if rewards else nullcontext() as reward:
+        asks_checks = rewards or recipe.train.predict_with_generate
+        with rewarding(recipe, requests) if asks_checks else nullcontext() as reward:
             fitted = train_student(
                 recipe, start, conversations, place=place, fingerprint=fingerprint, reward=reward, watch=watch
             )
-        write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations)))
+        write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations), place))
         answers, layers = len(conversations), list(start.layers)
         done = {"fingerprint": fingerprint, "answers": answers, "layers": layers, **asdict(fitted)}
         write_atomic(place / "student.json", json.dumps(done, indent=1))
@@ -94,12 +97,13 @@ def student_nats(recipe: DataRecipe) -> Nats | None:
 
 @contextmanager
 def rewarding(recipe: DataRecipe, requests: Requests) -> Generator[Reward]:
-    """What `train.on_policy.reward` asks: the recipe's checks, in processes that live as long as the training."""
+    """What `train.on_policy.reward` and `train.predict_with_generate` ask: the recipe's checks of one answer, in
+    processes that live as long as the training."""
     assert recipe.verify is not None
     prompts = (prompt for prompt, _ in requests.samples())
     known = {_words(p.messages): p for p in chain(prompts, silent_prompts(recipe, requests))}
 
-    with checking_workers(recipe.verify.checks, processes=recipe.verify.processes) as look:
+    with checking_workers(recipe.verify.alone, processes=recipe.verify.processes) as look:
 
         def reward(answers: Sequence[tuple[Sequence[Message], Sample]]) -> list[float | None]:
             asked: list[tuple[Prompt, Sample]] = []
@@ -196,14 +200,15 @@ def _base(learner: Learner, place: Path) -> tuple[Path, str]:
     return model, mark
 
 
-def _model_card(recipe: DataRecipe, start: Untaught, answers: int) -> str:
+def _model_card(recipe: DataRecipe, start: Untaught, answers: int, place: Path) -> str:
     learner = start.learner
     how = f"fine-tuned by LoRA of rank {learner.lora.rank}" if learner.lora else "fine-tuned"
+    kept = weights_kept(recipe.train.best, Metrics(place / "metrics.jsonl").rows("student"))
     lines: Sequence[str] = (
         f"# {recipe.name}",
         "",
         f"Made of {spoken_layers(start.layers, start.of)} of {learner.start}, {how} on {answers:,} answers that "
-        f"{recipe.teacher.model} wrote and checks kept. Scores: `scores.json` of the run.",
+        f"{recipe.teacher.model} wrote and checks kept{kept}. Scores: `scores.json` of the run.",
         "",
         f"Licences: {recipe.licences}, {learner.licence} (student's start).",
     )

@@ -35,6 +35,7 @@ from potstill.records import Message, Progress, Stage, Watch, unwatched
 from potstill.report.write import write_report
 from potstill.store.ledger import Ledger
 from potstill.store.run import Run, open_run
+from potstill.store.sinks import require_sinks
 from potstill.train.arms import train_arm, trained_arms
 from potstill.train.encoder import ARM as ENCODER
 from potstill.train.encoder import train_encoder
@@ -56,6 +57,7 @@ def distill(
     """
     check_licence(recipe.teacher.licence, key="teacher.licence")
     check_licence(recipe.prompts.licence, key="prompts.licence")
+    require_sinks(recipe.train)
     if recipe.encoder and recipe.encoder.start and recipe.encoder.licence:
         check_licence(recipe.encoder.licence, key="encoder.licence")
         locate(recipe.encoder.start)
@@ -157,6 +159,7 @@ class _Road:
 def _fingerprints(recipe: Recipe) -> dict[Stage, str]:
     """Per stage, a hash of everything in the recipe that its result depends on."""
     values = recipe.model_dump(mode="json")
+    del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
     teacher = locate(recipe.teacher.model)
     weights = model_fingerprint(folder_of(teacher, revision=recipe.teacher.revision))
     prompts = _hash(values["seed"], values["prompts"], values["answers"]["choices"])

@@ -17,6 +17,7 @@ from potstill.licences import Policy, check_licence
 from potstill.models.locate import Facts, check_layers, facts, locate
 from potstill.prompts import load_prompts
 from potstill.recipe import Recipe
+from potstill.store.sinks import require_sinks
 from potstill.text.template import Template
 
 _BYTES_A_TOKEN = 4
@@ -57,6 +58,7 @@ def plan(recipe: Recipe) -> Plan:
             *([("encoder", recipe.encoder.licence)] if recipe.encoder and recipe.encoder.licence else []),
         )
     }
+    require_sinks(recipe.train)
     teacher = facts(locate(recipe.teacher.model))
     if recipe.encoder and recipe.encoder.start:
         locate(recipe.encoder.start)

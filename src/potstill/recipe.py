@@ -167,6 +167,28 @@ class LogitKd(Values):
 Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
 
 
+class Best(Values):
+    """The weights at the validation with the best score are kept, not the last ones (Hugging Face's
+    `load_best_model_at_end`); training may stop before its end where nothing gets better."""
+
+    metric: Literal["nats_a_token", "kd", "pass_rate", "accuracy", "agreement", "kl_to_teacher"] = Field(
+        description="a validation score (metric_for_best_model): nats_a_token, kd or pass_rate of a student that "
+        "writes; accuracy, agreement or kl_to_teacher where there are choices"
+    )
+    early_stopping_patience: Count | None = Field(
+        None, description="stop after so many validations in a row without a better score; by default never"
+    )
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="a score that is better by no more than this does not make patience begin anew"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_unread(self) -> Best:
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError("'early_stopping_threshold' is read with 'early_stopping_patience' alone: set both")
+        return self
+
+
 class Loop(Values):
     """The training loop, the same for every arm and method."""
 
@@ -185,6 +207,30 @@ class Loop(Values):
     average: Probability = Field(0.0, description="the model is the mean of its weights over this last share of steps")
     checkpoint_seconds: Positive = 20.0
     validations: Count = Field(4, description="how often the validation prompts are scored while training")
+    best: Best | None = Field(None, description="which validation's weights are kept; by default the last ones are")
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="where else metrics.jsonl is written; each needs the extra of its name"
+    )
+
+    @property
+    def better(self) -> Literal["smaller", "larger"]:
+        """Which of two scores of `best` is the better one (greater_is_better)."""
+        counted = ("pass_rate", "accuracy", "agreement")
+        return "larger" if self.best is not None and self.best.metric in counted else "smaller"
+
+    @model_validator(mode="after")
+    def _best_can_be_chosen(self) -> Loop:
+        if self.best is None:
+            return self
+        if self.average:
+            raise ValueError("'average' is the mean of the last steps and 'best' takes one of them: set one")
+        patience = self.best.early_stopping_patience
+        if patience is not None and self.validations < patience + 2:
+            raise ValueError(
+                f"'best.early_stopping_patience' {patience} never stops anything in {self.validations} 'validations': "
+                f"take at least {patience + 2}"
+            )
+        return self
 
 
 class Train(Loop):
@@ -254,6 +300,15 @@ class Recipe(Values):
         named = {shot.answer for shot in self.teacher.examples} | set(self.prompts.answer_by_grade or {})
         if strange := sorted(named - set(self.answers.choices)):
             raise ValueError(f"answer '{strange[0]}' is not one of answers.choices {list(self.answers.choices)}")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_scored(self) -> Recipe:
+        scored = ("accuracy", "agreement", "kl_to_teacher")
+        if self.train.best is not None and self.train.best.metric not in scored:
+            raise ValueError(
+                f"'train.best.metric' {self.train.best.metric} is not scored here: take one of {', '.join(scored)}"
+            )
         return self
 
 

@@ -235,6 +235,26 @@ class Lessons(Loop):
     )
 
     on_policy: OnPolicy | None = None
+    predict_with_generate: bool = Field(
+        False, description="validations answer the prompts held back too, and verify.checks mark them: pass_rate"
+    )
+
+    @model_validator(mode="after")
+    def _best_is_scored(self) -> Lessons:
+        if self.best is None:
+            return self
+        match self.best.metric:
+            case "nats_a_token":
+                pass
+            case "kd":
+                if isinstance(self.method, Sft):
+                    raise ValueError("'best.metric' kd is the distance to a teacher: 'method' sft has none to read")
+            case "pass_rate":
+                if not self.predict_with_generate:
+                    raise ValueError("'best.metric' pass_rate marks answers: set 'predict_with_generate' to true")
+            case other:
+                raise ValueError(f"'best.metric' {other} is not scored here: take nats_a_token, kd or pass_rate")
+        return self
 
     @model_validator(mode="after")
     def _own_answers_are_scored(self) -> Lessons:

@@ -243,6 +243,11 @@ class Verification(Values):
         return (*(check for check in self.checks if isinstance(check, RewardModel)), *self.judges)
 
     @property
+    def alone(self) -> tuple[Check, ...]:
+        """Checks that tell of one answer by itself, at no price."""
+        return tuple(check for check in self.checks if not isinstance(check, Majority | Judge | RewardModel))
+
+    @property
     def licensed(self) -> dict[str, str]:
         """The licences of judges and reward models, by their keys in this section."""
         found: dict[str, str] = {}

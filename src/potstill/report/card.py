@@ -23,6 +23,7 @@ from potstill.report.wording import (
     percent,
     quantity,
     times,
+    weights_kept,
 )
 
 _HUB_LICENCES = frozenset(
@@ -81,7 +82,7 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "duties": [one_line(duty) for duty in data.licence_duties],
         "kept": sum(found.accepted for found in data.verdicts.values()),
         "judged": len(data.verdicts),
-        "trained": how_trained(recipe.train.method),
+        "trained": how_trained(recipe.train.method) + weights_kept(recipe.train.best, data.metrics),
         "seconds": data.scores.get("cost", {}).get("seconds"),
         "test_prompts": data.arms["student"].get("accuracy", {}).get("n", 0),
         "metrics": [m for m in QUALITY if any(m.key in found for found in data.arms.values())],

@@ -34,6 +34,7 @@ from potstill.report.wording import (
     percent_bare,
     quantity,
     times,
+    weights_kept,
 )
 from potstill.store.files import write_atomic
 from potstill.student_recipe import spoken_layers
@@ -131,7 +132,8 @@ def road_in_words(data: DataRun) -> str:
         made = spoken_layers(layers, data.start.layers if data.start else None) if layers else "made"
         said.append(
             f"The student, {made} of {public_name(recipe.student.start)}, learnt "
-            f"{count(data.student['answers'], 'answer')} in {count(recipe.train.epochs, 'epoch')}."
+            f"{count(data.student['answers'], 'answer')} in {count(recipe.train.epochs, 'epoch')}"
+            f"{weights_kept(recipe.train.best, data.metrics)}."
         )
     return " ".join(said)
 

@@ -25,6 +25,7 @@ from potstill.report.wording import (
     quantity,
     three_decimals,
     times,
+    weights_kept,
 )
 
 __all__ = ["ReportData", "render_page"]
@@ -82,7 +83,7 @@ def render_page(data: ReportData) -> str:
         "rows": rows,
         "sides": tables.sides(rows, choices),
         "choices": choices,
-        "trained": how_trained(data.recipe.train.method),
+        "trained": how_trained(data.recipe.train.method) + weights_kept(data.recipe.train.best, data.metrics),
         "percent": percent,
         "duration": duration,
         "decimals": three_decimals,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.recipe import LogitKd, Method
+from potstill.recipe import Best, LogitKd, Method
 
 NBSP = "\u00a0"
 DASH = "–"
@@ -245,3 +245,18 @@ def how_trained(method: Method) -> str:
             )
         case _:
             return "on the teacher's hard labels"
+
+
+def weights_kept(best: Best | None, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Which of the student's weights were kept, where they were chosen, and whether training was stopped early: in
+    brackets, from the rows of metrics.jsonl."""
+    rows = [row for row in metrics if row["arm"] == "student"]
+    if best is None or not rows or "best_step" not in rows[-1]:
+        return ""
+    step, last = rows[-1]["best_step"], rows[-1]["step"]
+    score = next(row[f"validation_{best.metric}"] for row in rows if row["step"] == step)
+    stopped = f"stopped early after step {last:,}; " if rows[-1]["stopped_early"] else ""
+    whose = " on people's labels" if best.metric == "accuracy" else ""
+    return (
+        f" ({stopped}the weights of step {step:,} were kept, the best by validation {best.metric}{whose}: {score:.4g})"
+    )

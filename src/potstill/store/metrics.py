@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from potstill.store.files import write_atomic
+from potstill.store.sinks import Sink
 
 Row = dict[str, Any]
 
 
 class Metrics:
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    """The file, and the sinks that get the same rows from the first `rewind` until the block ends."""
+
+    def __init__(self, path: Path, sinks: Sequence[Sink] = ()) -> None:
+        self._path, self._sinks = path, sinks
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks:
+            sink.close()
 
     def append(self, row: Row) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        for sink in self._sinks:
+            sink.put(row)
 
     def rows(self, arm: str | None = None) -> list[Row]:
         """All rows, or one arm's. A line torn by a crash is the last one of a step that will be taken again."""
@@ -33,5 +46,9 @@ class Metrics:
 
     def rewind(self, arm: str, step: int) -> None:
         """Drop the arm's rows after `step`: training goes on from there."""
-        kept = [row for row in self.rows() if row["arm"] != arm or row["step"] <= step]
+        rows = self.rows()
+        kept = [row for row in rows if row["arm"] != arm or row["step"] <= step]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        seen = max((row["step"] for row in rows if row["arm"] == arm), default=0)
+        for sink in self._sinks:
+            sink.begin(arm, [row for row in kept if row["arm"] == arm], seen=seen)

@@ -14,9 +14,11 @@ from potstill.models.forward import hidden_rows
 from potstill.models.load import device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
+from potstill.recipe import LogitKd
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
+from potstill.store.sinks import sinks_of
 from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
@@ -25,8 +27,7 @@ from potstill.train.own_answers import OwnAnswers
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
 from potstill.train.untaught import Untaught, save
-
-_HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
+from potstill.train.validation import Quiz, apart, distance
 
 
 def train_student(  # noqa: PLR0913
@@ -40,7 +41,7 @@ def train_student(  # noqa: PLR0913
     watch: Watch,
 ) -> Fitted:
     """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one.
-    `reward` goes with `train.on_policy.reward`."""
+    `reward` goes with `train.on_policy.reward` and `predict_with_generate`."""
     learner, model, codec = start.learner, start.model, start.codec
     adapted = None if learner.lora is None else adapt(model, learner.lora, seed=recipe.seed)
     freeze(model, embeddings=learner.freeze_embeddings, layers=learner.freeze_layers)
@@ -50,17 +51,27 @@ def train_student(  # noqa: PLR0913
         scorer = ScoringModel.of(recipe.scored_by)
         rows = scored_rows(recipe, scorer, conversations, codec)
         teach = teacher_of(recipe, scorer, rows, model, watch)
-    held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
-    write = None
+    learnt, held = apart(rows)
+    longest_answer = max(len(row.target) for row in rows)
+    ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
+    write, scores, end = None, teach, codec.end_of_turn("x")
     if (how := recipe.train.on_policy) is not None and teach is not None:
         longest = max(len(row.prefix) for row in rows)
-        end = codec.end_of_turn("x")
         write = OwnAnswers(model.to(device()), how, end_of_turn=end, longest_prefix=longest, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
-        ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
         write, teach = judged(recipe.train, how, write, teach, ask)
+    quiz = None
+    if recipe.train.predict_with_generate and ask is not None:
+        quiz = Quiz.of(held, ask, end_of_turn=end, max_tokens=longest_answer + 8)
+
+    def validate(student: PreTrainedModel) -> dict[str, Score]:
+        found = {"nats_a_token": held_back_nats(student, held)}
+        if scores is not None and isinstance(recipe.train.method, LogitKd):
+            found["kd"] = distance(student, held, recipe.train.method, scores)
+        return found if quiz is None else {**found, "pass_rate": quiz(student)}
+
     job = Job(
         arm="student",
-        rows=[row for i, row in enumerate(rows) if i % _HELD_BACK or len(rows) <= _HELD_BACK],
+        rows=learnt,
         choices=(),
         method=recipe.train.method,
         teach=teach,
@@ -68,14 +79,15 @@ def train_student(  # noqa: PLR0913
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",
-        checkpoints=Checkpoints(place / "checkpoints" / "student"),
-        metrics=Metrics(place / "metrics.jsonl"),
-        validate=lambda student: {"nats_a_token": held_back_nats(student, held)},
+        checkpoints=Checkpoints(place / "checkpoints" / "student", better=recipe.train.better),
+        metrics=Metrics(place / "metrics.jsonl", sinks_of(recipe.train, place)),
+        validate=validate,
         watch=watch,
     )
-    fitted = fit(model, job)
+    with job.metrics:
+        fitted = fit(model, job)
     start = start if adapted is None else replace(start, model=merged(adapted))
-    save(start, longest=max(len(row.target) for row in rows), to=place / "model")
+    save(start, longest=longest_answer, to=place / "model")
     job.checkpoints.clear()
     return fitted
 

@@ -17,6 +17,7 @@ from potstill.store.examples import read_examples
 from potstill.store.ledger import Ledger, Timing
 from potstill.store.metrics import Metrics
 from potstill.store.run import Run
+from potstill.store.sinks import sinks_of
 from potstill.text.tokens import choice_ids
 from potstill.train.loop import Job, Validate, fit
 from potstill.train.rows import training_rows
@@ -55,14 +56,15 @@ def train_arm(run: Run, ledger: Ledger, arm: str, *, fingerprint: str, validate:
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=fingerprint,
-        checkpoints=Checkpoints(run.checkpoints(arm)),
-        metrics=Metrics(run.metrics),
+        checkpoints=Checkpoints(run.checkpoints(arm), better=recipe.train.better),
+        metrics=Metrics(run.metrics, sinks_of(recipe.train, run.folder)),
         validate=validate,
         watch=watch,
     )
     folder = teacher.folder
     del teacher  # half a gigabyte that training has better use for
-    fitted = fit(model, job)
+    with job.metrics:
+        fitted = fit(model, job)
     longest = max(len(codec.answer(choice)) for choice in recipe.answers.choices)
     save_model(
         model,

@@ -18,6 +18,7 @@ from potstill.store.examples import read_examples
 from potstill.store.ledger import Ledger, Timing
 from potstill.store.metrics import Metrics
 from potstill.store.run import Run
+from potstill.store.sinks import sinks_of
 from potstill.train.classifiers import Distillation, Traces, distil_classifier, drawn_from
 
 ARM = "encoder"
@@ -37,19 +38,20 @@ def train_encoder(run: Run, ledger: Ledger, *, validate: Callable[[Any], dict[st
         arm=ARM,
         checkpoints=Checkpoints(run.checkpoints(ARM)),
         checkpoint_seconds=recipe.train.checkpoint_seconds,
-        metrics=Metrics(run.metrics),
+        metrics=Metrics(run.metrics, sinks_of(recipe.train, run.folder)),
         validate=validate,
         validations=recipe.train.validations,
         watch=watch,
     )
-    taught = distil_classifier(
-        classifier.model,
-        _soft_targets(recipe, [e.choice_p for e in examples]),
-        inputs,
-        labels=torch.tensor([choices.index(e.answer) for e in examples]),
-        settings=_settings(recipe, encoder),
-        traces=traces,
-    )
+    with traces.metrics:
+        taught = distil_classifier(
+            classifier.model,
+            _soft_targets(recipe, [e.choice_p for e in examples]),
+            inputs,
+            labels=torch.tensor([choices.index(e.answer) for e in examples]),
+            settings=_settings(recipe, encoder),
+            traces=traces,
+        )
     classifier.save(run.arm_model(ARM))
     tokens = int(inputs["attention_mask"].sum()) * encoder.epochs
     ledger.put_timing(f"train:{ARM}", 0, Timing(len(examples), tokens, taught.seconds))

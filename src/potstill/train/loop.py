@@ -21,9 +21,11 @@ from potstill.store.metrics import Metrics
 from potstill.student_recipe import LessonMethod
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
+from potstill.train.best import Choice, Chosen, told
 from potstill.train.methods import Logged, terms
 from potstill.train.teaching import Teach
 from potstill.train.trainee import Trainee
+from potstill.train.watching import Gauge, progress
 
 _DECAY = 0.2  # of the steps, under the schedule wsd
 _OBSERVED = 10  # every so many steps the parts of a soft loss are logged: that costs passes over the logits
@@ -38,11 +40,12 @@ Write = Callable[[Sequence[Row], int, int], list[Row]]
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What training took: optimizer steps, tokens read, seconds over all restarts."""
+    """What training took: optimizer steps, tokens read, seconds over all restarts; which weights it `chose`."""
 
     steps: int
     tokens: int
     seconds: float
+    chose: Chosen | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     for said in job.checkpoints.damage:
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=said))
     job.metrics.rewind(job.arm, trainee.step)
+    choice, gauge = Choice(settings, trainee), Gauge(model, trainee.tokens)
     before, start = trainee.seconds, time.perf_counter()
     saved = start
     for rows in _rows_of_steps(job, trainee.step, total):
@@ -84,16 +88,23 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
             trainee.take_into_average()
         if trainee.step == total:
             trainee.settle()
+        score = None
         if trainee.step in validate_at:
-            logged |= {f"validation_{name}": score.value for name, score in job.validate(model).items()}
-        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged})
-        note = f"loss {logged['loss']:.3f}"
-        job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=note))
+            found = job.validate(model)
+            logged |= {f"validation_{name}": score.value for name, score in found.items()}
+            score = choice.weigh(found, arm=job.arm)
+        chosen = choice.made(total)
+        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged, **told(chosen)})
+        facts = gauge.read(trainee.tokens, rows, logged, steps_left=total - trainee.step)
+        job.watch(progress(job.arm, trainee.step, total, facts, chosen))
         trainee.seconds = before + time.perf_counter() - start
-        if time.perf_counter() - saved > settings.checkpoint_seconds and trainee.step < total:
-            trainee.save(job.checkpoints, fingerprint=job.fingerprint)
+        if choice.over(total):
+            break
+        if score is not None or time.perf_counter() - saved > settings.checkpoint_seconds:
+            trainee.save(job.checkpoints, fingerprint=job.fingerprint, score=score)
             saved = time.perf_counter()
-    return Fitted(steps=total, tokens=trainee.tokens, seconds=trainee.seconds)
+    chosen = choice.settle(total, job.checkpoints)
+    return Fitted(steps=trainee.step, tokens=trainee.tokens, seconds=trainee.seconds, chose=chosen)
 
 
 def _rows_of_steps(job: Job, first: int, total: int) -> Iterator[list[Row]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from potstill.errors import DiskError
 from potstill.recipe import Loop
 from potstill.store.checkpoints import Checkpoints
 
@@ -20,6 +21,7 @@ class Trainee:
     def __init__(self, model: PreTrainedModel, settings: Loop) -> None:
         self.model = model
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.scores: list[tuple[int, float]] = []  # of the validations so far, by step
         self._clip_norm = settings.clip_norm
         self._average: dict[str, Tensor] = {}
         self._averaged = 0
@@ -59,14 +61,15 @@ class Trainee:
         for name, value in self._average.items():
             self._trained[name].copy_(value)
 
-    def save(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
+    def save(self, checkpoints: Checkpoints, *, fingerprint: str, score: float | None = None) -> None:
         tensors: dict[str, Tensor] = {f"average.{name}": value for name, value in self._average.items()}
         for name, parameter in self._trained.items():
             tensors[f"model.{name}"] = parameter.detach()
             state = self._optimizer.state[parameter]
             tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS}
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
-        checkpoints.save(self.step, tensors, {**progress, "fingerprint": fingerprint})
+        state = {**progress, "scores": self.scores, "fingerprint": fingerprint}
+        checkpoints.save(self.step, tensors, state, score=score)
 
     @torch.no_grad()
     def restore(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
@@ -83,6 +86,19 @@ class Trainee:
                 self._average[name] = tensors[f"average.{name}"]
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self._averaged = state["averaged"]
+        self.scores = [(step, score) for step, score in state["scores"]]
+
+    @torch.no_grad()
+    def go_back(self, checkpoints: Checkpoints, *, step: int) -> None:
+        """Take the weights of `step`, which has the best score. Raises DiskError where they were damaged since."""
+        found = checkpoints.best()
+        if found is None or found[1]["step"] != step:
+            raise DiskError(
+                f"the best weights, those of step {step}, are lost: {'; '.join(checkpoints.damage)}",
+                way_out="delete that folder of checkpoints and train again",
+            )
+        for name, parameter in self._trained.items():
+            parameter.copy_(found[0][f"model.{name}"])
 
 
 class _Lookups:
