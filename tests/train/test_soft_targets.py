@@ -9,13 +9,12 @@ from typing import get_args
 
 import pytest
 import torch
-from test_student_that_writes import recipe_in
+from student_runs import equal, kept_answers, logged, losses_of, recipe_in, refusal, taught
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
 from potstill.data_recipe import load as load_recipe
 from potstill.errors import InputError
-from potstill.harvest import harvest, sift
 from potstill.lessons import teach
 from potstill.losses import Name, divergence
 from potstill.models.forward import hidden_rows
@@ -23,7 +22,6 @@ from potstill.models.load import codec_of, fingerprint
 from potstill.models.student import first_layers
 from potstill.recipe import Divergence, LogitKd
 from potstill.records import Message, Progress
-from potstill.store.metrics import Metrics
 from potstill.text.template import Template
 from potstill.text.tokens import Codec, Ids
 from potstill.train.batch import Row, Whole, collate
@@ -128,9 +126,9 @@ def test_a_recipe_with_soft_targets_trains_and_leaves_the_teacher_as_it_was(
     path = recipe_with_a_scorer(tmp_path, tiny_model, scored_by=scorer, method=soft, epochs=9)
     assert execute(["run", str(path), "--run", str(tmp_path / "run")]) == 0
     assert fingerprint(teacher) == before
-    logged = [row for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student") if "kd" in row]
-    assert len(logged) >= 2 and logged[-1]["kd"] < logged[0]["kd"]
-    assert {"ce", "entropy", "agreement"} <= logged[0].keys()
+    observed = [row for row in logged(tmp_path / "run") if "kd" in row]
+    assert len(observed) >= 2 and observed[-1]["kd"] < observed[0]["kd"]
+    assert {"ce", "entropy", "agreement"} <= observed[0].keys()
 
 
 def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_model: Path) -> None:
@@ -147,27 +145,8 @@ def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_
 
 def test_training_with_a_scorer_resumes_to_the_bit(tmp_path: Path, tiny_model: Path) -> None:
     recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, checkpoint_seconds=1e-6))
-
-    def weights(run: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
-        harvest(recipe, folder=run)
-        sift(recipe, folder=run)
-
-        def watch(progress: object) -> None:
-            if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop_at:
-                raise KeyboardInterrupt
-
-        if stop_at is not None:
-            with pytest.raises(KeyboardInterrupt):
-                teach(recipe, folder=run, watch=watch)
-        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
-
-    whole, resumed = weights(tmp_path / "a", None), weights(tmp_path / "b", 7)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
-
-
-def losses_of(run: Path) -> list[float]:
-    return [row["loss"] for row in Metrics(run / "metrics.jsonl").rows("student")]
+    assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[7]))
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
 
 SIGNALS: dict[str, tuple[dict[str, object], float]] = {
@@ -188,8 +167,7 @@ def test_a_cache_teaches_what_the_live_teacher_does_and_the_teacher_is_not_loade
 
     def run(place: Path, **changed: object) -> list[float]:
         recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, **soft, **changed))
-        harvest(recipe, folder=place)
-        sift(recipe, folder=place)
+        kept_answers(recipe, place)
         teach(recipe, folder=place)
         return losses_of(place)
 
@@ -214,8 +192,7 @@ def test_draws_teach_too_and_a_stopped_cache_goes_on(
         signals_folder=str(tmp_path / "signals"),
     )
     recipe = load_recipe(path)
-    harvest(recipe, folder=tmp_path / "run")
-    sift(recipe, folder=tmp_path / "run")
+    kept_answers(recipe, tmp_path / "run")
     counted: list[int] = []
 
     def watch(progress: Progress) -> None:
@@ -276,7 +253,4 @@ def test_a_mistake_with_soft_targets_is_one_sentence(
 ) -> None:
     overrides, said = MISTAKES[name]
     path = recipe_with_a_scorer(tmp_path, tiny_model)
-    words = ["train", str(path), "--run", str(tmp_path / "run"), *(w for o in overrides for w in ("--set", o))]
-    assert execute(words) in (2, 7)
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert said in refusal("train", path, overrides, capsys, code=7 if "licence" in name else 2)
