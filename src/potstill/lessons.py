@@ -46,6 +46,7 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         if _taught(place) == fingerprint:
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
+        (place / "student.json").unlink(missing_ok=True)  # from here on `model` may be either student
         conversations = list(read_weighted(kept))
         start = untaught(learner, [talk for talk, _ in conversations])
         fitted = train_student(recipe, start, conversations, place=place, fingerprint=fingerprint, watch=watch)

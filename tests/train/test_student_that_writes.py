@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from student_runs import FILMS, equal, logged, recipe_in, refusal, taught
+from student_runs import FILMS, equal, logged, recipe_in, refusal, taught, weights
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
@@ -126,6 +126,25 @@ def test_training_goes_on_after_a_stop_and_ends_at_the_same_weights(tmp_path: Pa
     recipe = recipe_in(tmp_path, tiny_model, train=often)
     assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[7]))
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
+
+
+def test_a_model_whose_training_was_not_booked_is_not_taken_for_another(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the model and the note that says whose it is, on the way from one recipe to another and back."""
+    short = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01}
+    first, run = recipe_in(tmp_path, tiny_model, train=short), tmp_path / "run"
+    second = recipe_in(tmp_path, tiny_model, train={**short, "learning_rate": 0.02})
+    whole = taught(first, run)
+
+    def killed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("potstill.lessons._model_card", killed)
+        teach(second, folder=run)
+    assert not equal(weights(run / "model"), whole)
+    assert equal(weights(teach(first, folder=run)), whole)
 
 
 MISTAKES: dict[str, tuple[str, list[str], str]] = {
