@@ -127,11 +127,11 @@ def at_birth(run: Path, born: float) -> bool:
 
 
 def in_step(step: int) -> Seen:
-    """The step is under way: the one before it is logged and saved, and nothing is being written."""
+    """This step or a later one is under way: the one before it is logged and saved, and nothing is being written."""
 
     def seen(run: Path, born: float) -> bool:
-        before = f"step-{step - 1:06d}"
-        return steps_logged(run) == step - 1 and _young(run / "checkpoints" / "student", before, born)
+        logged = steps_logged(run)
+        return logged >= step - 1 and _young(run / "checkpoints" / "student", f"step-{logged:06d}", born)
 
     return seen
 
@@ -143,17 +143,18 @@ def saving(step: int) -> Seen:
 
 def reading_the_teacher(run: Path, born: float) -> bool:
     """Signals are being computed: their cache is there, and no step has been taken."""
-    return any(cache_of(run).rglob("cache.json")) and not (run / "metrics.jsonl").is_file()
+    return any(cache_of(run).rglob("cache.json")) and steps_logged(run) == 0
 
 
 def keeping_signals(run: Path, born: float) -> bool:
-    """A shard of signals is being written."""
-    return any(_young(folder, ".shard-*", born) for folder in cache_of(run).glob("signals/*"))
+    """A shard of signals is being written, or just was."""
+    folders = cache_of(run).glob("signals/*")
+    return steps_logged(run) == 0 and any(_young(folder, "*shard-*", born) for folder in folders)
 
 
 def saving_the_model(run: Path, born: float) -> bool:
-    """All steps are taken; the model is being written and does not have its name yet."""
-    return _young(run, ".model-*", born) and not (run / "model").exists()
+    """All steps are taken; the model is being written, or is there and not booked yet."""
+    return _young(run, ".model-*", born) or ((run / "model").exists() and not (run / "student.json").exists())
 
 
 def cache_of(run: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,19 +17,21 @@ from potstill.cli import execute
 from potstill.data_recipe import load as load_recipe
 from potstill.errors import InputError
 from potstill.lessons import teach
-from potstill.losses import Name, divergence
+from potstill.losses import Hidden, Name, Sampled, divergence
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, fingerprint
 from potstill.models.student import first_layers
 from potstill.recipe import Divergence, LogitKd
 from potstill.records import Message, Progress
+from potstill.store.packing import Form, HiddenForm, SampledForm
+from potstill.store.signals import Identity, SignalsCache
 from potstill.text.template import Template
 from potstill.text.tokens import Codec, Ids
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import divergence_of, terms
 from potstill.train.rows import conversation_rows
 from potstill.train.scored import ScoringModel, require_same_tokens, scored_rows
-from potstill.train.teaching import LiveTeacher
+from potstill.train.teaching import Kept, LiveTeacher, from_cache
 
 TOLD: Ids = tuple(range(40, 60))
 
@@ -210,6 +213,50 @@ def test_draws_teach_too_and_a_stopped_cache_goes_on(
     with pytest.raises(InputError, match=r"holds other signals: temperature is 2\.0 there, but 1\.0 here"):
         teach(other, folder=tmp_path / "run")
     assert len(first) > 5
+
+
+FORMS: dict[str, Form] = {"int8": HiddenForm("int8"), "bf16": HiddenForm("bf16"), "draws": SampledForm(16)}
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_a_cache_killed_between_its_shards_holds_the_bits_of_an_unbroken_one(
+    name: str, tmp_path: Path, teacher: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 24 rows, shards of 40: a shard that ended in the middle of a batch would part it."""
+    monkeypatch.setattr("potstill.train.teaching._LOGIT_ROWS", 24)
+    monkeypatch.setattr("potstill.train.teaching.SignalsCache.open", partial(SignalsCache.open, shard_tokens=40))
+    some = [
+        replace(row, prefix=(*row.prefix, 9 + i), teacher_prefix=(*row.teacher_prefix, 9 + i))
+        for i in range(5)
+        for row in rows(told=(), ends_alike=True)
+    ]
+    identity = Identity(teacher="t", revision="", tokenizer="", template="", vocabulary=300, dtype="")
+
+    def said(folder: Path, stop: int | None = None) -> tuple[torch.Tensor, ...]:
+        """What the cache says of all rows; None of it where the process is killed after so many batches."""
+        done = list[int]()
+
+        def watch(progress: Progress) -> None:
+            done.append(progress.done)
+            if len(done) == stop:
+                raise KeyboardInterrupt
+
+        live = LiveTeacher(teacher.requires_grad_(False), [row.teacher_prefix for row in some])
+        kept = Kept(folder=folder, identity=identity, form=FORMS[name], load=lambda: live)
+        found = from_cache(kept, some, watch)(some)
+        if isinstance(found, Sampled):
+            return found.ids_NK, found.counts_NK
+        assert isinstance(found, Hidden)
+        return (found.hidden_ND,)
+
+    whole = said(tmp_path / "whole")
+    for stop in (3, 2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SignalsCache, "__exit__", lambda cache, *_: cache._lock.release())  # kill -9 writes nothing
+            said(tmp_path / "broken", stop)
+    assert 1 <= len(list((tmp_path / "broken").glob("shard-*"))) < len(list((tmp_path / "whole").glob("shard-*")))
+    resumed = said(tmp_path / "broken")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(whole, resumed, strict=True))
 
 
 def test_weights_of_the_selection_weigh(tiny_model: Path) -> None:
