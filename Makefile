@@ -46,7 +46,7 @@ demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short fo
 test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm, wandb and gpu
 	$(BIN)/python -m pytest
 
-soak: $(SETUP) ## a million prompts, 200 kills, 40,000 requests at 30 % faults: about half an hour
+soak: $(SETUP) ## a million prompts, 200 and 74 kills, 40,000 requests at 30 % faults: about half an hour
 	$(BIN)/python -m pytest -m soak -s
 
 test-vllm: $(SETUP) $(PEERS)/.vllm ## the served teacher and scorer against a real vLLM on this CPU
@@ -87,8 +87,9 @@ bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first,
 	.venv-bench/bin/python -m pytest -m bench tests/losses
 	.venv-bench/bin/python benchmarks/losses.py
 
-bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's: tokens a second, memory, and the same first loss
+bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's, and steps from cached signals beside cross-entropy
 	.venv-bench/bin/python benchmarks/train.py --texts 96
+	.venv-bench/bin/python benchmarks/cached_steps.py
 
 bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md

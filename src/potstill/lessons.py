@@ -55,6 +55,7 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         if _taught(place) == fingerprint:
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
+        (place / "student.json").unlink(missing_ok=True)  # from here on `model` may be either student
         conversations = list(read_weighted(kept))
         start = untaught(learner, [talk for talk, _ in conversations])
         asks_checks = rewards or recipe.train.predict_with_generate

@@ -4,26 +4,23 @@ layers, from the recipe to the exam."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_student_that_writes import recipe_in
+from student_runs import equal, kept_answers, losses_of, recipe_in, refusal, stop_at, weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
-from potstill.data_recipe import DataRecipe, load
+from potstill.data_recipe import load
 from potstill.errors import InputError
-from potstill.harvest import harvest, sift
 from potstill.lessons import examine, teach
 from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import fingerprint
 from potstill.models.lora import adapt, merged
 from potstill.models.student import take_layers
-from potstill.records import Progress
 from potstill.store.checkpoints import Checkpoints
 from potstill.student_recipe import Lora
 
@@ -37,27 +34,6 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def student(start: Path, **changes: Any) -> dict[str, Any]:
     return {"start": str(start), "licence": "mit", "lora": LORA, **changes}
-
-
-def kept_answers(recipe: DataRecipe, run: Path) -> None:
-    harvest(recipe, folder=run)
-    sift(recipe, folder=run)
-
-
-def stop_at(step: int) -> Callable[[Progress], None]:
-    def watch(progress: Progress) -> None:
-        if progress.stage == "train" and progress.done == step:
-            raise KeyboardInterrupt
-
-    return watch
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-
-
-def losses_of(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def adapted_model(start: Path, lora: Lora) -> tuple[PreTrainedModel, Any]:
@@ -147,8 +123,7 @@ def test_it_learns_and_goes_on_after_a_stop_to_the_bit(name: str, tmp_path: Path
     saved = Checkpoints(broken / "checkpoints" / "student").newest()
     assert saved is not None and saved[1]["step"] == 6
     assert saved[0] and all(".lora_A." in tensor or ".lora_B." in tensor for tensor in saved[0])
-    resumed = weights(teach(recipe, folder=broken))
-    assert resumed.keys() == expected.keys() and all(torch.equal(resumed[k], expected[k]) for k in expected)
+    assert equal(weights(teach(recipe, folder=broken)), expected)
     start = weights(tiny_model)
     changed = {k for k in start if not torch.equal(start[k], expected[k])}
     assert changed == {k for k in start if k.endswith("_proj.weight")}
@@ -244,10 +219,7 @@ def test_a_mistake_in_a_student_is_one_sentence(
     override, said = MISTAKES[name]
     layers = {"layers": {"ranked": 2}} if name == "asked by the chosen" else {}
     recipe_in(tmp_path, tiny_model, student=student(tiny_model, **layers))
-    words = ["generate", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run"), "--set", override]
-    assert execute(words) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert said in refusal("generate", tmp_path / "recipe.yaml", [override], capsys)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_student_that_writes import FILMS, recipe_in
+from student_runs import FILMS, equal, kept_answers, logged, losses_of, recipe_in, refusal, taught
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from potstill.cli import execute
 from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
-from potstill.harvest import harvest, sift
 from potstill.lessons import teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
 from potstill.records import Message
-from potstill.store.metrics import Metrics
 from potstill.student_recipe import OnPolicy
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
@@ -67,8 +64,7 @@ def test_divergence_on_the_students_own_text_falls(
             parameter.mul_(2.0)
     teacher.save_pretrained(folder)
     recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, folder))
-    harvest(recipe, folder=tmp_path / "run")
-    sift(recipe, folder=tmp_path / "run")
+    kept_answers(recipe, tmp_path / "run")
     made = teach(recipe, folder=tmp_path / "run")
     start = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
     student = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
@@ -77,7 +73,7 @@ def test_divergence_on_the_students_own_text_falls(
     prompts = [codec.prefix([Message(role="user", content=asked)]) for asked in held_out]
     before, after = (kl_on_own_text(model, teacher, prompts) for model in (start, student))
     assert after < 0.5 * before
-    losses = [row["loss"] for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student")]
+    losses = losses_of(tmp_path / "run")
     assert sum(losses[-4:]) / 4 < 0.5 * losses[0]
 
 
@@ -121,24 +117,8 @@ def test_on_policy_training_resumes_to_the_bit(
     teacher = make_tiny_model(tmp_path / "teacher", seed=1)
     path = recipe_on_policy(tmp_path, tiny_model, teacher, epochs=3, checkpoint_seconds=1e-6)
     recipe = load_recipe(path, ["train.on_policy.share=0.7"])
-
-    def weights(run: Path, stops: Sequence[int]) -> dict[str, torch.Tensor]:
-        harvest(recipe, folder=run)
-        sift(recipe, folder=run)
-        for stop in stops:
-
-            def watch(progress: object, stop: int = stop) -> None:
-                if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop:
-                    raise KeyboardInterrupt
-
-            with pytest.raises(KeyboardInterrupt):
-                teach(recipe, folder=run, watch=watch)
-        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
-
-    whole, resumed = weights(tmp_path / "a", []), weights(tmp_path / "b", [1, 4, 5, 9])
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    logs = [Metrics(tmp_path / run / "metrics.jsonl").rows("student") for run in ("a", "b")]
-    assert logs[0] == logs[1]
+    assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[1, 4, 5, 9]))
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
 
 MISTAKES = {
@@ -154,7 +134,4 @@ def test_a_mistake_on_policy_is_one_sentence(
 ) -> None:
     overrides, said = MISTAKES[name]
     path = recipe_on_policy(tmp_path, tiny_model, tiny_model)
-    words = ["train", str(path), "--run", str(tmp_path / "run"), *(w for o in overrides for w in ("--set", o))]
-    assert execute(words) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert said in refusal("train", path, overrides, capsys)

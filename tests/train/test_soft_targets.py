@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from test_student_that_writes import recipe_in
+from student_runs import equal, kept_answers, logged, losses_of, recipe_in, refusal, taught
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
 from potstill.data_recipe import load as load_recipe
 from potstill.errors import InputError
-from potstill.harvest import harvest, sift
 from potstill.lessons import teach
-from potstill.losses import Name, divergence
+from potstill.losses import Hidden, Name, Sampled, divergence
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, fingerprint
 from potstill.models.student import first_layers
 from potstill.recipe import Divergence, LogitKd
 from potstill.records import Message, Progress
-from potstill.store.metrics import Metrics
+from potstill.store.packing import Form, HiddenForm, SampledForm
+from potstill.store.signals import Identity, SignalsCache
 from potstill.text.template import Template
 from potstill.text.tokens import Codec, Ids
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import divergence_of, terms
 from potstill.train.rows import conversation_rows
 from potstill.train.scored import ScoringModel, require_same_tokens, scored_rows
-from potstill.train.teaching import LiveTeacher
+from potstill.train.teaching import Kept, LiveTeacher, from_cache
 
 TOLD: Ids = tuple(range(40, 60))
 
@@ -128,9 +129,9 @@ def test_a_recipe_with_soft_targets_trains_and_leaves_the_teacher_as_it_was(
     path = recipe_with_a_scorer(tmp_path, tiny_model, scored_by=scorer, method=soft, epochs=9)
     assert execute(["run", str(path), "--run", str(tmp_path / "run")]) == 0
     assert fingerprint(teacher) == before
-    logged = [row for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student") if "kd" in row]
-    assert len(logged) >= 2 and logged[-1]["kd"] < logged[0]["kd"]
-    assert {"ce", "entropy", "agreement"} <= logged[0].keys()
+    observed = [row for row in logged(tmp_path / "run") if "kd" in row]
+    assert len(observed) >= 2 and observed[-1]["kd"] < observed[0]["kd"]
+    assert {"ce", "entropy", "agreement"} <= observed[0].keys()
 
 
 def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_model: Path) -> None:
@@ -147,27 +148,8 @@ def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_
 
 def test_training_with_a_scorer_resumes_to_the_bit(tmp_path: Path, tiny_model: Path) -> None:
     recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, checkpoint_seconds=1e-6))
-
-    def weights(run: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
-        harvest(recipe, folder=run)
-        sift(recipe, folder=run)
-
-        def watch(progress: object) -> None:
-            if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop_at:
-                raise KeyboardInterrupt
-
-        if stop_at is not None:
-            with pytest.raises(KeyboardInterrupt):
-                teach(recipe, folder=run, watch=watch)
-        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
-
-    whole, resumed = weights(tmp_path / "a", None), weights(tmp_path / "b", 7)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
-
-
-def losses_of(run: Path) -> list[float]:
-    return [row["loss"] for row in Metrics(run / "metrics.jsonl").rows("student")]
+    assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[7]))
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
 
 SIGNALS: dict[str, tuple[dict[str, object], float]] = {
@@ -188,8 +170,7 @@ def test_a_cache_teaches_what_the_live_teacher_does_and_the_teacher_is_not_loade
 
     def run(place: Path, **changed: object) -> list[float]:
         recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, **soft, **changed))
-        harvest(recipe, folder=place)
-        sift(recipe, folder=place)
+        kept_answers(recipe, place)
         teach(recipe, folder=place)
         return losses_of(place)
 
@@ -214,8 +195,7 @@ def test_draws_teach_too_and_a_stopped_cache_goes_on(
         signals_folder=str(tmp_path / "signals"),
     )
     recipe = load_recipe(path)
-    harvest(recipe, folder=tmp_path / "run")
-    sift(recipe, folder=tmp_path / "run")
+    kept_answers(recipe, tmp_path / "run")
     counted: list[int] = []
 
     def watch(progress: Progress) -> None:
@@ -233,6 +213,50 @@ def test_draws_teach_too_and_a_stopped_cache_goes_on(
     with pytest.raises(InputError, match=r"holds other signals: temperature is 2\.0 there, but 1\.0 here"):
         teach(other, folder=tmp_path / "run")
     assert len(first) > 5
+
+
+FORMS: dict[str, Form] = {"int8": HiddenForm("int8"), "bf16": HiddenForm("bf16"), "draws": SampledForm(16)}
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_a_cache_killed_between_its_shards_holds_the_bits_of_an_unbroken_one(
+    name: str, tmp_path: Path, teacher: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 24 rows, shards of 40: a shard that ended in the middle of a batch would part it."""
+    monkeypatch.setattr("potstill.train.teaching._LOGIT_ROWS", 24)
+    monkeypatch.setattr("potstill.train.teaching.SignalsCache.open", partial(SignalsCache.open, shard_tokens=40))
+    some = [
+        replace(row, prefix=(*row.prefix, 9 + i), teacher_prefix=(*row.teacher_prefix, 9 + i))
+        for i in range(5)
+        for row in rows(told=(), ends_alike=True)
+    ]
+    identity = Identity(teacher="t", revision="", tokenizer="", template="", vocabulary=300, dtype="")
+
+    def said(folder: Path, stop: int | None = None) -> tuple[torch.Tensor, ...]:
+        """What the cache says of all rows; None of it where the process is killed after so many batches."""
+        done = list[int]()
+
+        def watch(progress: Progress) -> None:
+            done.append(progress.done)
+            if len(done) == stop:
+                raise KeyboardInterrupt
+
+        live = LiveTeacher(teacher.requires_grad_(False), [row.teacher_prefix for row in some])
+        kept = Kept(folder=folder, identity=identity, form=FORMS[name], load=lambda: live)
+        found = from_cache(kept, some, watch)(some)
+        if isinstance(found, Sampled):
+            return found.ids_NK, found.counts_NK
+        assert isinstance(found, Hidden)
+        return (found.hidden_ND,)
+
+    whole = said(tmp_path / "whole")
+    for stop in (3, 2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SignalsCache, "__exit__", lambda cache, *_: cache._lock.release())  # kill -9 writes nothing
+            said(tmp_path / "broken", stop)
+    assert 1 <= len(list((tmp_path / "broken").glob("shard-*"))) < len(list((tmp_path / "whole").glob("shard-*")))
+    resumed = said(tmp_path / "broken")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(whole, resumed, strict=True))
 
 
 def test_weights_of_the_selection_weigh(tiny_model: Path) -> None:
@@ -276,7 +300,4 @@ def test_a_mistake_with_soft_targets_is_one_sentence(
 ) -> None:
     overrides, said = MISTAKES[name]
     path = recipe_with_a_scorer(tmp_path, tiny_model)
-    words = ["train", str(path), "--run", str(tmp_path / "run"), *(w for o in overrides for w in ("--set", o))]
-    assert execute(words) in (2, 7)
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert said in refusal("train", path, overrides, capsys, code=7 if "licence" in name else 2)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ruamel.yaml import YAML
+from student_runs import FILMS, equal, logged, recipe_in, refusal, taught, weights
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.data_recipe import DataRecipe, load
 from potstill.errors import InputError, LicenceRefused
-from potstill.harvest import harvest, sift
+from potstill.harvest import harvest
 from potstill.lessons import examine, teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
@@ -24,43 +22,6 @@ from potstill.records import Message
 from potstill.train.answers import held_back_nats
 from potstill.train.batch import Whole, collate
 from potstill.train.rows import conversation_rows
-
-FILMS = ["good", "bad", "dull", "nap", "idea", "film", "actors", "script"]
-
-
-def recipe_in(folder: Path, model: Path, **changes: Any) -> DataRecipe:
-    """Prompts "say X" whose canned answers are right twice and wrong once; the exam asks the same kind of thing."""
-    prompts = [f"say {a} {b}" for a in FILMS for b in FILMS if a != b]
-    learn, test = prompts[:40], prompts[40:]
-    gold = {p: p.removeprefix("say ") for p in prompts}
-    (folder / "learn.jsonl").write_text("".join(json.dumps({"q": p, "a": gold[p]}) + "\n" for p in learn))
-    (folder / "test.jsonl").write_text("".join(json.dumps({"q": p, "a": gold[p]}) + "\n" for p in test))
-    lines = [{"prompt": p, "answer": a} for p in prompts for a in (gold[p], "what?", gold[p])]
-    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    columns = {"text": "q", "reference": "a"}
-    values = {
-        "name": "say",
-        "prompts": {"source": str(folder / "learn.jsonl"), "licence": "mit", "columns": columns},
-        "teacher": {
-            "model": "canned",
-            "licence": "apache-2.0",
-            "engine": {"kind": "canned", "answers": str(folder / "answers.jsonl")},
-        },
-        "generate": {"n": 3},
-        "verify": {"checks": [{"kind": "exact"}]},
-        "student": {"start": str(model), "licence": "mit", "layers": 2, "freeze_embeddings": False},
-        "train": {"epochs": 30, "batch_size": 8, "learning_rate": 0.01},
-        "evaluate": {
-            "prompts": {"source": str(folder / "test.jsonl"), "licence": "mit", "columns": columns},
-            "checks": [{"kind": "exact"}],
-            "max_tokens": 12,
-        },
-        **changes,
-    }
-    path = folder / "recipe.yaml"
-    with path.open("w") as file:
-        YAML().dump(values, file)
-    return load(path)
 
 
 def test_generate_verify_train_evaluate(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,22 +124,27 @@ def test_held_back_nats_are_the_mean_cross_entropy(tiny_model: Path) -> None:
 def test_training_goes_on_after_a_stop_and_ends_at_the_same_weights(tmp_path: Path, tiny_model: Path) -> None:
     often = {"epochs": 3, "batch_size": 8, "learning_rate": 0.01, "average": 0.5, "checkpoint_seconds": 1e-6}
     recipe = recipe_in(tmp_path, tiny_model, train=often)
+    assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[7]))
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
-    def weights(run: Path, *, stop_at: int | None) -> dict[str, torch.Tensor]:
-        harvest(recipe, folder=run)
-        sift(recipe, folder=run)
 
-        def watch(progress: object) -> None:
-            if getattr(progress, "stage", "") == "train" and getattr(progress, "done", 0) == stop_at:
-                raise KeyboardInterrupt
+def test_a_model_whose_training_was_not_booked_is_not_taken_for_another(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the model and the note that says whose it is, on the way from one recipe to another and back."""
+    short = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01}
+    first, run = recipe_in(tmp_path, tiny_model, train=short), tmp_path / "run"
+    second = recipe_in(tmp_path, tiny_model, train={**short, "learning_rate": 0.02})
+    whole = taught(first, run)
 
-        if stop_at is not None:
-            with pytest.raises(KeyboardInterrupt):
-                teach(recipe, folder=run, watch=watch)
-        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
+    def killed(*_: object) -> str:
+        raise KeyboardInterrupt
 
-    whole, resumed = weights(tmp_path / "a", stop_at=None), weights(tmp_path / "b", stop_at=7)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("potstill.lessons._model_card", killed)
+        teach(second, folder=run)
+    assert not equal(weights(run / "model"), whole)
+    assert equal(weights(teach(first, folder=run)), whole)
 
 
 MISTAKES: dict[str, tuple[str, list[str], str]] = {
@@ -202,10 +168,7 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     verb, overrides, said = MISTAKES[name]
     recipe_in(tmp_path, tiny_model)
-    words = [verb, str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]
-    assert execute([*words, *(w for o in overrides for w in ("--set", o))]) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert said in refusal(verb, tmp_path / "recipe.yaml", overrides, capsys)
     assert not (tmp_path / "run" / "ledger.sqlite").exists()  # nothing was asked before it was found
 
 

@@ -43,8 +43,12 @@ def save_model(
 
 @contextmanager
 def whole_folder(to: Path) -> Generator[Path]:
-    """A folder to fill; at the end it is renamed to `to`, in place of what is there. After an error nothing is left."""
+    """A folder to fill; at the end it is renamed to `to`, in place of what is there. After an error nothing is
+    left, and what a killed process left is removed: only one process at a time may write `to`.
+    """
     to.parent.mkdir(parents=True, exist_ok=True)
+    for left in to.parent.glob(f".{to.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}-"))
     try:
         yield draft

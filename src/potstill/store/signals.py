@@ -121,9 +121,28 @@ class SignalsCache:
         return list(dict.fromkeys(asked))
 
     def append(self, key: bytes, signal: Packable) -> None:
-        """Keep an example's signal; written when about `shard_tokens` rows are together. Raises InputError where it
-        does not fit the cache, or where another process is writing to it."""
+        """As `append_all`, of one example."""
+        self.append_all([(key, signal)])
+
+    def append_all(self, signals: Sequence[tuple[bytes, Packable]]) -> None:
+        """Keep examples' signals; written when about `shard_tokens` rows are together. Those given at once share a
+        shard: a run that goes on after a kill then finds whole batches missing and computes them as they were, since
+        in a batch of another shape a signal differs in its last bit. Raises InputError where one does not fit the
+        cache, or where another process is writing to it."""
         self._write_alone()
+        kept: dict[bytes, Packable] = {}
+        for key, signal in signals:
+            self._check(signal)
+            if isinstance(signal, Hidden):
+                self._keep_head(signal)
+            if key not in self._pending:
+                kept[key] = _on_cpu(signal)
+        self._pending |= kept
+        self._pending_rows += sum(_rows(signal) for signal in kept.values())
+        if self._pending_rows >= self._shard_tokens:
+            self.flush()
+
+    def _check(self, signal: Packable) -> None:
         wrong = fault(self._form, signal, self._identity.vocabulary)
         if not isinstance(signal, Hidden) and signal.temperature != self._identity.temperature:
             wrong = f"was taken at temperature {signal.temperature}, the cache's is {self._identity.temperature}"
@@ -132,13 +151,6 @@ class SignalsCache:
                 f"the signal of an example for '{self._folder}' {wrong}",
                 way_out="see that the teacher and the recipe's method are those of the cache",
             )
-        if isinstance(signal, Hidden):
-            self._keep_head(signal)
-        if key not in self._pending:
-            self._pending[key] = _on_cpu(signal)
-            self._pending_rows += _rows(signal)
-        if self._pending_rows >= self._shard_tokens:
-            self.flush()
 
     def flush(self) -> None:
         """Write what is together, as a shard of its own."""

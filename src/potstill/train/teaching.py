@@ -108,8 +108,8 @@ def from_cache(kept: Kept, rows: Sequence[Row], watch: Watch) -> Teach:
         done = len(keys) - len(missing)
         for some in _some_at_once(missing):
             assert teacher is not None
-            for row, signal in zip(some, _forms(teacher, some, kept), strict=True):
-                cache.append(key_of(row.teacher_prefix, row.target), signal)
+            named = (key_of(row.teacher_prefix, row.target) for row in some)
+            cache.append_all(list(zip(named, _forms(teacher, some, kept), strict=True)))
             done += len(some)
             watch(Progress(stage="train", what="teacher's signals", done=done, total=len(keys)))
         for said in cache.damage:

@@ -1,0 +1,188 @@
+"""Processes that train, watched from outside and killed (SIGKILL) at a chosen moment.
+
+A life is a process of its own that runs a command line. It is forked off a process that has imported everything and
+done nothing: starting Python and torch anew would take five seconds a life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from potstill.cli import execute
+
+_IMPORTED = ("potstill.lessons", "peft", "transformers.models.llama.modeling_llama", "transformers.integrations.peft")
+
+Seen = Callable[[Path, float], bool]
+"""Whether the moment has come, from what lies in the run folder; what is older than that time is of an earlier life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """`seen` is true, and still so `delay` seconds later: the process is stopped, looked at again, then killed."""
+
+    seen: Seen
+    delay: float = 0.0
+
+
+@dataclass(slots=True)
+class Witness:
+    """Every checkpoint that was seen: the SHA-256 of its tensors (weights, moments, average), by its step."""
+
+    run: Path
+    tensors: dict[int, set[str]] = field(default_factory=dict[int, set[str]])
+    _known: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+
+    def look(self) -> None:
+        for place in (self.run / "checkpoints" / "student").glob("step-*"):
+            with contextlib.suppress(FileNotFoundError):  # dropped while we look
+                if (one := (place.name, place.stat().st_mtime_ns)) not in self._known:
+                    manifest = json.loads((place / "manifest.json").read_text())
+                    self.tensors.setdefault(manifest["step"], set()).add(manifest["files"]["tensors.safetensors"])
+                    self._known.add(one)
+
+
+class Lives:
+    """One after the other; `with Lives() as lives`."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, __file__]
+        self._forker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forker.communicate(timeout=30)
+
+    def live(self, words: Sequence[str], witness: Witness, until: Moment | None = None) -> None:
+        """Run a command line to its end, which must be a good one, or to the moment, which must come before."""
+        assert self._forker.stdin is not None and self._forker.stdout is not None
+        born = time.time()
+        self._forker.stdin.write(json.dumps({"words": words, "cache": str(cache_of(witness.run))}) + "\n")
+        self._forker.stdin.flush()
+        pid = int(self._forker.stdout.readline())
+        while not self._over(0.002):
+            witness.look()
+            if until is not None and until.seen(witness.run, born) and self._killed(pid, witness.run, until, born):
+                return
+        code = int(self._forker.stdout.readline())
+        assert until is None, f"the process ended with {code} before its moment came"
+        assert code == 0, f"{' '.join(words)} ended with {code}"
+
+    def _over(self, patience: float) -> bool:
+        return bool(select.select([self._forker.stdout], [], [], patience)[0])
+
+    def _killed(self, pid: int, run: Path, moment: Moment, born: float) -> bool:
+        if self._over(moment.delay):
+            return False
+        os.kill(pid, signal.SIGSTOP)
+        if not moment.seen(run, born):
+            os.kill(pid, signal.SIGCONT)
+            return False
+        os.kill(pid, signal.SIGKILL)
+        assert self._forker.stdout is not None
+        assert int(self._forker.stdout.readline()) == -signal.SIGKILL
+        return True
+
+
+def _fork_at_command() -> None:
+    """A line of JSON in, the child's number out, and how it ended."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        if not (pid := os.fork()):
+            _live(**json.loads(line))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _live(words: list[str], cache: str) -> None:
+    os.environ["POTSTILL_CACHE"] = cache
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os._exit(execute(words))
+
+
+# what can be seen of a run
+
+
+def steps_logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def at_birth(run: Path, born: float) -> bool:
+    """Any time: the delay alone decides."""
+    return True
+
+
+def in_step(step: int) -> Seen:
+    """This step or a later one is under way: the one before it is logged and saved, and nothing is being written."""
+
+    def seen(run: Path, born: float) -> bool:
+        logged = steps_logged(run)
+        return logged >= step - 1 and _young(run / "checkpoints" / "student", f"step-{logged:06d}", born)
+
+    return seen
+
+
+def saving(step: int) -> Seen:
+    """A checkpoint of this step or a later one is being written."""
+    return lambda run, born: steps_logged(run) >= step and _young(run / "checkpoints" / "student", ".draft-*", born)
+
+
+def reading_the_teacher(run: Path, born: float) -> bool:
+    """Signals are being computed: their cache is there, and no step has been taken."""
+    return any(cache_of(run).rglob("cache.json")) and steps_logged(run) == 0
+
+
+def keeping_signals(run: Path, born: float) -> bool:
+    """A shard of signals is being written, or just was."""
+    folders = cache_of(run).glob("signals/*")
+    return steps_logged(run) == 0 and any(_young(folder, "*shard-*", born) for folder in folders)
+
+
+def saving_the_model(run: Path, born: float) -> bool:
+    """All steps are taken; the model is being written, or is there and not booked yet."""
+    return _young(run, ".model-*", born) or ((run / "model").exists() and not (run / "student.json").exists())
+
+
+def cache_of(run: Path) -> Path:
+    return run.parent / f"{run.name}-cache"
+
+
+def _young(folder: Path, pattern: str, born: float) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # it has its name now
+        return any(path.stat().st_mtime > born for path in folder.glob(pattern))
+    return False
+
+
+def result(run: Path) -> dict[str, Any]:
+    """What a run must come to, however often it was killed: model files by their hash, the log and the books without
+    what a clock says."""
+    files = sorted(path for path in (run / "model").rglob("*") if path.is_file())
+    student = json.loads((run / "student.json").read_text())
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "model": {path.name: sha256(path.read_bytes()).hexdigest() for path in files},
+        "student": _timeless(student),
+        "metrics": [_timeless(row) for row in log],
+    }
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if "second" not in name}
+
+
+if __name__ == "__main__":
+    _fork_at_command()

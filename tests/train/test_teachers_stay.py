@@ -1,0 +1,94 @@
+"""No method moves its teacher: the weights in memory hash the same before and after, and so does the folder.
+
+Classifiers and the recipe's encoder are in test_classifiers.py and test_encoder.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from student_runs import recipe_in, taught
+from transformers import PreTrainedModel
+
+import potstill
+from potstill.models.load import Loaded, fingerprint, load
+
+ROOT = Path(__file__).parents[2]
+SOFT = {"kind": "logit_kd", "alpha": 0.5}
+OWN = {"max_tokens": 4, "warm_up": 0.0, "slots": 4}
+WAYS: dict[str, dict[str, Any]] = {
+    "live": {},
+    "top_k": {"signal": {"kind": "top_k", "k": 16}},
+    "sampled": {"signal": {"kind": "sampled", "draws": 8}},
+    "int8": {"signal": {"kind": "hidden"}},
+    "bf16": {"signal": {"kind": "hidden", "dtype": "bf16"}},
+    "on_policy": {"method": {**SOFT, "divergence": "reverse_kl", "alpha": 0.0}, "on_policy": OWN},
+}
+
+
+def hashed(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Loads:
+    """Stands in for `load` and remembers every model that it loaded, with the hash that it had then."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[PreTrainedModel, str]] = []
+
+    def __call__(self, *which: Any, **how: Any) -> Loaded:
+        loaded = load(*which, **how)
+        self.seen.append((loaded.model, hashed(loaded.model)))
+        return loaded
+
+    def all_as_they_were(self) -> bool:
+        return bool(self.seen) and all(hashed(model) == before for model, before in self.seen)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", list(WAYS))
+def test_who_scores_whole_answers_stays_as_it_was(
+    name: str, lora: bool, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    loads, before = Loads(), fingerprint(tiny_model)
+    monkeypatch.setattr("potstill.train.scored.load", loads)
+    student: dict[str, Any] = {"start": str(tiny_model), "licence": "mit", "layers": 2, "freeze_embeddings": False}
+    student |= {"lora": {"rank": 2, "alpha": 4}} if lora else {}
+    scorer = {"model": str(tiny_model), "licence": "mit"}  # the student is cut from the same weights
+    train = {"method": SOFT, "epochs": 1, "batch_size": 20, "learning_rate": 0.01, "scored_by": scorer, **WAYS[name]}
+    taught(recipe_in(tmp_path, tiny_model, student=student, train=train), tmp_path / "run")
+    assert loads.all_as_they_were() and fingerprint(tiny_model) == before
+
+
+def test_who_chooses_among_answers_stays_as_it_was(
+    tmp_path: Path, make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, draw = make_tiny_model(tmp_path / "teacher"), random.Random(3)
+    words = ["film", "plot", "actor", "scene", "light", "music", "quiet", "loud"]
+    lines = [f"{i}\t{(-3, 3)[i % 2]}\t{' '.join(draw.sample(words, 5))}" for i in range(60)]
+    (tmp_path / "reviews.tsv").write_text("\n".join(lines))
+    recipe = potstill.load_recipe(
+        ROOT / "recipes" / "quickstart.yaml",
+        f"prompts.source={tmp_path / 'reviews.tsv'}",
+        "prompts.split={train: 32, validation: 8, test: 8}",
+        f"teacher.model={teacher}",
+        "teacher.examples=[]",
+        "verify.min_confidence=0.0",
+        "student={layers: 1, freeze_embeddings: false}",
+        "train.epochs=1",
+        "controls=[from_scratch, hard_labels]",
+    )
+    loads, before = Loads(), fingerprint(teacher)
+    monkeypatch.setattr("potstill.train.arms.load", loads)
+    potstill.distill(recipe, folder=tmp_path / "run", through="train")
+    assert len(loads.seen) >= 3 and loads.all_as_they_were() and fingerprint(teacher) == before
