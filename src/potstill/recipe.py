@@ -167,6 +167,19 @@ class LogitKd(Values):
 Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
 
 
+Action = Literal["stop", "lower", "log"]
+"""What follows a breach: exit 8 with the batch saved, half the learning rate from there on, or a line in the log."""
+
+
+class LossGuard(Values):
+    """A loss that runs away: above `times` the running median, `patience` steps in a row, once the warm-up is over."""
+
+    action: Action = "stop"
+    times: Annotated[float, Field(gt=1)] = 5.0
+    window: Annotated[int, Field(ge=10)] = Field(50, description="steps that the median is taken over")
+    patience: Count = 5
+
+
 class Train(Values):
     """The loop, the same for every arm."""
 
@@ -186,6 +199,7 @@ class Train(Values):
     average: Probability = Field(0.0, description="the model is the mean of its weights over this last share of steps")
     checkpoint_seconds: Positive = 20.0
     validations: Count = Field(4, description="how often the validation prompts are scored while training")
+    guards: LossGuard | None = Field(LossGuard(), description="null: only what is not finite stops a run")  # pyright: ignore[reportCallIssue]
 
 
 class EncoderShape(Values):

@@ -15,6 +15,11 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self._path.parent
+
     def append(self, row: Row) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

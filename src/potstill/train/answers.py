@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
+from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
 from potstill.train.own_answers import OwnAnswers
+from potstill.train.own_text import own_text
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
+from potstill.train.teaching import LiveTeacher
 from potstill.train.untaught import Untaught, save
 
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
@@ -60,6 +64,7 @@ def train_student(
         method=recipe.train.method,
         teach=teach,
         write=own,
+        own_guards=how.guards if how else None,
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",
@@ -67,8 +72,13 @@ def train_student(
         metrics=Metrics(place / "metrics.jsonl"),
         validate=lambda student: {"nats_a_token": held_back_nats(student, held)},
         watch=watch,
+        spell=codec.text,
     )
+    (place / "rollouts.json").unlink(missing_ok=True)  # of an earlier student
     fitted = fit(model, job)
+    if how is not None and isinstance(teach, LiveTeacher):
+        told = own_text(model, held, teacher=teach, how=how, codec=codec, seed=recipe.seed)
+        write_atomic(place / "rollouts.json", json.dumps(told, ensure_ascii=False))
     start = start if adapted is None else replace(start, model=merged(adapted))
     save(start, longest=max(len(row.target) for row in rows), to=place / "model")
     job.checkpoints.clear()

@@ -59,6 +59,7 @@ def train_arm(run: Run, ledger: Ledger, arm: str, *, fingerprint: str, validate:
         metrics=Metrics(run.metrics),
         validate=validate,
         watch=watch,
+        spell=codec.text,
     )
     folder = teacher.folder
     del teacher  # half a gigabyte that training has better use for

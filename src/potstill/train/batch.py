@@ -5,6 +5,7 @@ Dimension key: T tokens read, R rows that bear loss, N target tokens, P prompts,
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from potstill.engines.slots import Rollout
 from potstill.models.documents import Documents
 from potstill.text.tokens import Ids
 
@@ -22,7 +24,7 @@ class Row:
 
     `teacher_prefix` is the same prompt as the teacher reads it, where the teacher scores the answer; it ends its turns
     with the student's token or not (`ends_alike`), and only then says something about the last token. `teacher_logp` is
-    its distribution over the choices, where there are choices.
+    its distribution over the choices, where there are choices. `written` is how the student wrote the target itself.
     """
 
     prefix: Ids
@@ -31,6 +33,7 @@ class Row:
     teacher_prefix: Ids = ()
     ends_alike: bool = True
     weight: float = 1.0
+    written: Rollout | None = None
 
     @property
     def tokens(self) -> int:
@@ -68,13 +71,15 @@ class Choices:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One pass. `at_R` are the tokens that bear loss; those that predict `target_N` come first. `weight_N` sums to 1
-    over the passes of a step, and `share` of a prompt to 1 too. `scored_N` are the targets with soft targets."""
+    over the passes of a step, and `share` of a prompt to 1 too. `scored_N` are the targets with soft targets,
+    `written_N` the writer's ln q of those that the student wrote itself (NaN of others; None where there are none)."""
 
     documents: Documents
     at_R: Tensor
     target_N: Tensor
     weight_N: Tensor
     scored_N: Tensor
+    written_N: Tensor | None
     share: float
     choices: Choices | None
     tokens: int
@@ -105,10 +110,18 @@ def collate(rows: Sequence[Row], choices: Sequence[Ids], *, whole: Whole, device
         target_N=torch.tensor([token for row in rows for token in row.target], device=device),
         weight_N=torch.tensor(weights, device=device),
         scored_N=torch.tensor(scored, device=device),
+        written_N=_written(rows, device),
         share=1 / whole.prompts,
         choices=_choices(rows, taken, device) if choices else None,
         tokens=len(documents.ids_T),
     )
+
+
+def _written(rows: Sequence[Row], device: torch.device) -> Tensor | None:
+    if not any(row.written for row in rows):
+        return None
+    logp = (row.written.logp if row.written else (math.nan,) * len(row.target) for row in rows)
+    return torch.tensor([nats for some in logp for nats in some], device=device)
 
 
 def _choices(rows: Sequence[Row], taken: Sequence[tuple[int, int, int]], device: torch.device) -> Choices:

@@ -37,6 +37,9 @@ from potstill.train.batch import Batch, Choices
 
 Logged = dict[str, float]
 
+SUPPORT = 20
+"""How many of the teacher's most probable tokens are its support."""
+
 
 def terms(
     method: Sft | LogitKd,
@@ -95,6 +98,21 @@ def token_nats(
     return linear_divergence(**_student(model, hidden_ND), teacher=once, weights_N=weight_N)
 
 
+def compared(model: PreTrainedModel, hidden_ND: Tensor, target_N: Tensor, *, teacher: Hidden) -> Account:
+    """KL(student || teacher) at temperature 1, token by token, and what both say of the targets; without gradient."""
+    seen: list[Account] = []
+    student = _student(model, hidden_ND)
+    linear_divergence(
+        **student,
+        vocabulary=min(len(student["student_head_VD"]), len(teacher.head_VD)),
+        teacher=teacher,
+        divergence=ReverseKl(),
+        cross_entropy=CrossEntropy(target_N, weight=0.0),
+        observe=seen.append,
+    )
+    return seen[0]
+
+
 def _token_terms(
     method: LogitKd, model: PreTrainedModel, hidden_RD: Tensor, batch: Batch, signal: Signal, *, observe: bool
 ) -> tuple[Tensor, Logged]:
@@ -112,7 +130,7 @@ def _token_terms(
         weights_N=weight_N,
         temperature=method.temperature,
         t_squared=True,
-        cross_entropy=CrossEntropy(batch.target_N[at], weight=method.alpha) if method.alpha else None,
+        cross_entropy=CrossEntropy(batch.target_N[at], weight=method.alpha) if method.alpha or observe else None,
         observe=seen.append if observe else None,
     ).sum()
     if not everywhere and method.alpha:
@@ -125,7 +143,23 @@ def _token_terms(
     logged = {"kd": account.divergence_N, "ce": account.cross_entropy_N, "entropy": account.observed.student_entropy_N}
     if account.observed.agreement_N is not None:
         logged["agreement"] = account.observed.agreement_N
+    if batch.written_N is not None:
+        logged |= _of_own_text(account, batch.written_N[at])
     return loss, {name: (value_N * weight_N).sum().item() for name, value_N in logged.items()}
+
+
+def _of_own_text(account: Account, written_N: Tensor) -> dict[str, Tensor]:
+    """What the guards want to know of the tokens that the student wrote itself; of others it is 0. `own_share` is what
+    to divide by once all passes are in."""
+    own_N, seen = ~written_N.isnan(), account.observed
+    assert seen.teacher_entropy_N is not None and seen.target_rank_N is not None, "own answers have a live teacher"
+    values: dict[str, Tensor] = {
+        "student_entropy": seen.student_entropy_N,
+        "teacher_entropy": seen.teacher_entropy_N,
+        "support_overlap": (seen.target_rank_N < SUPPORT).float(),
+        "log_probability_gap": (account.cross_entropy_N + written_N).abs(),
+    }
+    return {"own_share": own_N.float(), **{name: value_N.where(own_N, 0.0) for name, value_N in values.items()}}
 
 
 def _choice_terms(

@@ -14,10 +14,15 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.engines.sampling import Sampling
-from potstill.engines.slots import Rollouts
+from potstill.engines.slots import Rollout, Rollouts
 from potstill.models.load import compute_dtype
 from potstill.student_recipe import OnPolicy
 from potstill.train.batch import Row
+
+
+def own_row(row: Row, one: Rollout) -> Row:
+    """The row with an answer of the student's own. One that was cut off ends in no end-of-turn token."""
+    return replace(row, target=one.ids, ends_alike=row.ends_alike or one.finish == "length", written=one)
 
 
 class OwnAnswers:
@@ -42,7 +47,7 @@ class OwnAnswers:
         )
 
     def __call__(self, rows: Sequence[Row], step: int, total: int) -> list[Row]:
-        """The rows of optimizer step `step` of `total`. An answer that was cut off ends in no end-of-turn token."""
+        """The rows of optimizer step `step` of `total`."""
         coin = random.Random(f"{self._seed}/{step}")
         mine = [i for i in range(len(rows)) if coin.random() < self._how.share]
         if not mine or step < self._how.warm_up * total:
@@ -55,8 +60,7 @@ class OwnAnswers:
         )
         found = list(rows)
         for i, one in zip(mine, written, strict=True):
-            alike = rows[i].ends_alike or one.finish == "length"
-            found[i] = replace(rows[i], target=one.ids, ends_alike=alike)
+            found[i] = own_row(rows[i], one)
         return found
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from potstill.recipe import Train
 from potstill.store.checkpoints import Checkpoints
+from potstill.train.guards import Memory
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -20,6 +21,7 @@ class Trainee:
     def __init__(self, model: PreTrainedModel, settings: Train) -> None:
         self.model = model
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.memory = Memory()
         self._clip_norm = settings.clip_norm
         self._average: dict[str, Tensor] = {}
         self._averaged = 0
@@ -34,9 +36,12 @@ class Trainee:
         )
 
     def update(self, *, rate: float) -> float:
-        """One clipped AdamW step at learning rate `rate` from the gradients at hand; returns their norm."""
+        """One clipped AdamW step at learning rate `rate` from the gradients at hand; returns their norm. Where that is
+        not finite, nothing is changed."""
         self._lookups.add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
+        if not norm.isfinite():
+            return norm.item()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
@@ -66,7 +71,8 @@ class Trainee:
             state = self._optimizer.state[parameter]
             tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS}
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
-        checkpoints.save(self.step, tensors, {**progress, "fingerprint": fingerprint})
+        guards = self.memory.as_dict()
+        checkpoints.save(self.step, tensors, {**progress, "guards": guards, "fingerprint": fingerprint})
 
     @torch.no_grad()
     def restore(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
@@ -83,6 +89,7 @@ class Trainee:
                 self._average[name] = tensors[f"average.{name}"]
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self._averaged = state["averaged"]
+        self.memory = Memory.from_dict(state["guards"])
 
 
 class _Lookups:
