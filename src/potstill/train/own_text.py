@@ -91,6 +91,8 @@ def summary(told: Sequence[Told], *, seed: int) -> dict[str, Any]:
 def _told(model: PreTrainedModel, asked: Sequence[Row], written: Sequence[Rollout], teacher: LiveTeacher) -> list[Told]:
     rows = [own_row(asked[one.prompt], one) for one in written]
     batch = collate(rows, (), whole=Whole.of(rows), device=model.device)
+    if not batch.scored_N.any():  # nothing but ends of turns that the teacher does not know
+        return [Told(one, [], [], []) for one in written]
     hidden_ND = hidden_rows(model, batch.documents, batch.at_R)[batch.scored_N]
     account = compared(model, hidden_ND, batch.target_N[batch.scored_N], teacher=teacher(rows))
     assert account.observed.target_logp_N is not None, "own answers have a live teacher"
