@@ -20,7 +20,7 @@ _LONGEST_PROMPT, _LONGEST_TITLE = 2000, 110
 _DISPUTED = 3
 _LEARNING = {
     "rollout_length": "Mean length of its own answers by step, tokens",
-    "eos_rate": "Share of its own answers that end by themselves, by step",
+    "eos_rate": "Share of its own answers that end by themselves by step",
     "student_entropy": "Its entropy on its own text by step, nats a token",
 }
 _WATCHED = {
