@@ -82,7 +82,7 @@ def test_warmth_goes_by_what_the_student_finds_likelier() -> None:
     sample = {"prompt": "p", "finish": "stop", "length": 7, "tokens": [["x", -0.1, -0.1 - gap] for gap in gaps]}
     part = on_policy_part({**told(), "samples": [sample]}, [])
     assert part is not None and [token.heat for token in part.samples[0].tokens] == [0, 0, 0, 1, 2, 3, 4]
-    assert part.samples[0].tokens[-1].title.startswith("student 90.5\u00a0%, teacher 1.7\u00a0%: 4.0 nats")
+    assert part.samples[0].tokens[-1].title.startswith("student 90.5\u00a0%, teacher 1.6\u00a0%: 4.0 nats")
     assert part.watched is None and part.learning == []
 
 

@@ -200,4 +200,6 @@ def test_lowering_goes_on_and_resumes_to_the_bit(
     (whole, log), (resumed, again) = trained(tmp_path / "a", []), trained(tmp_path / "b", [4, 8, 9])
     assert log == again and all(torch.equal(whole[name], resumed[name]) for name in whole)
     drops = [after["learning_rate"] / before["learning_rate"] for before, after in pairwise(log)]
+    broken = [row["step"] for row in log if "breaches" in row]
+    assert broken == [9, 13] and {name for row in log for name in row.get("breaches", ())} == {"log_probability_gap"}
     assert [step for step, drop in enumerate(drops, start=2) if drop < 0.55] == [10, 14]  # the cosine takes a quarter

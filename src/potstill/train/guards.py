@@ -6,6 +6,7 @@ on and the breaches come out. `docs/design/guards.md` has the sources and why ev
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -157,8 +158,9 @@ def judge_own(
     """The values of a step on the student's own answers against their bounds."""
     tracks = {name: _followed(memory.tracks.get(name), value) for name, value in measured.items()}
     breaches: list[Breach] = []
-    for name, (low, high) in bounds(guards, tracks, kept_length=kept_length).items():
-        track = tracks[name]
+    allowed = bounds(guards, tracks, kept_length=kept_length)
+    for name, track in list(tracks.items()):
+        low, high = allowed.get(name, (-math.inf, math.inf))
         out = track.out + 1 if track.steps > _SETTLED and not low <= track.level <= high else 0
         if out >= guards.patience:
             beyond = f"below {low:.4g}" if track.level < low else f"above {high:.4g}"
@@ -174,7 +176,7 @@ def bounds(guards: RolloutGuards, tracks: Mapping[str, Track], *, kept_length: f
     found: dict[str, tuple[float, float]] = {}
     for name, least in (("eos_rate", guards.eos_rate), ("support_overlap", guards.support_overlap)):
         if least is not None and name in tracks and tracks[name].best >= 2 * least:
-            found[name] = (least, float("inf"))
+            found[name] = (least, math.inf)
     for name, most in (("repetition", guards.repetition), ("log_probability_gap", guards.log_probability_gap)):
         if most is not None and name in tracks:
             found[name] = (0.0, most)
@@ -184,7 +186,7 @@ def bounds(guards: RolloutGuards, tracks: Mapping[str, Track], *, kept_length: f
     if guards.student_entropy is not None and "student_entropy" in tracks and "teacher_entropy" in tracks:
         usual = min(tracks["student_entropy"].start, tracks["teacher_entropy"].level)
         if usual >= _SURE:
-            found["student_entropy"] = guards.student_entropy * usual, float("inf")
+            found["student_entropy"] = guards.student_entropy * usual, math.inf
     return found
 
 

@@ -101,7 +101,8 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
             trainee.settle()
         if trainee.step in validate_at:
             logged |= {f"validation_{name}": score.value for name, score in job.validate(model).items()}
-        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged})
+        broken = {"breaches": [breach.name for breach in seen.breaches]} if seen.breaches else {}
+        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged, **broken})
         note = "; ".join([f"loss {logged['loss']:.3f}", *(breach.says for breach in seen.breaches)])
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=note))
         trainee.seconds = before + time.perf_counter() - start
