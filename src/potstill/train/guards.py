@@ -74,7 +74,8 @@ class Memory:
     @staticmethod
     def from_dict(kept: Mapping[str, Any]) -> Memory:
         tracks = {name: Track(**track) for name, track in kept["tracks"].items()}
-        return Memory(**{**kept, "losses": tuple(kept["losses"]), "tracks": tracks})
+        factor, on_policy, losses, high = (kept[name] for name in ("factor", "on_policy", "losses", "high"))
+        return Memory(factor=factor, on_policy=on_policy, losses=tuple(losses), high=high, tracks=tracks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
