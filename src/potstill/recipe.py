@@ -167,6 +167,19 @@ class LogitKd(Values):
 Method = Annotated[Sft | LogitKd, Field(discriminator="kind")]
 
 
+Action = Literal["stop", "lower", "log"]
+"""What follows a breach: exit 8 with the batch saved, half the learning rate from there on, or a line in the log."""
+
+
+class LossGuard(Values):
+    """A loss that runs away: above `times` the running median, `patience` steps in a row, once the warm-up is over."""
+
+    action: Action = "stop"
+    times: Annotated[float, Field(gt=1)] = 5.0
+    window: Annotated[int, Field(ge=10)] = Field(50, description="steps that the median is taken over")
+    patience: Count = 5
+
+
 class Best(Values):
     """The weights at the validation with the best score are kept, not the last ones (Hugging Face's
     `load_best_model_at_end`); training may stop before its end where nothing gets better."""
@@ -211,6 +224,7 @@ class Loop(Values):
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="where else metrics.jsonl is written; each needs the extra of its name"
     )
+    guards: LossGuard | None = Field(LossGuard(), description="null: only what is not finite stops a run")  # pyright: ignore[reportCallIssue]
 
     @property
     def better(self) -> Literal["smaller", "larger"]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from potstill.prompt_file import PromptFile
-from potstill.recipe import LogitKd, Loop, Sft
+from potstill.recipe import Action, LogitKd, Loop, Sft
 from potstill.teacher_recipe import Server
 from potstill.values import Count, Positive, Probability, Values
 from potstill.verify_recipe import Check, Judge, Majority, RewardModel
@@ -201,6 +201,30 @@ class TaskReward(Values):
     weight: Positive = Field(1.0, description="nats that a passed answer is worth more than a failed one, a token")
 
 
+class RolloutGuards(Values):
+    """What the student's own answers must keep to, as running means over steps; null leaves one out. Every value is in
+    metrics.jsonl under its name here; `docs/design/guards.md` says why each bound is where it is."""
+
+    action: Action = "stop"
+    patience: Count = Field(5, description="steps in a row beyond a bound that are a breach")
+    eos_rate: Probability | None = Field(
+        0.2, description="least share of answers that end by themselves, once it has been twice that"
+    )
+    rollout_length: Annotated[float, Field(gt=1)] | None = Field(
+        3.0, description="times that the mean length may leave the span of its start and the kept answers"
+    )
+    repetition: Probability | None = Field(0.5, description="most tokens, as a share, in a loop that an answer ends in")
+    student_entropy: Probability | None = Field(
+        0.1, description="least share of its start's and the teacher's entropy on the same text"
+    )
+    support_overlap: Probability | None = Field(
+        0.3, description="least share of tokens among the teacher's 20 most probable, once it has been twice that"
+    )
+    log_probability_gap: Positive | None = Field(
+        0.2, description="most nats a token between the engine that writes and the trainer"
+    )
+
+
 class OnPolicy(Values):
     """The student answers the prompts itself while it learns, and the teacher scores every token that it wrote (Agarwal
     et al. 2024, GKD): it learns from its own mistakes."""
@@ -215,6 +239,7 @@ class OnPolicy(Values):
     slots: Count = Field(32, description="answers written at once")
     samples: Count = Field(1, description="answers to each prompt of a step")
     reward: TaskReward | None = None
+    guards: RolloutGuards | None = RolloutGuards()  # pyright: ignore[reportCallIssue]
 
 
 class Lessons(Loop):

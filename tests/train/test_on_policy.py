@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_divergence_on_the_students_own_text_falls(
     assert after < 0.5 * before
     losses = losses_of(tmp_path / "run")
     assert sum(losses[-4:]) / 4 < 0.5 * losses[0]
+    told = json.loads((tmp_path / "run" / "rollouts.json").read_text())
+    assert told["reverse_kl_a_token"] == pytest.approx(after, rel=0.4)  # of two other prompts
 
 
 def rows(count: int) -> list[Row]:

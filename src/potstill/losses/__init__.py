@@ -4,6 +4,7 @@
 of allowed answers, `estimators` from sampled tokens alone.
 """
 
+from potstill.losses.calls import NotFinite
 from potstill.losses.choices import choice_kd, choice_logp
 from potstill.losses.divergences import (
     Divergence,
@@ -32,6 +33,7 @@ __all__ = [
     "Jsd",
     "Logits",
     "Name",
+    "NotFinite",
     "Observed",
     "ReverseKl",
     "Sampled",

@@ -94,23 +94,27 @@ def cut_teacher(teacher: Signal, vocabulary: int) -> Signal:
             return teacher
 
 
+class NotFinite(ValueError):
+    """A loss that is NaN: where it comes from."""
+
+
 def name_nan(nats_N: Tensor, hidden_ND: Tensor, teacher: Signal) -> None:
-    """Raises ValueError naming the first row that is NaN, and whose fault it is."""
+    """Raises NotFinite naming the first row that is NaN, and whose fault it is."""
     bad_N = nats_N.isnan()
     if not bad_N.any():
         return
     row = int(bad_N.nonzero()[0])
     if not hidden_ND[row].isfinite().all():
-        raise ValueError(f"row {row} of student_hidden_ND is not finite")
+        raise NotFinite(f"row {row} of student_hidden_ND is not finite")
     match teacher:
         case Hidden(hidden) if not hidden[row].isfinite().all():
-            raise ValueError(f"row {row} of the teacher's hidden states is not finite")
+            raise NotFinite(f"row {row} of the teacher's hidden states is not finite")
         case Logits(logits) if logits[row].isnan().any():
-            raise ValueError(f"row {row} of the teacher's logits holds NaN")
+            raise NotFinite(f"row {row} of the teacher's logits holds NaN")
         case TopK(_, logp) if logp[row].isnan().any():
-            raise ValueError(f"row {row} of the teacher's log-probabilities holds NaN")
+            raise NotFinite(f"row {row} of the teacher's log-probabilities holds NaN")
         case _:
-            raise ValueError(f"the loss of row {row} is NaN: look for values that are not finite in the heads")
+            raise NotFinite(f"the loss of row {row} is NaN: look for values that are not finite in the heads")
 
 
 def _check_rows(found: int, wanted: int) -> None:

@@ -19,7 +19,7 @@ class Observed:
 
     Entropies (nats) and total variation are at the loss's temperature; a top-k's tail counts as one outcome in both.
     `agreement_N` is 1 where student and teacher have the same most probable token. `teacher_mass_N` is the probability
-    that the signal's candidates cover.
+    that the signal's candidates cover. Of targets: the teacher's ln p, and how many tokens it finds more probable.
     """
 
     student_entropy_N: Tensor
@@ -27,6 +27,8 @@ class Observed:
     agreement_N: Tensor | None = None
     total_variation_N: Tensor | None = None
     teacher_mass_N: Tensor | None = None
+    target_logp_N: Tensor | None = None
+    target_rank_N: Tensor | None = None
 
     def room(self, count: int) -> Observed:
         """For `count` rows, with the columns that there are here."""
@@ -42,14 +44,19 @@ class Observed:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
-def observe_dense(z_BV: Tensor, student: Softmax, teacher_z_BV: Tensor, teacher: Softmax) -> Observed:
+def observe_dense(
+    z_BV: Tensor, student: Softmax, teacher_z_BV: Tensor, teacher: Softmax, target_B1: Tensor | None
+) -> Observed:
     agreement_B = z_BV.argmax(-1) == teacher_z_BV.argmax(-1)
+    target_z_B1 = None if target_B1 is None else teacher_z_BV.gather(-1, target_B1)
     return Observed(
         _entropy(z_BV, student),
         _entropy(teacher_z_BV, teacher),
         agreement_B.float(),
         torch.sub(student.p_BV, teacher.p_BV).abs_().sum(-1).div_(2),
         torch.ones_like(student.lse_B),
+        None if target_z_B1 is None else target_z_B1.squeeze(-1) - teacher.lse_B,
+        None if target_z_B1 is None else (teacher_z_BV > target_z_B1).sum(-1).float(),
     )
 
 

@@ -47,7 +47,7 @@ def _score(problem: Problem, rows: slice, z_BV: Tensor, teacher_BV: Tensor | Non
     if teacher_BV is not None:
         teacher = softmax(teacher_BV)
         if problem.observe:
-            observed = observe_dense(z_BV, student, teacher_BV, teacher)
+            observed = observe_dense(z_BV, student, teacher_BV, teacher, None if hard is None else hard.target_B1)
         value_B = dense(z_BV, student, teacher_BV, teacher, problem.divergence)
     else:
         candidates = problem.candidates(rows)

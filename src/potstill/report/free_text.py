@@ -6,7 +6,7 @@ Without Plotly, whose script alone is 4.8 MB: figures are bars of the style shee
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from potstill.dispatch.money import DOLLAR
 from potstill.records import Progress, Watch, unwatched
 from potstill.report import tables
 from potstill.report.card import public_name
+from potstill.report.curve import Curve, curve, logged
 from potstill.report.harvested import DataRun, gather_data_run
 from potstill.report.html import NAVIGATE, Tile, render
+from potstill.report.on_policy import on_policy_part, wrote_itself
 from potstill.report.tables import Cell, Table, number
 from potstill.report.tally import histogram
 from potstill.report.wording import (
@@ -40,7 +42,6 @@ from potstill.store.files import write_atomic
 from potstill.student_recipe import spoken_layers
 
 _MOST_REASONS = 20
-_POINTS = 300
 
 
 def write_data_report(folder: Path, *, watch: Watch = unwatched) -> Path:
@@ -69,6 +70,7 @@ def render_data_page(data: DataRun) -> str:
         "outcomes": outcomes(data),
         "mistakes": mistakes(data),
         "curves": curves(data),
+        "own_part": on_policy_part(data.own_text, data.metrics),
         "tables": tables,
         "pass_rate": [PASS_RATE],
         "count": count,
@@ -92,6 +94,7 @@ def sections(data: DataRun) -> dict[str, str]:
         "answers": ("Answers side by side", data.papers),
         "mistakes": ("What was wrong", data.scores),
         "training": ("The student", data.student),
+        "own-answers": ("Its own answers", wrote_itself(data.own_text, data.metrics)),
         "spent": ("Tokens and money", data.spent),
         "licences": ("Licences", True),
         "recipe": ("Recipe", True),
@@ -373,42 +376,10 @@ def _dollars(picodollars: int) -> str:
     return f"${dollars:,.2f}" if dollars >= 0.1 else f"${dollars:.4f}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A line in a box of 100 x 100, its points as SVG writes them, and the ends of its axes."""
-
-    says: str
-    points: str
-    first: str
-    last: str
-    top: str
-    bottom: str
-    steps: int
-
-
 def curves(data: DataRun) -> list[Curve]:
     titles = {
         "loss": "Training loss by step, nats a token",
         "validation_nats_a_token": "Cross-entropy on kept answers that it did not learn, nats a token",
     }
-    made = (_curve(title, data.metrics, key) for key, title in titles.items())
-    return [curve for curve in made if curve is not None]
-
-
-def _curve(title: str, metrics: Sequence[Mapping[str, Any]], key: str) -> Curve | None:
-    rows = [(int(row["step"]), float(row[key])) for row in metrics if row.get(key) is not None]
-    if len(rows) < 2:
-        return None
-    rows = [*rows[:: max(1, -(-len(rows) // _POINTS))], rows[-1]]
-    top, begin, end = max(value for _, value in rows), rows[0][0], rows[-1][0]
-    width, height = max(1, end - begin), top or 1.0
-    points = " ".join(f"{100 * (step - begin) / width:.2f},{100 - 100 * value / height:.2f}" for step, value in rows)
-    return Curve(
-        says=title,
-        points=points,
-        first=f"{rows[0][1]:.3f}",
-        last=f"{rows[-1][1]:.3f}",
-        top=f"{top:.2f}",
-        bottom="0",
-        steps=end,
-    )
+    made = (curve(title, logged(data.metrics, key)) for key, title in titles.items())
+    return [line for line in made if line is not None]

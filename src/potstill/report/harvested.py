@@ -59,6 +59,7 @@ class DataRun:
     size: Facts | None
     start: Facts | None
     metrics: Sequence[Mapping[str, Any]]
+    own_text: Mapping[str, Any] | None
     scores: Mapping[str, Any] | None
     exam: ExamTally | None
     papers: Sequence[Case]
@@ -93,6 +94,7 @@ def gather_data_run(folder: Path) -> DataRun:
         size=_facts(str(folder / "model")) if (folder / "model").is_dir() else None,
         start=_facts(recipe.student.start) if recipe.student else None,
         metrics=Metrics(folder / "metrics.jsonl").rows("student"),
+        own_text=_json(folder / "rollouts.json"),
         scores=scores,
         exam=exam,
         papers=papers(folder, exam.shown, arms_in_order((scores or {})["arms"])) if exam else (),

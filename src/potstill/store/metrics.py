@@ -26,6 +26,11 @@ class Metrics:
         for sink in self._sinks:
             sink.close()
 
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return self._path.parent
+
     def append(self, row: Row) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

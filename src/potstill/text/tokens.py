@@ -71,6 +71,10 @@ class Codec:
         texts = [text for m in messages for text in (m.content, m.reasoning_content) if text]
         return next((n for n in names if any(n in text for text in texts)), None)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """What the ids spell, control tokens too."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def _encode(self, text: str) -> Ids:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from potstill.models.student import freeze
 from potstill.recipe import LogitKd
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
+from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
 from potstill.store.sinks import sinks_of
 from potstill.train.advantages import Reward, judged, verdicts_by
@@ -24,8 +26,10 @@ from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, fit
 from potstill.train.methods import token_nats
 from potstill.train.own_answers import OwnAnswers
+from potstill.train.own_text import own_text
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
+from potstill.train.teaching import LiveTeacher
 from potstill.train.untaught import Untaught, save
 from potstill.train.validation import Quiz, apart, distance
 
@@ -76,6 +80,7 @@ def train_student(  # noqa: PLR0913
         method=recipe.train.method,
         teach=teach,
         write=write,
+        own_guards=how.guards if how else None,
         settings=recipe.train,
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",
@@ -83,9 +88,14 @@ def train_student(  # noqa: PLR0913
         metrics=Metrics(place / "metrics.jsonl", sinks_of(recipe.train, place)),
         validate=validate,
         watch=watch,
+        spell=codec.text,
     )
+    (place / "rollouts.json").unlink(missing_ok=True)  # of an earlier student
     with job.metrics:
         fitted = fit(model, job)
+    if how is not None and isinstance(scores, LiveTeacher):
+        said = own_text(model, held, teacher=scores, how=how, codec=codec, seed=recipe.seed)
+        write_atomic(place / "rollouts.json", json.dumps(said, ensure_ascii=False))
     start = start if adapted is None else replace(start, model=merged(adapted))
     save(start, longest=longest_answer, to=place / "model")
     job.checkpoints.clear()

@@ -60,6 +60,7 @@ def train_arm(run: Run, ledger: Ledger, arm: str, *, fingerprint: str, validate:
         metrics=Metrics(run.metrics, sinks_of(recipe.train, run.folder)),
         validate=validate,
         watch=watch,
+        spell=codec.text,
     )
     folder = teacher.folder
     del teacher  # half a gigabyte that training has better use for

@@ -6,6 +6,7 @@ O target tokens of the student's own answers.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,13 +98,15 @@ class OwnTokens:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One pass. `at_R` are the tokens that bear loss; those that predict `target_N` come first. `weight_N` sums to 1
-    over the passes of a step, and `share` of a prompt to 1 too. `scored_N` are the targets with soft targets."""
+    over the passes of a step, and `share` of a prompt to 1 too. `scored_N` are the targets with soft targets,
+    `written_N` the writer's ln q of those that the student wrote itself (NaN of others; None where there are none)."""
 
     documents: Documents
     at_R: Tensor
     target_N: Tensor
     weight_N: Tensor
     scored_N: Tensor
+    written_N: Tensor | None
     share: float
     choices: Choices | None
     own: OwnTokens | None
@@ -135,11 +138,19 @@ def collate(rows: Sequence[Row], choices: Sequence[Ids], *, whole: Whole, device
         target_N=torch.tensor([token for row in rows for token in row.target], device=device),
         weight_N=torch.tensor(weights, device=device),
         scored_N=torch.tensor(scored, device=device),
+        written_N=_written(rows, device),
         share=1 / whole.prompts,
         choices=_choices(rows, taken, device) if choices else None,
         own=_own_tokens(rows, device),
         tokens=len(documents.ids_T),
     )
+
+
+def _written(rows: Sequence[Row], device: torch.device) -> Tensor | None:
+    if not any(row.own for row in rows):
+        return None
+    logp = (row.own.logp if row.own else (math.nan,) * len(row.target) for row in rows)
+    return torch.tensor([nats for some in logp for nats in some], device=device)
 
 
 def _choices(rows: Sequence[Row], taken: Sequence[tuple[int, int, int]], device: torch.device) -> Choices:

@@ -12,17 +12,20 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.errors import GuardStopped
+from potstill.losses import NotFinite
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
 from potstill.recipe import Loop
 from potstill.records import Progress, Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import LessonMethod
+from potstill.student_recipe import LessonMethod, RolloutGuards
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
 from potstill.train.best import Choice, Chosen, told
+from potstill.train.guards import Breach, Rules, decided, look
 from potstill.train.methods import Logged, terms
+from potstill.train.stopped import Spell, stopped
 from potstill.train.teaching import Teach
 from potstill.train.trainee import Trainee
 from potstill.train.watching import Gauge, progress
@@ -58,6 +61,7 @@ class Job:
     method: LessonMethod
     teach: Teach | None = None
     write: Write | None = None
+    own_guards: RolloutGuards | None = None
     settings: Loop
     seed: int
     fingerprint: str
@@ -65,15 +69,18 @@ class Job:
     metrics: Metrics
     validate: Validate
     watch: Watch
+    spell: Spell | None = None
 
 
 def fit(model: PreTrainedModel, job: Job) -> Fitted:
-    """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped on a loss that is not
-    finite, before the weights are touched."""
+    """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped, with the batch saved: on
+    a loss or a gradient that is not finite, before the weights are touched, and where a guard says so."""
     settings = job.settings
     total = math.ceil(len(job.rows) / settings.batch_size) * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
     model.to(device())  # pyright: ignore[reportArgumentType]
+    kept_length = sum(len(row.target) for row in job.rows) / len(job.rows)
+    rules = Rules(loss=settings.guards, own=job.own_guards, kept_length=kept_length)
     trainee = Trainee(model, settings)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     for said in job.checkpoints.damage:
@@ -83,7 +90,9 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     before, start = trainee.seconds, time.perf_counter()
     saved = start
     for rows in _rows_of_steps(job, trainee.step, total):
-        logged = _step(trainee, rows, job=job, rate=settings.learning_rate * schedule(trainee.step, total, settings))
+        rate = settings.learning_rate * schedule(trainee.step, total, settings) * trainee.memory.factor
+        logged = _step(trainee, rows, job=job, rate=rate)
+        breaches = _guarded(trainee, rows, logged, rules, job=job, total=total)
         if trainee.step > total * (1 - settings.average):
             trainee.take_into_average()
         if trainee.step == total:
@@ -94,9 +103,11 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
             logged |= {f"validation_{name}": score.value for name, score in found.items()}
             score = choice.weigh(found, arm=job.arm)
         chosen = choice.made(total)
-        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged, **told(chosen)})
+        row = {"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged, **told(chosen)}
+        broken = {"breaches": [breach.name for breach in breaches]} if breaches else {}
+        job.metrics.append({**row, **broken})
         facts = gauge.read(trainee.tokens, rows, logged, steps_left=total - trainee.step)
-        job.watch(progress(job.arm, trainee.step, total, facts, chosen))
+        job.watch(progress(job.arm, trainee.step, total, facts, chosen, says=[breach.says for breach in breaches]))
         trainee.seconds = before + time.perf_counter() - start
         if choice.over(total):
             break
@@ -133,7 +144,7 @@ def schedule(step: int, total: int, settings: Loop) -> float:
 def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Logged:
     """Forward and backward of every pass, one update; what is worth logging of it."""
     model, whole = trainee.model, Whole.of(rows)
-    observe = trainee.step % _OBSERVED == 0
+    observe = trainee.step % _OBSERVED == 0 or any(row.own for row in rows)
     sums: Counter[str] = Counter()
     model.train()
     torch.manual_seed(1_000_003 * job.seed + trainee.step)  # what drops out is the same after a restart
@@ -144,17 +155,43 @@ def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Lo
             hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
         if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
             hidden_RD = hidden_RD.to(compute_dtype())
-        loss, logged = terms(job.method, model, hidden_RD, batch, signal=signal, observe=observe)
+        try:
+            loss, logged = terms(job.method, model, hidden_RD, batch, signal=signal, observe=observe)
+        except NotFinite as error:
+            why = f"the loss is not finite ({error})"
+            raise _stopped(why, rows, {"loss": math.nan}, job=job, step=trainee.step + 1) from error
         value = loss.item()
         if not math.isfinite(value):
-            raise GuardStopped(
-                f"training of '{job.arm}' stopped at step {trainee.step}: the loss is {value}",
-                way_out="lower train.learning_rate; the last checkpoint is kept",
-            )
+            raise _stopped(f"the loss is {value}", rows, {"loss": value}, job=job, step=trainee.step + 1)
         loss.backward()
         sums.update({"loss": value, **logged})  # pyright: ignore[reportCallIssue, reportArgumentType]
         trainee.tokens += batch.tokens
     norm = trainee.update(rate=rate)
     model.eval()
     trainee.step += 1
-    return {"learning_rate": rate, **sums, "gradient_norm": norm}
+    numbers = {"learning_rate": rate, **sums, "gradient_norm": norm}
+    if not math.isfinite(norm):
+        raise _stopped(f"the gradient's norm is {norm}", rows, numbers, job=job, step=trainee.step)
+    return numbers
+
+
+def _guarded(
+    trainee: Trainee, rows: Sequence[Row], logged: Logged, rules: Rules, *, job: Job, total: int
+) -> list[Breach]:
+    """What the guards say of a step that was taken; what they measured is put with what is logged. Raises GuardStopped
+    where the recipe wants that."""
+    warming_up = trainee.step <= job.settings.warmup * total
+    seen = look(trainee.memory, [row for row in rows if row.own], logged, rules, warming_up=warming_up)
+    trainee.memory, stop = decided(seen.memory, seen.breaches)
+    logged |= seen.measured
+    if stop is not None:
+        job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged})
+        raise _stopped(stop.says, rows, logged, job=job, step=trainee.step)
+    return seen.breaches
+
+
+def _stopped(why: str, rows: Sequence[Row], numbers: Logged, *, job: Job, step: int) -> GuardStopped:
+    """Steps are counted from 1 here, as in metrics.jsonl."""
+    file = job.metrics.folder / "stopped" / job.arm / f"step-{step:06d}.json"
+    what = f"training of '{job.arm}' stopped at step {step}"
+    return stopped(what, why, rows, to=file, numbers={"step": step, **numbers}, spell=job.spell)

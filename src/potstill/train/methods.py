@@ -40,6 +40,9 @@ from potstill.train.batch import Batch, Choices, OwnTokens
 
 Logged = dict[str, float]
 
+SUPPORT = 20
+"""How many of the teacher's most probable tokens are its support."""
+
 
 def terms(
     method: LessonMethod,
@@ -69,7 +72,7 @@ def terms(
             if batch.own is None:
                 return loss, logged
             gained, more = _policy_terms(model, hidden_RD, batch, batch.own)
-            return loss + gained, logged | more
+            return loss + gained, more | logged
         case PolicyGradient():
             return _own_and_kept(method, model, hidden_RD, batch)
         case _:
@@ -105,6 +108,21 @@ def token_nats(
     return linear_divergence(**_student(model, hidden_ND), teacher=once, weights_N=weight_N)
 
 
+def compared(model: PreTrainedModel, hidden_ND: Tensor, target_N: Tensor, *, teacher: Hidden) -> Account:
+    """KL(student || teacher) at temperature 1, token by token, and what both say of the targets; without gradient."""
+    seen: list[Account] = []
+    student = _student(model, hidden_ND)
+    linear_divergence(
+        **student,
+        vocabulary=min(len(student["student_head_VD"]), len(teacher.head_VD)),
+        teacher=teacher,
+        divergence=ReverseKl(),
+        cross_entropy=CrossEntropy(target_N, weight=0.0),
+        observe=seen.append,
+    )
+    return seen[0]
+
+
 def _token_terms(
     method: LogitKd, model: PreTrainedModel, hidden_RD: Tensor, batch: Batch, signal: Signal, *, observe: bool
 ) -> tuple[Tensor, Logged]:
@@ -122,7 +140,7 @@ def _token_terms(
         weights_N=weight_N,
         temperature=method.temperature,
         t_squared=True,
-        cross_entropy=CrossEntropy(batch.target_N[at], weight=method.alpha) if method.alpha else None,
+        cross_entropy=CrossEntropy(batch.target_N[at], weight=method.alpha) if method.alpha or observe else None,
         observe=seen.append if observe else None,
     ).sum()
     if not everywhere and method.alpha:
@@ -135,6 +153,8 @@ def _token_terms(
     logged = {"kd": account.divergence_N, "ce": account.cross_entropy_N, "entropy": account.observed.student_entropy_N}
     if account.observed.agreement_N is not None:
         logged["agreement"] = account.observed.agreement_N
+    if batch.written_N is not None:
+        logged |= _of_own_text(account, batch.written_N[at])
     return loss, {name: (value_N * weight_N).sum().item() for name, value_N in logged.items()}
 
 
@@ -180,7 +200,8 @@ def _policy_terms(
     loss = (loss_U * _of_units(weight_O, unit_O, units)).sum()
     (slope_O,) = torch.autograd.grad(loss, logp_O)
     surrogate = token_nats(model, hidden_OD, target_O, weight_N=-slope_O).sum()
-    logged = {"policy": loss.item()}
+    gap = ((logp_O.detach() - own.logp_O).abs() * weight_O).sum()
+    logged = {"policy": loss.item(), "own_share": weight_O.sum().item(), "log_probability_gap": gap.item()}
     if own.log_ratio_O is not None:
         logged["reverse_kl"] = -(own.log_ratio_O * weight_O).sum().item()
     if own.rewards is not None:
@@ -191,6 +212,22 @@ def _policy_terms(
 def _of_units(value_O: Tensor, unit_O: Tensor, units: int) -> Tensor:
     """What is the same for all tokens of a unit, once each, shape (U,)."""
     return value_O.new_empty(units).index_copy(0, unit_O, value_O)
+
+
+def _of_own_text(account: Account, written_N: Tensor) -> dict[str, Tensor]:
+    """What the guards want to know of the tokens that the student wrote itself; of others it is 0. `own_share` is what
+    to divide by once all passes are in."""
+    own_N, seen = ~written_N.isnan(), account.observed
+    values: dict[str, Tensor] = {
+        "student_entropy": seen.student_entropy_N,
+        "log_probability_gap": (account.cross_entropy_N + written_N).abs(),
+    }
+    if seen.teacher_entropy_N is not None and seen.target_rank_N is not None:  # a served teacher says less
+        values |= {
+            "teacher_entropy": seen.teacher_entropy_N,
+            "support_overlap": (seen.target_rank_N < SUPPORT).float(),
+        }
+    return {"own_share": own_N.float(), **{name: value_N.where(own_N, 0.0) for name, value_N in values.items()}}
 
 
 def _choice_terms(

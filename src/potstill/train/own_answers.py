@@ -14,10 +14,18 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.engines.sampling import Sampling
-from potstill.engines.slots import Rollouts
+from potstill.engines.slots import Rollout, Rollouts
 from potstill.models.load import compute_dtype
 from potstill.student_recipe import OnPolicy
 from potstill.train.batch import Own, Row
+
+
+def own_row(row: Row, one: Rollout, *, prompt: int) -> Row:
+    """The row with an answer of the student's own to the `prompt`-th. One that was cut off ends in no end-of-turn
+    token."""
+    cut_off = one.finish == "length"
+    own = Own(prompt=prompt, cut_off=cut_off, logp=one.logp)
+    return replace(row, target=one.ids, ends_alike=row.ends_alike or cut_off, own=own)
 
 
 class OwnAnswers:
@@ -43,7 +51,7 @@ class OwnAnswers:
         )
 
     def __call__(self, rows: Sequence[Row], step: int, total: int) -> list[Row]:
-        """The rows of optimizer step `step` of `total`. An answer that was cut off ends in no end-of-turn token."""
+        """The rows of optimizer step `step` of `total`."""
         coin = random.Random(f"{self._seed}/{step}")
         mine = [i for i in range(len(rows)) if coin.random() < self._how.share]
         if not mine or step < self._how.warm_up * total:
@@ -59,10 +67,8 @@ class OwnAnswers:
         for i in mine:
             found[i] = []
         for one in written:
-            row, cut_off = rows[mine[one.prompt]], one.finish == "length"
-            own = Own(prompt=mine[one.prompt], cut_off=cut_off, logp=one.logp)
-            answered = replace(row, target=one.ids, ends_alike=row.ends_alike or cut_off, own=own)
-            found[mine[one.prompt]].append(answered)
+            i = mine[one.prompt]
+            found[i].append(own_row(rows[i], one, prompt=i))
         return [row for answers in found for row in answers]
 
     @torch.no_grad()

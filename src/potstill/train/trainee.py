@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from potstill.errors import DiskError
 from potstill.recipe import Loop
 from potstill.store.checkpoints import Checkpoints
+from potstill.train.guards import Memory
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -22,6 +23,7 @@ class Trainee:
         self.model = model
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.scores: list[tuple[int, float]] = []  # of the validations so far, by step
+        self.memory = Memory()
         self._clip_norm = settings.clip_norm
         self._average: dict[str, Tensor] = {}
         self._averaged = 0
@@ -36,9 +38,12 @@ class Trainee:
         )
 
     def update(self, *, rate: float) -> float:
-        """One clipped AdamW step at learning rate `rate` from the gradients at hand; returns their norm."""
+        """One clipped AdamW step at learning rate `rate` from the gradients at hand; returns their norm. Where that is
+        not finite, nothing is changed."""
         self._lookups.add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
+        if not norm.isfinite():
+            return norm.item()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
@@ -68,7 +73,7 @@ class Trainee:
             state = self._optimizer.state[parameter]
             tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS}
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
-        state = {**progress, "scores": self.scores, "fingerprint": fingerprint}
+        state = {**progress, "scores": self.scores, "guards": self.memory.as_dict(), "fingerprint": fingerprint}
         checkpoints.save(self.step, tensors, state, score=score)
 
     @torch.no_grad()
@@ -87,6 +92,7 @@ class Trainee:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self._averaged = state["averaged"]
         self.scores = [(step, score) for step, score in state["scores"]]
+        self.memory = Memory.from_dict(state["guards"])
 
     @torch.no_grad()
     def go_back(self, checkpoints: Checkpoints, *, step: int) -> None:

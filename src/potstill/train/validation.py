@@ -18,8 +18,9 @@ from potstill.models.load import compute_dtype
 from potstill.recipe import LogitKd
 from potstill.records import Score
 from potstill.train.advantages import Verdicts
-from potstill.train.batch import Own, Row, Whole, collate
+from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import terms
+from potstill.train.own_answers import own_row
 from potstill.train.teaching import Teach
 
 _EVERY = 20  # one question in so many shows how learning goes, and is not learnt
@@ -72,9 +73,6 @@ class Quiz:
         slots = min(_SLOTS, len(prefixes))
         rollouts = Rollouts(model, slots=slots, capacity_tokens=capacity, end_ids=[self.end_of_turn])
         written = rollouts.roll_out(prefixes, sampling=Sampling(temperature=0.0), max_new_tokens=self.max_tokens)
-        answers = [
-            replace(row, target=one.ids, own=Own(prompt=one.prompt, cut_off=one.finish == "length", logp=one.logp))
-            for row, one in zip(self.questions, written, strict=True)
-        ]
+        answers = [own_row(row, one, prompt=one.prompt) for row, one in zip(self.questions, written, strict=True)]
         said = self.verdicts(answers)
         return Score(value=sum(verdict == 1 for verdict in said) / len(said), n=len(said))

@@ -57,9 +57,11 @@ class Gauge:
         }
 
 
-def progress(arm: str, step: int, total: int, facts: Mapping[str, float], chosen: Chosen | None) -> Progress:
-    """Of a step; `chosen`: of the last one."""
-    note = f"loss {facts['loss']:.3f}"
+def progress(
+    arm: str, step: int, total: int, facts: Mapping[str, float], chosen: Chosen | None, *, says: Sequence[str] = ()
+) -> Progress:
+    """Of a step; `chosen`: of the last one; what guards `say` of it."""
+    note = "; ".join([f"loss {facts['loss']:.3f}", *says])
     if chosen is not None:
         stopped = f"stopped early after {step:,} of {total:,} steps, " if chosen.stopped_early else ""
         note, total = f"{stopped}weights of step {chosen.step:,}, {chosen.metric} {chosen.score:.4g}", step

@@ -1,0 +1,136 @@
+"""The part of the page about a student that learnt from its own answers: how far it is from its teacher on text of its
+own, where in an answer, at which tokens, and what became of its answers while it learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.report.curve import Curve, curve, logged
+from potstill.report.data import clipped, one_line
+from potstill.report.tables import Cell, Table, number
+from potstill.report.wording import count, interval, minus, percent, plain, three_decimals
+
+HEAT = (0.5, 1.0, 2.0, 4.0)
+"""Nats of ln q - ln p from which a token is shown warmer."""
+
+_LONGEST_PROMPT, _LONGEST_TITLE = 2000, 110
+_DISPUTED = 3
+_LEARNING = {
+    "rollout_length": "Mean length of its own answers by step, tokens",
+    "eos_rate": "Share of its own answers that end by themselves by step",
+    "student_entropy": "Its entropy on its own text by step, nats a token",
+}
+_WATCHED = {
+    **_LEARNING,
+    "teacher_entropy": "The teacher's entropy on the same text, nats a token",
+    "repetition": "Share of its tokens in a loop that an answer ends in",
+    "support_overlap": "Share of its tokens among the teacher's 20 most probable",
+    "log_probability_gap": "Gap between writer and trainer, nats a token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """`heat` from 0 to 4 by how much likelier the token was to the student; `title` has both probabilities."""
+
+    text: str
+    heat: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One answer, token by token, and its most disputed tokens in words."""
+
+    title: str
+    note: str
+    prompt: str
+    tokens: Sequence[Token]
+    disputed: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnPolicyPart:
+    """What is not known (yet) is empty."""
+
+    distance: str
+    by_position: Curve | None
+    learning: Sequence[Curve]
+    watched: Table | None
+    samples: Sequence[Shown]
+
+
+def wrote_itself(own_text: Mapping[str, Any] | None, metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the student has written answers while it learnt. `own_text` is what rollouts.json holds."""
+    return own_text is not None or bool(logged(metrics, "rollout_length"))
+
+
+def on_policy_part(own_text: Mapping[str, Any] | None, metrics: Sequence[Mapping[str, Any]]) -> OnPolicyPart | None:
+    """None for a student that wrote nothing while it learnt."""
+    if not wrote_itself(own_text, metrics):
+        return None
+    lines = (curve(says, logged(metrics, key)) for key, says in _LEARNING.items())
+    told = own_text or {"by_position": [], "samples": []}
+    means = [(at, one["kl"]) for at, one in enumerate(told["by_position"], start=1)]
+    return OnPolicyPart(
+        distance=_distance(own_text) if own_text else "",
+        by_position=curve("KL(student || teacher) at each token of its answers, nats", means, unit="tokens"),
+        learning=[line for line in lines if line is not None],
+        watched=_watched(metrics),
+        samples=[_shown(sample) for sample in told["samples"]],
+    )
+
+
+def _distance(told: Mapping[str, Any]) -> str:
+    found = told["reverse_kl"]
+    ends = f", 95 % interval {interval(found['ci95'], plain)}" if found["ci95"] else ""
+    each = three_decimals(told["reverse_kl_a_token"])
+    return (
+        f"{plain(found['value'])} nats an answer{ends}, and {each} nats a token: mean reverse KL "
+        f"over {count(told['answers'], 'answer')} that the student drew to {count(found['n'], 'prompt')} "
+        f"held back from training. {told['ended']:,} of them ended by themselves within "
+        f"{count(told['max_tokens'], 'token')}; an answer has {plain(told['mean_length'])} tokens on average."
+    )
+
+
+def _watched(metrics: Sequence[Mapping[str, Any]]) -> Table | None:
+    rows: list[list[Cell]] = []
+    for key, says in _WATCHED.items():
+        values = [value for _, value in logged(metrics, key)]
+        if values:
+            ends = (values[0], values[-1], min(values), max(values))
+            rows.append([Cell(says.replace(" by step", ""), key), *(number(three_decimals(value)) for value in ends)])
+    heads = (Cell("On its own answers"), *map(number, ("First", "Last", "Lowest", "Highest")))
+    return Table(columns=list(heads), rows=rows) if rows else None
+
+
+def _shown(sample: Mapping[str, Any]) -> Shown:
+    said: list[tuple[str, float, float]] = sample["tokens"]
+    ended = "ended by itself" if sample["finish"] == "stop" else "was cut off"
+    most = sorted(said, key=lambda one: one[2] - one[1])[:_DISPUTED]
+    return Shown(
+        title=one_line(clipped(sample["prompt"], _LONGEST_TITLE)),
+        note=f"{count(sample['length'], 'token')}, {ended}",
+        prompt=clipped(sample["prompt"], _LONGEST_PROMPT),
+        tokens=[_token(*one) for one in said],
+        disputed=[f"“{one_line(text)}” ({_odds(q, p)})" for text, q, p in most if q - p >= HEAT[0]],
+    )
+
+
+def _token(text: str, student: float, teacher: float) -> Token:
+    heat = sum(student - teacher >= bound for bound in HEAT)
+    return Token(
+        text.replace("\n", "↵\n"), heat, f"{_odds(student, teacher)}: {minus(f'{student - teacher:.1f}')} nats"
+    )
+
+
+def _odds(student: float, teacher: float) -> str:
+    return f"student {_likely(student)}, teacher {_likely(teacher)}"
+
+
+def _likely(logp: float) -> str:
+    share = math.exp(logp)
+    return percent(share) if share >= 0.001 else "under 0.1 %"
