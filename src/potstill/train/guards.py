@@ -186,7 +186,8 @@ def bounds(guards: RolloutGuards, tracks: Mapping[str, Track], *, kept_length: f
         span = tracks["rollout_length"].start, kept_length
         found["rollout_length"] = min(span) / guards.rollout_length, max(span) * guards.rollout_length
     if guards.student_entropy is not None and "student_entropy" in tracks:
-        usual = min(tracks["student_entropy"].start, *(t.level for n, t in tracks.items() if n == "teacher_entropy"))
+        teachers = [tracks["teacher_entropy"].level] if "teacher_entropy" in tracks else []
+        usual = min([tracks["student_entropy"].start, *teachers])
         if usual >= _SURE:
             found["student_entropy"] = guards.student_entropy * usual, math.inf
     return found
