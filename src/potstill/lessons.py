@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from potstill.teacher_recipe import Local, Writer
 from potstill.text.tokens import Ids
 from potstill.train.answers import train_student
 from potstill.train.untaught import Untaught, save, untaught
+from potstill.train.world import World, joined
 from potstill.verify.answers import Nats
 from potstill.verify_recipe import Select
 
@@ -36,19 +38,28 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
     """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
     check_sections(recipe)
+    with joined(recipe.train) as world:
+        return _teach(recipe, learner, place, watch, world)
+
+
+def _teach(recipe: DataRecipe, learner: Learner, place: Path, watch: Watch, world: World) -> Path:
     kept = place / "examples" / ("answers.parquet" if recipe.verify is None else "selected.parquet")
     if not kept.is_file():
         verb = "generate" if recipe.verify is None else "verify"
         raise InputError(f"'{place}' holds no kept answers yet", way_out=f"potstill {verb} first")
     values = recipe.model_dump(mode="json", include={"student", "train", "seed"})
     fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
-    with open_data_run(place, recipe):
-        if _taught(place) == fingerprint:
+    with open_data_run(place, recipe) if world.first else nullcontext():
+        if world.told(lambda: _taught(place) == fingerprint):
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
         conversations = list(read_weighted(kept))
-        start = untaught(learner, [talk for talk, _ in conversations])
-        fitted = train_student(recipe, start, conversations, place=place, fingerprint=fingerprint, watch=watch)
+        start = untaught(learner, [talk for talk, _ in conversations], loads_on=world.loads_on)
+        fitted = train_student(
+            recipe, start, conversations, place=place, fingerprint=fingerprint, watch=watch, world=world
+        )
+        if not world.first:
+            return place / "model"
         write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations)))
         answers, layers = len(conversations), list(start.layers)
         done = {"fingerprint": fingerprint, "answers": answers, "layers": layers, **asdict(fitted)}

@@ -12,16 +12,20 @@ Row = dict[str, Any]
 
 
 class Metrics:
-    def __init__(self, path: Path) -> None:
+    """`path` None: of a process that leaves writing to another."""
+
+    def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def append(self, row: Row) -> None:
+        if self._path is None:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self, arm: str | None = None) -> list[Row]:
         """All rows, or one arm's. A line torn by a crash is the last one of a step that will be taken again."""
-        if not self._path.is_file():
+        if self._path is None or not self._path.is_file():
             return []
         rows: list[Row] = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
@@ -33,5 +37,7 @@ class Metrics:
 
     def rewind(self, arm: str, step: int) -> None:
         """Drop the arm's rows after `step`: training goes on from there."""
+        if self._path is None:
+            return
         kept = [row for row in self.rows() if row["arm"] != arm or row["step"] <= step]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -24,11 +24,12 @@ from potstill.train.own_answers import OwnAnswers
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
 from potstill.train.untaught import Untaught, save
+from potstill.train.world import ALONE, World
 
 _HELD_BACK = 20  # one conversation in so many shows how learning goes, and is not learnt
 
 
-def train_student(
+def train_student(  # noqa: PLR0913
     recipe: DataRecipe,
     start: Untaught,
     conversations: Sequence[Weighted],
@@ -36,6 +37,7 @@ def train_student(
     place: Path,
     fingerprint: str,
     watch: Watch,
+    world: World = ALONE,
 ) -> Fitted:
     """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one."""
     learner, model, codec = start.learner, start.model, start.codec
@@ -46,7 +48,7 @@ def train_student(
     if recipe.scored_by is not None:
         scorer = ScoringModel.of(recipe.scored_by)
         rows = scored_rows(recipe, scorer, conversations, codec)
-        teach = teacher_of(recipe, scorer, rows, model, watch)
+        teach = teacher_of(recipe, scorer, rows, model, watch, world)
     held = rows[::_HELD_BACK] if len(rows) > _HELD_BACK else rows[:1]
     own = None
     if (how := recipe.train.on_policy) is not None:
@@ -64,18 +66,21 @@ def train_student(
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",
         checkpoints=Checkpoints(place / "checkpoints" / "student"),
-        metrics=Metrics(place / "metrics.jsonl"),
+        metrics=Metrics(place / "metrics.jsonl" if world.first else None),
         validate=lambda student: {"nats_a_token": held_back_nats(student, held)},
         watch=watch,
+        world=world,
     )
     fitted = fit(model, job)
+    if not world.first:
+        return fitted
     start = start if adapted is None else replace(start, model=merged(adapted))
     save(start, longest=max(len(row.target) for row in rows), to=place / "model")
     job.checkpoints.clear()
     return fitted
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def held_back_nats(model: PreTrainedModel, rows: Sequence[Row]) -> Score:
     """Mean cross-entropy of a token of the answers held back."""
     total, count = 0.0, 0

@@ -7,22 +7,26 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.errors import GuardStopped
 from potstill.models.forward import hidden_rows
-from potstill.models.load import compute_dtype, device
+from potstill.models.load import compute_dtype
 from potstill.recipe import LogitKd, Sft, Train
 from potstill.records import Progress, Score, Watch
+from potstill.signals import Signal
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.text.tokens import Ids
-from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
+from potstill.train.batch import Batch, Row, Whole, collate, steps_of_epoch
 from potstill.train.methods import Logged, terms
 from potstill.train.teaching import Teach
 from potstill.train.trainee import Trainee
+from potstill.train.world import ALONE, Root, World
 
 _DECAY = 0.2  # of the steps, under the schedule wsd
 _OBSERVED = 10  # every so many steps the parts of a soft loss are logged: that costs passes over the logits
@@ -61,16 +65,17 @@ class Job:
     metrics: Metrics
     validate: Validate
     watch: Watch
+    world: World = ALONE
 
 
 def fit(model: PreTrainedModel, job: Job) -> Fitted:
     """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped on a loss that is not
     finite, before the weights are touched."""
-    settings = job.settings
+    settings, world = job.settings, job.world
     total = math.ceil(len(job.rows) / settings.batch_size) * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
-    model.to(device())  # pyright: ignore[reportArgumentType]
-    trainee = Trainee(model, settings)
+    root = world.rooted(model)
+    trainee = Trainee(model, settings, world)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     for said in job.checkpoints.damage:
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=said))
@@ -78,20 +83,24 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     before, start = trainee.seconds, time.perf_counter()
     saved = start
     for rows in _rows_of_steps(job, trainee.step, total):
-        logged = _step(trainee, rows, job=job, rate=settings.learning_rate * schedule(trainee.step, total, settings))
+        rate = settings.learning_rate * schedule(trainee.step, total, settings)
+        logged = _step(trainee, root, rows, job=job, rate=rate)
         if trainee.step > total * (1 - settings.average):
             trainee.take_into_average()
         if trainee.step == total:
             trainee.settle()
         if trainee.step in validate_at:
-            logged |= {f"validation_{name}": score.value for name, score in job.validate(model).items()}
+            scores = root(partial(job.validate, model))
+            logged |= {f"validation_{name}": score.value for name, score in scores.items()}
         job.metrics.append({"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged})
         note = f"loss {logged['loss']:.3f}"
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=note))
         trainee.seconds = before + time.perf_counter() - start
-        if time.perf_counter() - saved > settings.checkpoint_seconds and trainee.step < total:
+        due = time.perf_counter() - saved > settings.checkpoint_seconds
+        if world.told(lambda due=due: due) and trainee.step < total:
             trainee.save(job.checkpoints, fingerprint=job.fingerprint)
             saved = time.perf_counter()
+    root.gather()
     return Fitted(steps=total, tokens=trainee.tokens, seconds=trainee.seconds)
 
 
@@ -118,21 +127,18 @@ def schedule(step: int, total: int, settings: Train) -> float:
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))) / 2
 
 
-def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Logged:
+def _step(trainee: Trainee, root: Root, rows: Sequence[Row], *, job: Job, rate: float) -> Logged:
     """Forward and backward of every pass, one update; what is worth logging of it."""
-    model, whole = trainee.model, Whole.of(rows)
+    model, world, whole = trainee.model, job.world, Whole.of(rows)
     observe = trainee.step % _OBSERVED == 0
     sums: Counter[str] = Counter()
     model.train()
-    torch.manual_seed(1_000_003 * job.seed + trainee.step)  # what drops out is the same after a restart
-    for part in passes(rows, job.settings.pass_tokens):
+    # What drops out is the same after a restart, and another thing in every process.
+    torch.manual_seed(1_000_003 * job.seed + trainee.step + (world.rank << 48))
+    for part in world.share(rows, job.settings.pass_tokens):
         batch = collate(part, job.choices, whole=whole, device=model.device)
         signal = None if job.teach is None else job.teach(part)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
-            hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
-        if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
-            hidden_RD = hidden_RD.to(compute_dtype())
-        loss, logged = terms(job.method, model, hidden_RD, batch, signal=signal, observe=observe)
+        loss, logged = root(partial(_terms, job.method, model, batch, signal, observe=observe))
         value = loss.item()
         if not math.isfinite(value):
             raise GuardStopped(
@@ -140,9 +146,22 @@ def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Lo
                 way_out="lower train.learning_rate; the last checkpoint is kept",
             )
         loss.backward()
-        sums.update({"loss": value, **logged})  # pyright: ignore[reportCallIssue, reportArgumentType]
-        trainee.tokens += batch.tokens
+        read = batch.tokens if any(row.weight for row in part) else 0  # a pass without weight only keeps step
+        sums.update({"loss": value, **logged, "tokens": read})  # pyright: ignore[reportCallIssue, reportArgumentType]
     norm = trainee.update(rate=rate)
     model.eval()
     trainee.step += 1
-    return {"learning_rate": rate, **sums, "gradient_norm": norm}
+    found = dict(world.added(sums))
+    trainee.tokens += int(found.pop("tokens"))
+    return {"learning_rate": rate, **found, "gradient_norm": norm}
+
+
+def _terms(
+    method: Sft | LogitKd, model: PreTrainedModel, batch: Batch, signal: Signal | None, *, observe: bool
+) -> tuple[Tensor, Logged]:
+    """A pass's loss, and what is worth logging of it."""
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
+        hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+    if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
+        hidden_RD = hidden_RD.to(compute_dtype())
+    return terms(method, model, hidden_RD, batch, signal=signal, observe=observe)

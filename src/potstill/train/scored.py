@@ -24,6 +24,7 @@ from potstill.text.tokens import Codec
 from potstill.train.batch import Row
 from potstill.train.rows import Weighted, rows_and_questions
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
+from potstill.train.world import ALONE, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +57,29 @@ def scored_rows(recipe: DataRecipe, scorer: ScoringModel, conversations: Sequenc
 
 
 def teacher_of(
-    recipe: DataRecipe, scorer: ScoringModel, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
+    recipe: DataRecipe,
+    scorer: ScoringModel,
+    rows: Sequence[Row],
+    student: PreTrainedModel,
+    watch: Watch,
+    world: World,
 ) -> Teach:
-    """The teacher itself, or what a cache has of it; what the cache lacks is computed first."""
+    """The teacher itself, or what a cache has of it; what the cache lacks is computed first, by the first process."""
 
-    def live() -> LiveTeacher:
-        model = load(Located(scorer.named.model, "folder", scorer.folder)).model.requires_grad_(False)
-        return LiveTeacher(model, [row.teacher_prefix for row in rows])
+    def live(world: World = ALONE) -> LiveTeacher:
+        found = Located(scorer.named.model, "folder", scorer.folder)
+        model = load(found, on=world.loads_on).model.requires_grad_(False)
+        return LiveTeacher(model, [row.teacher_prefix for row in rows], world)
 
     form = _form(recipe.train.signal)
     if form is None:
-        return live()
+        return live(world)
     identity = _identity(recipe, scorer, form, _outcomes(student, scorer))
     named = hashlib.sha256(repr((identity, form)).encode()).hexdigest()[:16]
     chosen = recipe.train.signals_folder
     folder = cache_folder() / "signals" / named if chosen is None else Path(chosen)
-    return from_cache(Kept(folder=folder, identity=identity, form=form, load=live), rows, watch)
+    kept = Kept(folder=folder, identity=identity, form=form, load=live)
+    return world.in_turn(lambda: from_cache(kept, rows, watch))
 
 
 def _form(signal: Signal) -> Form | None:

@@ -25,6 +25,7 @@ from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
 from potstill.store.signals import Identity, SignalsCache, key_of
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
+from potstill.train.world import ALONE, World
 
 Teach = Callable[[Sequence[Row]], Signal]
 """The teacher's distribution at every scored target of the rows, in their order."""
@@ -38,14 +39,18 @@ class LiveTeacher:
     """The whole distribution, as hidden states and head. What all its prompts begin with (instructions, worked
     examples) is computed once; `prompts` are those of all rows it will ever be asked about."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids]) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], world: World = ALONE) -> None:
+        self._model, self._world, self._root = model, world, world.rooted(model)
         shared = shared_prefix(prompts)
         mean = sum(map(len, prompts)) / len(prompts)
-        self._kept = KeptPrefix(model, shared) if len(shared) >= max(_WORTH_KEEPING, mean / 2) else None
+        worth = len(shared) >= max(_WORTH_KEEPING, mean / 2)
+        self._kept = self._root(lambda: KeptPrefix(model, shared)) if worth else None
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row]) -> Hidden:
+        return self._root(lambda: self._score(rows))
+
+    def _score(self, rows: Sequence[Row]) -> Hidden:
         hidden_ND = self._packed(rows) if self._kept is None else self._after(self._kept, rows)
         head: Any = self._model.get_output_embeddings()
         scale, softcap = logit_terms(self._model)
@@ -68,7 +73,7 @@ class LiveTeacher:
         cut = len(kept.prefix)
         suffixes = [(*row.teacher_prefix[cut:], *row.target[:-1]) for row in rows]
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for batch in alike([len(s) for s in suffixes], _BATCH_TOKENS):
+        for batch in self._world.even(alike([len(s) for s in suffixes], _BATCH_TOKENS)):
             longest = max(len(suffixes[i]) for i in batch)
             ids_BL = torch.tensor([[*suffixes[i], *[0] * (longest - len(suffixes[i]))] for i in batch])
             scored = [rows[i].scored for i in batch]
