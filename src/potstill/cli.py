@@ -200,15 +200,12 @@ def execute(arguments: Sequence[str]) -> int:
     if "--offline" in arguments:
         os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        verb = next((word for word in arguments if not word.startswith("-")), None)
-        if verb not in ("train", "run", None):
-            _for_one_process(f"'potstill {verb}'")
+        _check_verb(arguments)
         app(arguments, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         stopped = Stopped("stopped", way_out="the same command goes on from here")
-        if Process.this().first:  # of several processes, all were stopped
-            console.say_error(stopped, as_json=as_json, code=stopped.exit_code)
-        return stopped.exit_code
+        quiet = not Process.this().first  # of several processes, all were stopped
+        return stopped.exit_code if quiet else _failed(stopped, stopped.exit_code, as_json=as_json, debug=False)
     except CycloptsError as error:
         console.say_error(error, as_json=as_json, code=2)
         return 2
@@ -231,6 +228,12 @@ def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
         traceback.print_exc()
     console.say_error(error, as_json=as_json, code=code)
     return code
+
+
+def _check_verb(arguments: Sequence[str]) -> None:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb not in ("train", "run", None):
+        _for_one_process(f"'potstill {verb}'")
 
 
 def _for_one_process(what: str) -> None:

@@ -2,7 +2,7 @@
 
 Imports are paid once: every process is forked from here, with the environment that torchrun would give it. A job is
 {"run", "count", "set", "stop", "fail"}: `stop` raises KeyboardInterrupt in all after that step, `fail` ends the last
-process without a word. The answer is a line: exit codes, what was said on stderr, seconds, whether torch.distributed was
+process without a word. The answer is a line: exit codes, what was said, seconds, whether torch.distributed was
 initialised in the end.
 """
 
@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+import potstill.lessons
 import potstill.train.parallel  # noqa: F401
-from potstill import cli, console, lessons
+from potstill import cli, console
 from potstill.records import Progress
 
 torch.set_num_threads(1)
@@ -83,5 +84,4 @@ def main(folder: Path) -> None:
         print(json.dumps(answer), flush=True)
 
 
-assert lessons
 main(Path(sys.argv[1]))
