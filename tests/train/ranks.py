@@ -72,7 +72,7 @@ def main(folder: Path) -> None:
         for one in ranks:
             one.start()
         for one in ranks:
-            one.join(100)
+            one.join(300)
             one.kill()
             one.join()
         answer = {

@@ -19,6 +19,7 @@ from potstill.engines.row_logits import row_logits
 from potstill.losses import Hidden, Sampled, Signal, TopK
 from potstill.models.documents import Documents, alike
 from potstill.models.forward import cached_rows, hidden_rows, logit_terms
+from potstill.models.load import device
 from potstill.records import Progress, Watch
 from potstill.store.draws import draw
 from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
@@ -119,7 +120,7 @@ def from_cache(kept: Kept, rows: Sequence[Row], watch: Watch) -> Teach:
         for said in cache.damage:
             watch(Progress(stage="train", what="teacher's signals", done=done, total=len(keys), note=said))
     reading = SignalsCache.open(kept.folder, kept.identity, kept.form)
-    return lambda asked: reading.read([key_of(row.teacher_prefix, row.target) for row in asked])
+    return lambda asked: reading.read([key_of(row.teacher_prefix, row.target) for row in asked], device=device())
 
 
 def _some_at_once(rows: Sequence[Row]) -> Iterator[list[Row]]:

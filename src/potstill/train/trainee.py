@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from potstill.recipe import Train
 from potstill.store.checkpoints import Checkpoints
-from potstill.train.world import World
+from potstill.train.world import ALONE, World
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -23,7 +23,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class Trainee:
     """Make it when the model lies where `world` placed it."""
 
-    def __init__(self, model: PreTrainedModel, settings: Train, world: World) -> None:
+    def __init__(self, model: PreTrainedModel, settings: Train, world: World = ALONE) -> None:
         self.model = model
         self._world = world
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -107,8 +107,9 @@ class _Lookups:
     def __init__(self, model: PreTrainedModel, *, cut: bool) -> None:
         self._read: list[tuple[Tensor, Tensor]] = []
         self._embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        tied = head is not None and head.weight is self._embeddings.weight
-        if cut and tied and isinstance(self._embeddings, nn.Embedding):
+        if not cut or head is None or not isinstance(self._embeddings, nn.Embedding):
+            return
+        if head.weight is self._embeddings.weight:
             self._embeddings.register_forward_hook(self._cut)
 
     def add_gradients(self) -> None:
