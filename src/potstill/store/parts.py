@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """All processes together; back where the last of them has written."""
     try:
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as error:
         _raise_cause(error)
 
@@ -29,7 +30,7 @@ def read_parts(folder: Path, *, into: Mapping[str, Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that one process reads is meant
-            dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)))
+            load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)))
     except CheckpointException as error:
         _raise_cause(error)
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
@@ -45,7 +46,7 @@ def together(this: Process) -> Generator[World]:
         store, _, _ = next(rendezvous("env://"))
         _after_the_first(this, store, "begin", lambda: None)  # it may have had work of its own before
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # what is agreed on lies on the CPU
-        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=this.rank, world_size=this.count)
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=this.rank, world_size=this.count)
         yield Several(this, store)
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -61,7 +62,7 @@ class Several(World):
 
     loads_on = torch.device("cpu")  # the machine's memory, not a device's, holds a model before it is in parts
 
-    def __init__(self, this: Process, store: dist.Store) -> None:
+    def __init__(self, this: Process, store: Store) -> None:
         self.rank, self.size = this.rank, this.count
         self._this, self._store, self._turns = this, store, 0
         self._mesh = init_device_mesh(device().type, (this.count,))
@@ -157,7 +158,7 @@ def _parts(root: nn.Module) -> list[FSDPModule]:
     return [module for module in root.modules() if isinstance(module, FSDPModule)]
 
 
-def _after_the_first(this: Process, store: dist.Store, name: str, work: Callable[[], T]) -> T:
+def _after_the_first(this: Process, store: Store, name: str, work: Callable[[], T]) -> T:
     """The others look now and then whether it is done: a wait inside torch would have a limit and hear no signal."""
     if this.first:
         done = work()
