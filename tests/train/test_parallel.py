@@ -68,7 +68,7 @@ def ranks(
     yield made
     assert made.process.stdin is not None and made.process.stdout is not None
     made.process.stdin.close()
-    made.process.wait(10)
+    made.process.wait(200)  # it may not have begun on a busy machine
     made.process.stdout.close()
 
 
@@ -163,7 +163,7 @@ def test_torchrun_does_all_of_a_recipe(tmp_path: Path, tiny_model: Path) -> None
     lessons = {"epochs": 1, "batch_size": 24}
     recipe_in(tmp_path, tiny_model, verify=None, train=lessons)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "potstill", "run", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]
+    command = [*launcher, "-m", "--", "potstill", "run", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
