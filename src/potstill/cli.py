@@ -21,6 +21,7 @@ from potstill import console
 from potstill.data_recipe import DataRecipe, is_data_recipe
 from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
+from potstill.processes import Process
 from potstill.recipe import Recipe, load
 from potstill.records import Stage, Watch
 from potstill.store.run import recipe_of
@@ -201,11 +202,12 @@ def execute(arguments: Sequence[str]) -> int:
     if "--offline" in arguments:
         os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     try:
+        _check_verb(arguments)
         app(arguments, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         stopped = Stopped("stopped", way_out="the same command goes on from here")
-        console.say_error(stopped, as_json=as_json, code=stopped.exit_code)
-        return stopped.exit_code
+        quiet = not Process.this().first  # of several processes, all were stopped
+        return stopped.exit_code if quiet else _failed(stopped, stopped.exit_code, as_json=as_json, debug=False)
     except CycloptsError as error:
         console.say_error(error, as_json=as_json, code=2)
         return 2
@@ -230,11 +232,32 @@ def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
     return code
 
 
+def _check_verb(arguments: Sequence[str]) -> None:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if verb not in ("train", "run", None):
+        _for_one_process(f"'potstill {verb}'")
+
+
+def _for_one_process(what: str) -> None:
+    """Refuse it where torchrun started several, in one sentence of the first of them."""
+    this = Process.this()
+    if this.count == 1:
+        return
+    if not this.first:
+        sys.exit(InputError.exit_code)
+    raise InputError(
+        f"torchrun started {this.count} processes, but {what} is for one",
+        way_out="start it without torchrun; several serve `potstill train` and `run` of a recipe with 'generate:' and "
+        "'student:'",
+    )
+
+
 def _walk(target: Path, through: Stage, options: Options) -> None:
     if target.exists() and _writes_data(target):
         _walk_data(target, through, options)
         return
     recipe, folder = _resolve(target, options)
+    _for_one_process(f"the recipe '{target}'")
     from potstill import pipeline
 
     with console.watching(as_json=options.json) as watch:
@@ -248,10 +271,14 @@ def _walk_data(
 ) -> None:
     """One stage of a recipe of free text; None: every stage that it has a section for."""
     recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
+    first = Process.this().first
     for each in _data_stages(recipe, stage):
-        with console.watching(as_json=options.json) as watch:
+        if not first and each != "train":
+            continue  # of several processes the first does what is not training, and `train` waits for it
+        with console.watching(as_json=options.json) if first else console.silent() as watch:
             show = _data_stage(each, recipe, folder, limit, watch)
-        show(as_json=options.json)
+        if first:
+            show(as_json=options.json)
 
 
 def _data_stages(recipe: DataRecipe, stage: str | None) -> list[str]:

@@ -26,7 +26,7 @@ from rich.table import Column, Table
 
 from potstill.dispatch.money import DOLLAR
 from potstill.live import Readings, duration, in_words
-from potstill.records import Progress, Watch
+from potstill.records import Progress, Watch, unwatched
 from potstill.store.requests import glance
 from potstill.verify.select import KEPT
 
@@ -60,6 +60,12 @@ def watching(*, as_json: bool) -> Generator[Watch]:
             yield _heeding(_Live(bars))
     else:
         yield _heeding(_Plain())
+
+
+@contextmanager
+def silent() -> Generator[Watch]:
+    """The Watch of a process beside the first one: it only heeds Ctrl-C."""
+    yield _heeding(unwatched)
 
 
 def interrupt(_number: int, _frame: object) -> None:

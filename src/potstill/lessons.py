@@ -34,6 +34,7 @@ from potstill.text.tokens import Ids
 from potstill.train.advantages import Reward
 from potstill.train.answers import train_student
 from potstill.train.untaught import Untaught, save, untaught
+from potstill.train.world import World, joined
 from potstill.verify.answers import Nats
 from potstill.verify.workers import checking_workers
 from potstill.verify_recipe import Select
@@ -43,6 +44,11 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
     """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
     check_sections(recipe)
+    with joined(recipe.train) as world:
+        return _teach(recipe, learner, place, watch, world)
+
+
+def _teach(recipe: DataRecipe, learner: Learner, place: Path, watch: Watch, world: World) -> Path:
     kept = place / "examples" / ("answers.parquet" if recipe.verify is None else "selected.parquet")
     if not kept.is_file():
         verb = "generate" if recipe.verify is None else "verify"
@@ -51,18 +57,28 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
     values = recipe.model_dump(mode="json", include={"student", "train", "seed", *(["verify"] if rewards else [])})
     del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
     fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
-    with open_data_run(place, recipe) as requests:
-        if _taught(place) == fingerprint:
+    with open_data_run(place, recipe) if world.first else nullcontext() as requests:
+        if world.told(lambda: _taught(place) == fingerprint):
             watch(Progress(stage="train", what="student", done=1, total=1, note="already done"))
             return place / "model"
-        (place / "student.json").unlink(missing_ok=True)  # from here on `model` may be either student
+        if world.first:
+            (place / "student.json").unlink(missing_ok=True)  # from here on `model` may be either student
         conversations = list(read_weighted(kept))
-        start = untaught(learner, [talk for talk, _ in conversations])
+        start = untaught(learner, [talk for talk, _ in conversations], loads_on=world.loads_on)
         asks_checks = rewards or recipe.train.predict_with_generate
-        with rewarding(recipe, requests) if asks_checks else nullcontext() as reward:
+        with rewarding(recipe, requests) if asks_checks and requests else nullcontext() as reward:
             fitted = train_student(
-                recipe, start, conversations, place=place, fingerprint=fingerprint, reward=reward, watch=watch
+                recipe,
+                start,
+                conversations,
+                place=place,
+                fingerprint=fingerprint,
+                reward=reward,
+                watch=watch,
+                world=world,
             )
+        if not world.first:
+            return place / "model"
         write_atomic(place / "model" / "README.md", _model_card(recipe, start, len(conversations), place))
         answers, layers = len(conversations), list(start.layers)
         done = {"fingerprint": fingerprint, "answers": answers, "layers": layers, **asdict(fitted)}

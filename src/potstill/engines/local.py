@@ -48,7 +48,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, .
 class KeptPrefix:
     """Keys and values of what prompts begin with, computed once and lent to every batch."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __init__(self, model: PreTrainedModel, prefix: Ids) -> None:
         self.prefix = prefix
         cache = DynamicCache()

@@ -55,8 +55,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load(located: Located, *, revision: str | None = None, dtype: torch.dtype | None = None) -> Loaded:
-    """Weights and tokenizer folder. No remote code is ever run and no pickle is ever read."""
+def load(
+    located: Located,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    on: torch.device | None = None,
+) -> Loaded:
+    """Weights and tokenizer folder, on the device that computes or another. No remote code is ever run and no pickle is
+    ever read."""
     folder = folder_of(located, revision=revision)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -67,7 +74,7 @@ def load(located: Located, *, revision: str | None = None, dtype: torch.dtype | 
             f"'{located.name}' cannot be loaded: {str(error).splitlines()[0]}",
             way_out="give a causal language model that transformers knows",
         ) from error
-    return Loaded(model.to(device()).eval(), folder, fingerprint(folder))  # pyright: ignore[reportArgumentType]
+    return Loaded(model.to(on or device()).eval(), folder, fingerprint(folder))  # pyright: ignore[reportArgumentType]
 
 
 def folder_of(located: Located, *, revision: str | None = None) -> Path:

@@ -1,4 +1,5 @@
-"""Checkpoints of one arm: `step-000120/` with the tensors as safetensors and the rest as JSON; no pickle.
+"""Checkpoints of one arm: `step-000120/` with the tensors as safetensors (of several processes: each its parts) and the
+rest as JSON; no pickle.
 
 A checkpoint is written under a temporary name and renamed, so one that has its name was whole. Its manifest holds the
 SHA-256 of every file and of itself: one that was damaged since is told from a whole one, and the one before it is used.
@@ -11,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ from torch import Tensor
 State = Mapping[str, Any]
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 
-_FILES = ("tensors.safetensors", "state.json")
+_WHOLE = "tensors.safetensors"
 _MANIFEST = "manifest.json"
 
 
@@ -42,14 +44,21 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: State, *, score: float | None = None) -> None:
         """Checkpoints of later steps, from which training did not go on, are dropped."""
+        with self.draft(step, state, score=score) as draft:
+            save_file(dict(tensors), draft / _WHOLE)
+
+    @contextmanager
+    def draft(self, step: int, state: State, *, score: float | None = None) -> Generator[Path]:
+        """A folder for the tensors' files. At the end of the block it becomes the checkpoint, sealed."""
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=".draft-"))
         try:
-            save_file(dict(tensors), draft / "tensors.safetensors")
+            yield draft
             (draft / "state.json").write_text(json.dumps({**state, "step": step}), encoding="utf-8")
+            names = sorted(path.name for path in draft.iterdir())
             with ThreadPoolExecutor(1) as beside:  # the disk works while we hash
-                flushed = beside.submit(_flush, *(draft / name for name in _FILES))
-                files = {name: _hash(draft / name) for name in _FILES}
+                flushed = beside.submit(_flush, *(draft / name for name in names))
+                files = {name: _hash(draft / name) for name in names}
                 flushed.result()
             (draft / _MANIFEST).write_text(_sealed({"step": step, "score": score, "files": files}), encoding="utf-8")
             _flush(draft / _MANIFEST)
@@ -62,22 +71,29 @@ class Checkpoints:
 
     def newest(self) -> Found | None:
         """Tensors and state of the newest whole checkpoint, or None where there is none. See `damage`."""
+        return _loaded(self.newest_unread())
+
+    def newest_unread(self) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and state of the same checkpoint: `tensors_in` reads the rest."""
         return self._first_whole(reversed(self._all()))
 
     def best(self) -> Found | None:
         """The whole checkpoint with the best score, or None where none has one. See `damage`."""
+        return _loaded(self.best_unread())
+
+    def best_unread(self) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and state of the same checkpoint."""
         return self._first_whole(self._by_score())
 
     def clear(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _first_whole(self, places: Iterable[Path]) -> Found | None:
+    def _first_whole(self, places: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
         for place in places:
             if wrong := _what_is_wrong(place):
                 self._damage[place.name] = f"checkpoint '{place}' is damaged: {wrong}; it is passed over"
                 continue
-            state = json.loads((place / "state.json").read_text(encoding="utf-8"))
-            return load_file(place / "tensors.safetensors"), state
+            return place, json.loads((place / "state.json").read_text(encoding="utf-8"))
         return None
 
     def _prune(self, step: int) -> None:
@@ -101,6 +117,19 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"), key=_step)
+
+
+def tensors_in(place: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's folder, whole, whoever wrote them."""
+    if (place / _WHOLE).is_file():
+        return load_file(place / _WHOLE)
+    from potstill.store.parts import read_whole  # torch.distributed, where several processes wrote
+
+    return read_whole(place)
+
+
+def _loaded(found: tuple[Path, dict[str, Any]] | None) -> Found | None:
+    return None if found is None else (tensors_in(found[0]), found[1])
 
 
 def _step(place: Path) -> int:

@@ -14,10 +14,11 @@ Row = dict[str, Any]
 
 
 class Metrics:
-    """The file, and the sinks that get the same rows from the first `rewind` until the block ends."""
+    """The file, and the sinks that get the same rows from the first `rewind` until the block ends. `writes`: not in a
+    process that leaves it to another."""
 
-    def __init__(self, path: Path, sinks: Sequence[Sink] = ()) -> None:
-        self._path, self._sinks = path, sinks
+    def __init__(self, path: Path, sinks: Sequence[Sink] = (), *, writes: bool = True) -> None:
+        self._path, self._sinks, self._writes = path, sinks, writes
 
     def __enter__(self) -> Self:
         return self
@@ -32,6 +33,8 @@ class Metrics:
         return self._path.parent
 
     def append(self, row: Row) -> None:
+        if not self._writes:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for sink in self._sinks:
@@ -39,7 +42,7 @@ class Metrics:
 
     def rows(self, arm: str | None = None) -> list[Row]:
         """All rows, or one arm's. A line torn by a crash is the last one of a step that will be taken again."""
-        if not self._path.is_file():
+        if self._path is None or not self._path.is_file():
             return []
         rows: list[Row] = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
@@ -51,6 +54,8 @@ class Metrics:
 
     def rewind(self, arm: str, step: int) -> None:
         """Drop the arm's rows after `step`: training goes on from there."""
+        if not self._writes:
+            return
         rows = self.rows()
         kept = [row for row in rows if row["arm"] != arm or row["step"] <= step]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.models.forward import hidden_rows
-from potstill.models.load import device
+from potstill.models.load import compute_dtype, device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
 from potstill.recipe import LogitKd
@@ -32,6 +32,7 @@ from potstill.train.scored import ScoringModel, scored_rows, teacher_of
 from potstill.train.teaching import LiveTeacher
 from potstill.train.untaught import Untaught, save
 from potstill.train.validation import Quiz, apart, distance
+from potstill.train.world import ALONE, World
 
 
 def train_student(  # noqa: PLR0913
@@ -43,6 +44,7 @@ def train_student(  # noqa: PLR0913
     fingerprint: str,
     reward: Reward | None = None,
     watch: Watch,
+    world: World = ALONE,
 ) -> Fitted:
     """Fine-tune on the conversations' last turns and save `place`/model; goes on from a checkpoint if there is one.
     `reward` goes with `train.on_policy.reward` and `predict_with_generate`."""
@@ -54,7 +56,7 @@ def train_student(  # noqa: PLR0913
     if recipe.scored_by is not None:
         scorer = ScoringModel.of(recipe.scored_by)
         rows = scored_rows(recipe, scorer, conversations, codec)
-        teach = teacher_of(recipe, scorer, rows, model, watch)
+        teach = teacher_of(recipe, scorer, rows, model, watch, world)
     learnt, held = apart(rows)
     longest_answer = max(len(row.target) for row in rows)
     ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
@@ -68,11 +70,12 @@ def train_student(  # noqa: PLR0913
         quiz = Quiz.of(held, ask, end_of_turn=end, max_tokens=longest_answer + 8)
 
     def validate(student: PreTrainedModel) -> dict[str, Score]:
-        found = {"nats_a_token": held_back_nats(student, held)}
+        found = {"nats_a_token": held_back_nats(student, held, half=world.size > 1)}
         if scores is not None and isinstance(recipe.train.method, LogitKd):
             found["kd"] = distance(student, held, recipe.train.method, scores)
         return found if quiz is None else {**found, "pass_rate": quiz(student)}
 
+    sinks = sinks_of(recipe.train, place) if world.first else ()
     job = Job(
         arm="student",
         rows=learnt,
@@ -85,14 +88,17 @@ def train_student(  # noqa: PLR0913
         seed=recipe.seed,
         fingerprint=f"{fingerprint} of {start.layers}",
         checkpoints=Checkpoints(place / "checkpoints" / "student", better=recipe.train.better),
-        metrics=Metrics(place / "metrics.jsonl", sinks_of(recipe.train, place)),
+        metrics=Metrics(place / "metrics.jsonl", sinks, writes=world.first),
         validate=validate,
         watch=watch,
         spell=codec.text,
+        world=world,
     )
     (place / "rollouts.json").unlink(missing_ok=True)  # of an earlier student
     with job.metrics:
         fitted = fit(model, job)
+    if not world.first:
+        return fitted
     if how is not None and isinstance(scores, LiveTeacher):
         said = own_text(model, held, teacher=scores, how=how, codec=codec, seed=recipe.seed)
         write_atomic(place / "rollouts.json", json.dumps(said, ensure_ascii=False))
@@ -102,14 +108,17 @@ def train_student(  # noqa: PLR0913
     return fitted
 
 
-@torch.inference_mode()
-def held_back_nats(model: PreTrainedModel, rows: Sequence[Row]) -> Score:
-    """Mean cross-entropy of a token of the answers held back."""
+@torch.no_grad()
+def held_back_nats(model: PreTrainedModel, rows: Sequence[Row], *, half: bool = False) -> Score:
+    """Mean cross-entropy of a token of the answers held back. `half`: layers that travel between processes come in half
+    precision, where the machine has it."""
+    half = half and compute_dtype() == torch.bfloat16
     total, count = 0.0, 0
     for begin in range(0, len(rows), 8):
         some = rows[begin : begin + 8]
         batch = collate(some, (), whole=Whole.of(some), device=model.device)
-        hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=half):
+            hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
         total += token_nats(model, hidden_RD, batch.target_N).sum().item()
         count += len(batch.target_N)
     return Score(value=total / count, n=count)

@@ -7,21 +7,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.errors import GuardStopped
 from potstill.losses import NotFinite
 from potstill.models.forward import hidden_rows
-from potstill.models.load import compute_dtype, device
+from potstill.models.load import compute_dtype
 from potstill.recipe import Loop
 from potstill.records import Progress, Score, Watch
+from potstill.signals import Signal
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.student_recipe import LessonMethod, RolloutGuards
 from potstill.text.tokens import Ids
-from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
+from potstill.train.batch import Batch, Row, Whole, collate, steps_of_epoch
 from potstill.train.best import Choice, Chosen, told
 from potstill.train.guards import Breach, Rules, decided, look
 from potstill.train.methods import Logged, terms
@@ -29,6 +32,7 @@ from potstill.train.stopped import Spell, stopped
 from potstill.train.teaching import Teach
 from potstill.train.trainee import Trainee
 from potstill.train.watching import Gauge, progress
+from potstill.train.world import ALONE, Root, World
 
 _DECAY = 0.2  # of the steps, under the schedule wsd
 _OBSERVED = 10  # every so many steps the parts of a soft loss are logged: that costs passes over the logits
@@ -70,18 +74,19 @@ class Job:
     validate: Validate
     watch: Watch
     spell: Spell | None = None
+    world: World = ALONE
 
 
 def fit(model: PreTrainedModel, job: Job) -> Fitted:
     """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped, with the batch saved: on
     a loss or a gradient that is not finite, before the weights are touched, and where a guard says so."""
-    settings = job.settings
+    settings, world = job.settings, job.world
     total = math.ceil(len(job.rows) / settings.batch_size) * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
-    model.to(device())  # pyright: ignore[reportArgumentType]
+    root = world.rooted(model)
     kept_length = sum(len(row.target) for row in job.rows) / len(job.rows)
     rules = Rules(loss=settings.guards, own=job.own_guards, kept_length=kept_length)
-    trainee = Trainee(model, settings)
+    trainee = Trainee(model, settings, world)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     for said in job.checkpoints.damage:
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=said))
@@ -91,7 +96,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     saved = start
     for rows in _rows_of_steps(job, trainee.step, total):
         rate = settings.learning_rate * schedule(trainee.step, total, settings) * trainee.memory.factor
-        logged = _step(trainee, rows, job=job, rate=rate)
+        logged = _step(trainee, root, rows, job=job, rate=rate)
         breaches = _guarded(trainee, rows, logged, rules, job=job, total=total)
         if trainee.step > total * (1 - settings.average):
             trainee.take_into_average()
@@ -99,22 +104,23 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
             trainee.settle()
         score = None
         if trainee.step in validate_at:
-            found = job.validate(model)
+            found = root(partial(job.validate, model))
             logged |= {f"validation_{name}": score.value for name, score in found.items()}
             score = choice.weigh(found, arm=job.arm)
         chosen = choice.made(total)
         row = {"arm": job.arm, "step": trainee.step, "tokens": trainee.tokens, **logged, **told(chosen)}
-        broken = {"breaches": [breach.name for breach in breaches]} if breaches else {}
-        job.metrics.append({**row, **broken})
+        job.metrics.append({**row, **({"breaches": [breach.name for breach in breaches]} if breaches else {})})
         facts = gauge.read(trainee.tokens, rows, logged, steps_left=total - trainee.step)
         job.watch(progress(job.arm, trainee.step, total, facts, chosen, says=[breach.says for breach in breaches]))
         trainee.seconds = before + time.perf_counter() - start
         if choice.over(total):
             break
-        if score is not None or time.perf_counter() - saved > settings.checkpoint_seconds:
+        due = score is not None or time.perf_counter() - saved > settings.checkpoint_seconds
+        if world.told(lambda due=due: due):
             trainee.save(job.checkpoints, fingerprint=job.fingerprint, score=score)
             saved = time.perf_counter()
     chosen = choice.settle(total, job.checkpoints)
+    root.gather()
     return Fitted(steps=trainee.step, tokens=trainee.tokens, seconds=trainee.seconds, chose=chosen)
 
 
@@ -141,22 +147,19 @@ def schedule(step: int, total: int, settings: Loop) -> float:
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (step - rise) / max(total - rise, 1))) / 2
 
 
-def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Logged:
+def _step(trainee: Trainee, root: Root, rows: Sequence[Row], *, job: Job, rate: float) -> Logged:
     """Forward and backward of every pass, one update; what is worth logging of it."""
-    model, whole = trainee.model, Whole.of(rows)
+    model, world, whole = trainee.model, job.world, Whole.of(rows)
     observe = trainee.step % _OBSERVED == 0 or any(row.own for row in rows)
     sums: Counter[str] = Counter()
     model.train()
-    torch.manual_seed(1_000_003 * job.seed + trainee.step)  # what drops out is the same after a restart
-    for part in passes(rows, job.settings.pass_tokens):
+    # What drops out is the same after a restart, and another thing in every process.
+    torch.manual_seed(1_000_003 * job.seed + trainee.step + (world.rank << 48))
+    for part in world.share(rows, job.settings.pass_tokens):
         batch = collate(part, job.choices, whole=whole, device=model.device)
         signal = None if job.teach is None else job.teach(part)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
-            hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
-        if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
-            hidden_RD = hidden_RD.to(compute_dtype())
         try:
-            loss, logged = terms(job.method, model, hidden_RD, batch, signal=signal, observe=observe)
+            loss, logged = root(partial(_terms, job.method, model, batch, signal, observe=observe))
         except NotFinite as error:
             why = f"the loss is not finite ({error})"
             raise _stopped(why, rows, {"loss": math.nan}, job=job, step=trainee.step + 1) from error
@@ -164,15 +167,28 @@ def _step(trainee: Trainee, rows: Sequence[Row], *, job: Job, rate: float) -> Lo
         if not math.isfinite(value):
             raise _stopped(f"the loss is {value}", rows, {"loss": value}, job=job, step=trainee.step + 1)
         loss.backward()
-        sums.update({"loss": value, **logged})  # pyright: ignore[reportCallIssue, reportArgumentType]
-        trainee.tokens += batch.tokens
+        read = batch.tokens if any(row.weight for row in part) else 0  # a pass without weight only keeps step
+        sums.update({"loss": value, **logged, "tokens": read})  # pyright: ignore[reportCallIssue, reportArgumentType]
     norm = trainee.update(rate=rate)
     model.eval()
     trainee.step += 1
-    numbers = {"learning_rate": rate, **sums, "gradient_norm": norm}
+    found = dict(world.added(sums))
+    trainee.tokens += int(found.pop("tokens"))
+    numbers = {"learning_rate": rate, **found, "gradient_norm": norm}
     if not math.isfinite(norm):
         raise _stopped(f"the gradient's norm is {norm}", rows, numbers, job=job, step=trainee.step)
     return numbers
+
+
+def _terms(
+    method: LessonMethod, model: PreTrainedModel, batch: Batch, signal: Signal | None, *, observe: bool
+) -> tuple[Tensor, Logged]:
+    """A pass's loss, and what is worth logging of it."""
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
+        hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+    if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
+        hidden_RD = hidden_RD.to(compute_dtype())
+    return terms(method, model, hidden_RD, batch, signal=signal, observe=observe)
 
 
 def _guarded(

@@ -25,6 +25,7 @@ from potstill.train.batch import Row
 from potstill.train.rows import Weighted, rows_and_questions
 from potstill.train.served import ServedTeacher
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
+from potstill.train.world import ALONE, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +62,32 @@ def scored_rows(recipe: DataRecipe, scorer: ScoringModel, conversations: Sequenc
 
 
 def teacher_of(
-    recipe: DataRecipe, scorer: ScoringModel, rows: Sequence[Row], student: PreTrainedModel, watch: Watch
+    recipe: DataRecipe,
+    scorer: ScoringModel,
+    rows: Sequence[Row],
+    student: PreTrainedModel,
+    watch: Watch,
+    world: World,
 ) -> Teach:
-    """The teacher itself, or what a cache has of it; what the cache lacks is computed first."""
+    """The teacher itself, or what a cache has of it; what the cache lacks is computed first, by the first process."""
     named, form = scorer.named, form_of(recipe.train.signal)
 
-    def live() -> LiveTeacher | ServedTeacher:
+    def live(world: World = ALONE) -> LiveTeacher | ServedTeacher:
         if named.engine is not None:
             k = form.k if isinstance(form, TopKForm) else named.k
             return ServedTeacher(named.model, named.licence, named.engine, k=k)
-        model = load(Located(scorer.named.model, "folder", scorer.folder)).model.requires_grad_(False)
-        return LiveTeacher(model, [row.teacher_prefix for row in rows])
+        found = Located(named.model, "folder", scorer.folder)
+        model = load(found, on=world.loads_on).model.requires_grad_(False)
+        return LiveTeacher(model, [row.teacher_prefix for row in rows], world)
 
     if form is None:
-        return live()
+        return live(world)
     identity = _identity(recipe, scorer, form, _outcomes(student, scorer))
     key = hashlib.sha256(repr((identity, form)).encode()).hexdigest()[:16]
     chosen = recipe.train.signals_folder
     folder = cache_folder() / "signals" / key if chosen is None else Path(chosen)
-    return from_cache(Kept(folder=folder, identity=identity, form=form, load=live), rows, watch)
+    kept = Kept(folder=folder, identity=identity, form=form, load=live)
+    return world.in_turn(lambda: from_cache(kept, rows, watch))
 
 
 def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: int) -> Identity:

@@ -19,6 +19,7 @@ from potstill.engines.row_logits import row_logits
 from potstill.losses import Hidden, Sampled, Signal, TopK
 from potstill.models.documents import Documents, alike
 from potstill.models.forward import cached_rows, hidden_rows, logit_terms
+from potstill.models.load import device
 from potstill.records import Progress, Watch
 from potstill.store.draws import draw
 from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm
@@ -26,6 +27,7 @@ from potstill.store.signals import Identity, SignalsCache, key_of
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 from potstill.train.served import ServedTeacher
+from potstill.train.world import ALONE, World
 
 Teach = Callable[[Sequence[Row]], Signal]
 """The teacher's distribution at every scored target of the rows, in their order."""
@@ -39,14 +41,18 @@ class LiveTeacher:
     """The whole distribution, as hidden states and head. What all its prompts begin with (instructions, worked
     examples) is computed once; `prompts` are those of all rows it will ever be asked about."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids]) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], world: World = ALONE) -> None:
+        self._model, self._world, self._root = model, world, world.rooted(model)
         shared = shared_prefix(prompts)
         mean = sum(map(len, prompts)) / len(prompts)
-        self._kept = KeptPrefix(model, shared) if len(shared) >= max(_WORTH_KEEPING, mean / 2) else None
+        worth = len(shared) >= max(_WORTH_KEEPING, mean / 2)
+        self._kept = self._root(lambda: KeptPrefix(model, shared)) if worth else None
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row]) -> Hidden:
+        return self._root(lambda: self._score(rows))
+
+    def _score(self, rows: Sequence[Row]) -> Hidden:
         hidden_ND = self._packed(rows) if self._kept is None else self._after(self._kept, rows)
         head: Any = self._model.get_output_embeddings()
         scale, softcap = logit_terms(self._model)
@@ -69,7 +75,7 @@ class LiveTeacher:
         cut = len(kept.prefix)
         suffixes = [(*row.teacher_prefix[cut:], *row.target[:-1]) for row in rows]
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for batch in alike([len(s) for s in suffixes], _BATCH_TOKENS):
+        for batch in self._world.even(alike([len(s) for s in suffixes], _BATCH_TOKENS)):
             longest = max(len(suffixes[i]) for i in batch)
             ids_BL = torch.tensor([[*suffixes[i], *[0] * (longest - len(suffixes[i]))] for i in batch])
             scored = [rows[i].scored for i in batch]
@@ -115,7 +121,7 @@ def from_cache(kept: Kept, rows: Sequence[Row], watch: Watch) -> Teach:
         for said in cache.damage:
             watch(Progress(stage="train", what="teacher's signals", done=done, total=len(keys), note=said))
     reading = SignalsCache.open(kept.folder, kept.identity, kept.form)
-    return lambda asked: reading.read([key_of(row.teacher_prefix, row.target) for row in asked])
+    return lambda asked: reading.read([key_of(row.teacher_prefix, row.target) for row in asked], device=device())
 
 
 def _some_at_once(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -1,9 +1,12 @@
 """A model in training: its weights, the optimizer's moments, the running average, and how far it is.
 
-All of it goes into a checkpoint and comes back to the bit. Weights that are not trained are in neither.
+All of it goes into a checkpoint and comes back to the bit. Weights that are not trained are in neither. With several
+processes all tensors are parts (DTensor): torch's arithmetic on them is the same.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +17,24 @@ from potstill.errors import DiskError
 from potstill.recipe import Loop
 from potstill.store.checkpoints import Checkpoints
 from potstill.train.guards import Memory
+from potstill.train.world import ALONE, World
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Trainee:
-    def __init__(self, model: PreTrainedModel, settings: Loop) -> None:
+    """Make it when the model lies where `world` placed it."""
+
+    def __init__(self, model: PreTrainedModel, settings: Loop, world: World = ALONE) -> None:
         self.model = model
+        self._world = world
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.scores: list[tuple[int, float]] = []  # of the validations so far, by step
         self.memory = Memory()
         self._clip_norm = settings.clip_norm
         self._average: dict[str, Tensor] = {}
         self._averaged = 0
-        self._lookups = _Lookups(model)
+        self._lookups = _Lookups(model, cut=world.size == 1)
         self._trained: dict[str, Parameter] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(
             self._trained.values(),
@@ -41,7 +48,8 @@ class Trainee:
         """One clipped AdamW step at learning rate `rate` from the gradients at hand; returns their norm. Where that is
         not finite, nothing is changed."""
         self._lookups.add_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
+        found: Any = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
+        norm: Tensor = found if self._world.size == 1 else found.full_tensor()
         if not norm.isfinite():
             return norm.item()
         for group in self._optimizer.param_groups:
@@ -67,28 +75,22 @@ class Trainee:
             self._trained[name].copy_(value)
 
     def save(self, checkpoints: Checkpoints, *, fingerprint: str, score: float | None = None) -> None:
-        tensors: dict[str, Tensor] = {f"average.{name}": value for name, value in self._average.items()}
-        for name, parameter in self._trained.items():
-            tensors[f"model.{name}"] = parameter.detach()
-            state = self._optimizer.state[parameter]
-            tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS}
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
         state = {**progress, "scores": self.scores, "guards": self.memory.as_dict(), "fingerprint": fingerprint}
-        checkpoints.save(self.step, tensors, state, score=score)
+        self._world.save(checkpoints, self.step, self._tensors(), state, score=score)
 
     @torch.no_grad()
     def restore(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
         """Go on from the newest checkpoint; one that was made under another fingerprint is dropped."""
-        found = checkpoints.newest()
+        found = self._world.told(checkpoints.newest_unread)
         if found is None or found[1]["fingerprint"] != fingerprint:
-            checkpoints.clear()
+            if self._world.first:
+                checkpoints.clear()
             return
-        tensors, state = found
-        for name, parameter in self._trained.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            self._optimizer.state[parameter] = {k: tensors[f"optimizer.{name}.{k}"] for k in _MOMENTS}
-            if state["averaged"]:
-                self._average[name] = tensors[f"average.{name}"]
+        place, state = found
+        if state["averaged"]:
+            self._average = {name: torch.empty_like(parameter) for name, parameter in self._trained.items()}
+        self._world.read(place, into=self._tensors())
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self._averaged = state["averaged"]
         self.scores = [(step, score) for step, score in state["scores"]]
@@ -97,25 +99,39 @@ class Trainee:
     @torch.no_grad()
     def go_back(self, checkpoints: Checkpoints, *, step: int) -> None:
         """Take the weights of `step`, which has the best score. Raises DiskError where they were damaged since."""
-        found = checkpoints.best()
+        found = self._world.told(checkpoints.best_unread)
         if found is None or found[1]["step"] != step:
             raise DiskError(
                 f"the best weights, those of step {step}, are lost: {'; '.join(checkpoints.damage)}",
                 way_out="delete that folder of checkpoints and train again",
             )
+        self._world.read(found[0], into={f"model.{name}": p.detach() for name, p in self._trained.items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, by name. Before the first step the moments are zero."""
+        tensors: dict[str, Tensor] = {f"average.{name}": value for name, value in self._average.items()}
         for name, parameter in self._trained.items():
-            parameter.copy_(found[0][f"model.{name}"])
+            tensors[f"model.{name}"] = parameter.detach()
+            state = self._optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), device=parameter.device)
+                state |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+            tensors |= {f"optimizer.{name}.{key}": state[key] for key in _MOMENTS}
+        return tensors
 
 
 class _Lookups:
     """Tied embeddings have a dense gradient from the head already. Autograd would add to it a second matrix of the
     whole vocabulary (or, of a sparse one, a copy); what looking up adds are the rows of the tokens that were read, and
-    those are added in place: a fifth of a small student's step."""
+    those are added in place: a fifth of a small student's step. `cut`: not where the gradient leaves for other
+    processes before an update."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, cut: bool) -> None:
         self._read: list[tuple[Tensor, Tensor]] = []
         self._embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if isinstance(self._embeddings, nn.Embedding) and head is not None and head.weight is self._embeddings.weight:
+        if not cut or head is None or not isinstance(self._embeddings, nn.Embedding):
+            return
+        if head.weight is self._embeddings.weight:
             self._embeddings.register_forward_hook(self._cut)
 
     def add_gradients(self) -> None:

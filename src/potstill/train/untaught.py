@@ -36,10 +36,14 @@ class Untaught:
 
 
 def untaught(
-    learner: Learner, sample: Sequence[Sequence[Message]] = (), *, layers: Sequence[int] | None = None
+    learner: Learner,
+    sample: Sequence[Sequence[Message]] = (),
+    *,
+    layers: Sequence[int] | None = None,
+    loads_on: torch.device | None = None,
 ) -> Untaught:
     """With the given layers, or those that the recipe asks for: ranked ones by the `sample` of conversations."""
-    start = load(locate(learner.start), revision=learner.revision, dtype=torch.float32)
+    start = load(locate(learner.start), revision=learner.revision, dtype=torch.float32, on=loads_on)
     codec = codec_of(start.folder, learner.template, name="student")
     wanted = learner.layers if layers is None else tuple(layers)
     documents = _sample_text(sample, codec, start.model.device)
