@@ -92,6 +92,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
         if time.perf_counter() - saved > settings.checkpoint_seconds and trainee.step < total:
             trainee.save(job.checkpoints, fingerprint=job.fingerprint)
             saved = time.perf_counter()
+    trainee.release()
     return Fitted(steps=total, tokens=trainee.tokens, seconds=trainee.seconds)
 
 

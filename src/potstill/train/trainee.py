@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from potstill.recipe import Train
@@ -59,6 +60,10 @@ class Trainee:
         for name, value in self._average.items():
             self._trained[name].copy_(value)
 
+    def release(self) -> None:
+        """Leave the model as anyone may train it: its embeddings take their own gradient again."""
+        self._lookups.release()
+
     def save(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:
         tensors: dict[str, Tensor] = {f"average.{name}": value for name, value in self._average.items()}
         for name, parameter in self._trained.items():
@@ -92,9 +97,14 @@ class _Lookups:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._read: list[tuple[Tensor, Tensor]] = []
+        self._hook: RemovableHandle | None = None
         self._embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         if isinstance(self._embeddings, nn.Embedding) and head is not None and head.weight is self._embeddings.weight:
-            self._embeddings.register_forward_hook(self._cut)
+            self._hook = self._embeddings.register_forward_hook(self._cut)
+
+    def release(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
 
     def add_gradients(self) -> None:
         for ids_BL, looked_up_BLD in self._read:
