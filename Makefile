@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders demo demo-orders test test-vllm soak bench-generate bench-losses bench-train bench-rollouts bench-on-policy bench-on-policy-gain bench-dark-knowledge check format clean
+.PHONY: help setup data orders demo demo-orders test test-vllm soak bench-generate bench-losses bench-train bench-rollouts bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -89,9 +89,9 @@ bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's: tokens a second, m
 bench-on-policy: $(BENCH) ## a whole on-policy step beside TRL's: tokens a second, memory, and the same first loss
 	HF_HUB_OFFLINE=1 .venv-bench/bin/python benchmarks/on_policy.py --write docs/results/on_policy.md
 
-bench-on-policy-gain: $(SETUP) ## what own answers add to a student: 5 seeds of a small task, 2 of order e-mails
-	$(BIN)/python benchmarks/on_policy_gain.py columns --write docs/results/on_policy_gain.md
-	$(BIN)/python benchmarks/on_policy_gain.py orders --seeds 2 --write docs/results/on_policy_gain.md
+bench-on-policy-experiment: $(SETUP) ## what own answers add to a student: 5 seeds of a small task, 2 of order e-mails
+	$(BIN)/python benchmarks/on_policy_experiment.py columns --write docs/results/on_policy_experiment.md
+	$(BIN)/python benchmarks/on_policy_experiment.py orders --seeds 2 --write docs/results/on_policy_experiment.md
 
 bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md

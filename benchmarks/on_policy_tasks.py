@@ -1,4 +1,4 @@
-"""The tasks of `on_policy_gain.py`: a teacher that can do one, what is held out, and a seed's questions.
+"""The tasks of `on_policy_experiment.py`: a teacher that can do one, what is held out, and a seed's questions.
 
 columns   a 2.3 M-parameter teacher that is trained here adds numbers column by column, carries written down
 orders    SmolLM2-135M, fine-tuned on order e-mails and their JSON objects

@@ -1,4 +1,4 @@
-"""The short form of docs/results/on_policy_gain.md: three seeds, one pass over the prompts, three arms."""
+"""The short form of docs/results/on_policy_experiment.md: three seeds, one pass over the prompts, three arms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from on_policy_gain import OFF, ON, SFT, START, Arm, Point, Seen, Trained, arms_of, greedy, one_seed, ratio
+from on_policy_experiment import OFF, ON, SFT, START, Arm, Point, Seen, Trained, arms_of, greedy, one_seed, ratio
 from on_policy_tasks import COLUMNS, Task, columns_task
 
 SHORT = replace(COLUMNS, exam=150, epochs=1, validations=1)

@@ -3,7 +3,7 @@
 A student is fine-tuned on right answers; from there, with as many updates on the same prompts, it goes on with that, or
 with the teacher's soft targets on the right answers, or with its soft targets on what the student writes itself.
 
-    make bench-on-policy-gain       both tasks, rewrites the tables of docs/results/on_policy_gain.md
+    make bench-on-policy-experiment       both tasks, rewrites the tables of docs/results/on_policy_experiment.md
 
 Dimension key: S seeds, N held-out prompts, B resamples, V vocabulary.
 """
