@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-dark-knowledge check format clean
+.PHONY: help setup data orders demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-select bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -90,6 +90,16 @@ bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first,
 bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's, and steps from cached signals beside cross-entropy
 	.venv-bench/bin/python benchmarks/train.py --texts 96
 	.venv-bench/bin/python benchmarks/cached_steps.py
+
+bench-select: $(SETUP) ## which of a teacher's answers to learn: 4 sets of answers, 3 seeds, 1,000 held-out e-mails
+	$(BIN)/python benchmarks/selection.py --write docs/results/selection.md
+
+bench-on-policy: $(BENCH) ## a whole on-policy step beside TRL's: tokens a second, memory, and the same first loss
+	HF_HUB_OFFLINE=1 .venv-bench/bin/python benchmarks/on_policy.py --write docs/results/on_policy.md
+
+bench-on-policy-experiment: $(SETUP) ## what own answers add to a student: 5 seeds of a small task, 2 of order e-mails
+	$(BIN)/python benchmarks/on_policy_experiment.py columns --write docs/results/on_policy_experiment.md
+	$(BIN)/python benchmarks/on_policy_experiment.py orders --seeds 2 --write docs/results/on_policy_experiment.md
 
 bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md

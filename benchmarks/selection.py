@@ -66,7 +66,7 @@ class Exam:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-select")
-    parser.add_argument("--prompts", type=int, default=160)
+    parser.add_argument("--prompts", type=int, default=240)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=4, help="answers a prompt; the last arm has four times as many")
     parser.add_argument("--steps", type=int, default=240)

@@ -84,8 +84,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     total = math.ceil(len(job.rows) / settings.batch_size) * settings.epochs
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
     root = world.rooted(model)
-    kept_length = sum(len(row.target) for row in job.rows) / len(job.rows)
-    rules = Rules(loss=settings.guards, own=job.own_guards, kept_length=kept_length)
+    rules = _rules(job)
     trainee = Trainee(model, settings, world)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     for said in job.checkpoints.damage:
@@ -121,6 +120,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
             saved = time.perf_counter()
     chosen = choice.settle(total, job.checkpoints)
     root.gather()
+    trainee.release()
     return Fitted(steps=trainee.step, tokens=trainee.tokens, seconds=trainee.seconds, chose=chosen)
 
 
@@ -189,6 +189,11 @@ def _terms(
     if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
         hidden_RD = hidden_RD.to(compute_dtype())
     return terms(method, model, hidden_RD, batch, signal=signal, observe=observe)
+
+
+def _rules(job: Job) -> Rules:
+    kept_length = sum(len(row.target) for row in job.rows) / len(job.rows)
+    return Rules(loss=job.settings.guards, own=job.own_guards, kept_length=kept_length)
 
 
 def _guarded(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from potstill.errors import DiskError
@@ -74,6 +75,10 @@ class Trainee:
         for name, value in self._average.items():
             self._trained[name].copy_(value)
 
+    def release(self) -> None:
+        """Leave the model as anyone may train it: its embeddings take their own gradient again."""
+        self._lookups.release()
+
     def save(self, checkpoints: Checkpoints, *, fingerprint: str, score: float | None = None) -> None:
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
         state = {**progress, "scores": self.scores, "guards": self.memory.as_dict(), "fingerprint": fingerprint}
@@ -128,11 +133,16 @@ class _Lookups:
 
     def __init__(self, model: PreTrainedModel, *, cut: bool) -> None:
         self._read: list[tuple[Tensor, Tensor]] = []
+        self._hook: RemovableHandle | None = None
         self._embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         if not cut or head is None or not isinstance(self._embeddings, nn.Embedding):
             return
         if head.weight is self._embeddings.weight:
-            self._embeddings.register_forward_hook(self._cut)
+            self._hook = self._embeddings.register_forward_hook(self._cut)
+
+    def release(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
 
     def add_gradients(self) -> None:
         for ids_BL, looked_up_BLD in self._read:

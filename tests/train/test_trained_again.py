@@ -1,0 +1,42 @@
+"""A model that was trained is a model like any other: it may be trained again, by Potstill's loop or another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from potstill.recipe import Sft
+from potstill.records import unwatched
+from potstill.store.checkpoints import Checkpoints
+from potstill.store.metrics import Metrics
+from potstill.student_recipe import Lessons
+from potstill.train.batch import Row
+from potstill.train.loop import Job, fit
+
+
+def test_afterwards_what_is_looked_up_has_its_gradient(tmp_path: Path, tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    settings = Lessons(method=Sft(kind="sft"), epochs=1, batch_size=2, validations=1)
+    job = Job(
+        arm="student",
+        rows=[Row(prefix=(5, 6 + i), target=(9, 2)) for i in range(4)],
+        choices=(),
+        method=settings.method,
+        settings=settings,
+        seed=0,
+        fingerprint="",
+        checkpoints=Checkpoints(tmp_path / "checkpoints"),
+        metrics=Metrics(tmp_path / "metrics.jsonl"),
+        validate=lambda _: {},
+        watch=unwatched,
+    )
+    fit(model, job)
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    fresh.load_state_dict(model.state_dict())
+    for one in (model, fresh):
+        one.zero_grad()
+        one(input_ids=torch.tensor([[5, 6, 9]]), labels=torch.tensor([[5, 6, 9]])).loss.backward()
+    mine, wanted = (one.get_input_embeddings().weight.grad for one in (model, fresh))
+    torch.testing.assert_close(mine, wanted)
