@@ -189,7 +189,9 @@ class DataRecipe(Values):
             case _:
                 return None
         writer = self.teacher
-        return ScoredBy(model=writer.model, revision=writer.revision, licence=writer.licence, template=template)
+        return ScoredBy.model_validate(
+            {"model": writer.model, "revision": writer.revision, "licence": writer.licence, "template": template}
+        )
 
     @model_validator(mode="after")
     def _somebody_scores(self) -> DataRecipe:

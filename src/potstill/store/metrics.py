@@ -42,7 +42,7 @@ class Metrics:
 
     def rows(self, arm: str | None = None) -> list[Row]:
         """All rows, or one arm's. A line torn by a crash is the last one of a step that will be taken again."""
-        if self._path is None or not self._path.is_file():
+        if not self._path.is_file():
             return []
         rows: list[Row] = []
         for line in self._path.read_text(encoding="utf-8").splitlines():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from potstill.errors import MissingEnvironment
-from potstill.recipe import Train
+from potstill.recipe import Loop
 from potstill.store.files import write_atomic
 
 Row = Mapping[str, Any]
@@ -29,13 +29,13 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def sinks_of(settings: Train, folder: Path) -> tuple[Sink, ...]:
+def sinks_of(settings: Loop, folder: Path) -> tuple[Sink, ...]:
     """Those that `report_to` asks for; nothing is imported or sent before the first `begin`."""
     made: Mapping[str, Sink] = {"tensorboard": TensorBoard(folder), "wandb": Wandb(folder, settings)}
     return tuple(made[name] for name in dict.fromkeys(settings.report_to))
 
 
-def require_sinks(settings: Train) -> None:
+def require_sinks(settings: Loop) -> None:
     """Raises MissingEnvironment where `report_to` names a package that is not installed."""
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
@@ -87,7 +87,7 @@ class Wandb:
     """One W&B run an arm. Its id is in `wandb/ARM.json` of the run folder, with the last step that was sent: training
     from the start is a run of its own, going on is the same one. `WANDB_MODE=offline` sends nothing."""
 
-    def __init__(self, folder: Path, settings: Train) -> None:
+    def __init__(self, folder: Path, settings: Loop) -> None:
         self._folder, self._settings = folder, settings
         self._run: Any = None
         self._sent = 0

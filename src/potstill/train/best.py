@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from potstill.errors import GuardStopped
-from potstill.recipe import Train
+from potstill.recipe import Loop
 from potstill.records import Score
 from potstill.store.checkpoints import Checkpoints
 from potstill.train.trainee import Trainee
@@ -35,7 +35,7 @@ def told(chosen: Chosen | None) -> dict[str, int]:
 class Choice:
     """Of a model in training. Without `best` in its settings nothing is weighed, and the last weights are kept."""
 
-    settings: Train
+    settings: Loop
     trainee: Trainee
 
     def weigh(self, found: Mapping[str, Score], *, arm: str) -> float | None:
