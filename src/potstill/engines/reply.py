@@ -33,6 +33,8 @@ _TAGS = {
     "◁think▷": "◁/think▷",
     "<|channel|>analysis<|message|>": "<|end|>",
 }
+MARKS = (*_TAGS, *_TAGS.values(), "<|start|>assistant", "<|channel|>final<|message|>")
+"""Where reasoning begins and ends. A tokenizer may have them, or pieces of them, as special tokens."""
 _HARMONY = re.compile(r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|(?:return|end)\|>\s*$")
 
 
@@ -85,6 +87,11 @@ def split_inline(text: str) -> tuple[str | None, str, bool]:
                 return before.strip(), after.lstrip(), True
         return None, text, True
     return "\n".join(thoughts), rest.lstrip(), True
+
+
+def opened_by(prefix: str) -> str:
+    """The tag with which a template's generation prompt has already opened the reasoning, or nothing."""
+    return next((tag for tag in _TAGS if prefix.rstrip().endswith(tag)), "")
 
 
 def _object(raw: bytes) -> Json:

@@ -17,7 +17,7 @@ import torch
 
 from potstill.data_recipe import Generate
 from potstill.engines.local import KeptPrefix, shared_prefix
-from potstill.engines.reply import read_openai
+from potstill.engines.reply import MARKS, opened_by, read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
@@ -26,6 +26,7 @@ from potstill.teacher_recipe import Local
 from potstill.text.tokens import Ids
 
 _WORTH_KEEPING = 16  # tokens of a shared prefix
+_OPENING = 16  # tokens at the end of a prompt among which an opening tag of reasoning stands
 
 
 class LocalSampler:
@@ -40,6 +41,8 @@ class LocalSampler:
         config = self._loaded.model.generation_config
         ends = config.eos_token_id if config else None
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
+        special = self._codec.tokenizer.get_added_tokens_decoder().items()
+        self._unspoken = {i for i, t in special if t.special and not any(t.content in mark for mark in MARKS)}
         self._reads = int(getattr(self._loaded.model.config, "max_position_embeddings", 1 << 30))
 
     async def __aenter__(self) -> Self:
@@ -117,8 +120,16 @@ class LocalSampler:
         stopped = end is not None and end < ask.max_tokens
         answer = list(written[: end if stopped else ask.max_tokens])
         choice = {
-            "message": {"content": self._codec.tokenizer.decode(answer, skip_special_tokens=True)},
+            "message": {"content": self._text(ids, answer)},
             "finish_reason": "stop" if stopped else "length",
         }
         usage = {"prompt_tokens": len(ids), "completion_tokens": len(answer) + stopped}
         return json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False).encode()
+
+    def _text(self, prefix: Ids, answer: Sequence[int]) -> str:
+        """Without special tokens, but for those that open or close reasoning, and with the tag that the template itself
+        opened: the reply is split there."""
+        decode = self._codec.tokenizer.decode
+        spoken = [token for token in answer if token not in self._unspoken]
+        opened = opened_by(decode(list(prefix[-_OPENING:]), skip_special_tokens=False))
+        return opened + decode(spoken, skip_special_tokens=False)
