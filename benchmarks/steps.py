@@ -270,33 +270,34 @@ def reasoned(some: Sequence[Taught]) -> str:
     after = f"{100 * right[thought].mean():.1f} %" if thought.any() else "none"
     before = f"{100 * right[~thought].mean():.1f} %" if (~thought).any() else "none there"
     return (
-        f"Of the reasonings that the students with steps wrote in the exam, {100 * thought.mean():.1f} % are the program's "
-        f"to the letter. After those {after} of the answers are right; after the others, {before}."
+        f"Of the reasonings that the students with steps wrote in the exam, {100 * thought.mean():.1f} % are the "
+        f"program's to the letter. After those {after} of the answers are right; after the others, {before}."
     )
 
 
 HEAD = """# Steps and answer, or the answer alone
 
 `make bench-steps`: a teacher's answers to sums such as `47+85+26=`, learnt by the same student with its steps
-(`train.learn: reasoning and answer`) and without (`train.learn: answer`), by [recipes/sums.yaml](../../recipes/sums.yaml).
-**The teacher is a program** that adds column by column (`7+5=12+6=18`, `4+8=12+2=14+1=15`, then `158`); so this page
-measures what steps are worth to a student, and not a language model's skill. The student is a Llama with random weights
-that reads characters. Same sums, same weights at the start, same settings; a seed draws all of them. The exam is the
-same for all: no sum of it, in any order of its terms, is among those that are learnt, and the answer must be right to
-the letter. What the student thought before it is not looked at, but counts towards the 48 tokens that it may write.
+(`train.learn: reasoning and answer`) and without (`train.learn: answer`), by the recipe
+[recipes/sums.yaml](../../recipes/sums.yaml). **The teacher is a program** that adds column by column (`7+5=12+6=18`,
+`4+8=12+2=14+1=15`, then `158`); so this page measures what steps are worth to a student, and not a language model's
+skill. The student is a Llama with random weights that reads characters. Same sums, same weights at the start, same
+settings; a seed draws all of them. The exam is the same for all: no sum of it, in any order of its terms, is among
+those that are learnt, and the answer must be right to the letter. What the student thought before it is not looked at,
+but counts towards the 48 tokens that it may write.
 
 With its steps an example has about eight times the tokens that bear loss. So answer-only learns twice: in as many
 updates on as many examples, and for so many epochs that it has trained on at least as many tokens.
 
-Intervals resample seeds and problems together; three seeds say little about other seeds, so look at each.
+Intervals resample seeds and problems together; a few seeds say little about other seeds, so look at each.
 """
-FOOT = """**How the settings were chosen.** On another 10,000 sums and 300 problems, in batches of 32: with steps 94 % of the 300
-were right after two epochs, with the answer alone 12 % after 16 epochs. The learning rate is the first that was tried, with
-steps, and answer-only has the same: another may suit it better. The bench halves sums and batch for its time,
-without a further try.
+FOOT = """**How the settings were chosen.** On another 10,000 sums and 300 problems, in batches of 32: with steps 94 % of the
+300 were right after two epochs, with the answer alone 12 % after 16 epochs. The learning rate is the first that was
+tried, with steps, and answer-only has the same: another may suit it better. The bench halves sums and batch for its
+time, without a further try.
 
-**Which steps matters.** With running totals in place of columns (`47+85=132`, `132+26=158`) the same student was right on
-9 % of those 300 after the same 20,000 examples. A column is a row of sums of one digit, which so small a student
+**Which steps matters.** With running totals in place of columns (`47+85=132`, `132+26=158`) the same student was right
+on 9 % of those 300 after the same 20,000 examples. A column is a row of sums of one digit, which so small a student
 learns; a sum of two-digit numbers in one breath is not. The first four layers of SmolLM2-135M in the student's place
 were given up for their time, not for a result.
 
