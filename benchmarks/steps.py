@@ -200,7 +200,7 @@ def page(found: Sequence[Taught], asked: Sequence[Mapping[str, object]], size: S
     return "\n".join(
         [
             HEAD,
-            f"{len(arms[STEPS])} seeds, {size.sums:,} sums to learn (one in 20 held back), {len(asked)} in the exam, "
+            f"{seeds_of(arms[STEPS])} {size.sums:,} sums to learn (one in 20 held back), {len(asked)} in the exam, "
             f"{size.layers} layers of width {size.width}. {constant} The teacher is right on "
             f"{100 * min(one.teacher for one in found):.1f} %, the student before its first step on "
             f"{100 * max(one.base for one in found):.1f} %.",
@@ -221,6 +221,10 @@ def page(found: Sequence[Taught], asked: Sequence[Mapping[str, object]], size: S
             "",
         ]
     )
+
+
+def seeds_of(some: Sequence[Taught]) -> str:
+    return "One seed, so that intervals are over problems alone:" if len(some) == 1 else f"{len(some)} seeds:"
 
 
 def arms_table(arms: Mapping[str, Sequence[Taught]], compared: Compared) -> list[str]:
@@ -291,7 +295,8 @@ updates on as many examples, and for so many epochs that it has trained on at le
 
 Intervals resample seeds and problems together; a few seeds say little about other seeds, so look at each.
 """
-FOOT = """**How the settings were chosen.** On another 10,000 sums and 300 problems, in batches of 32: with steps 94 % of the
+FOOT = """\
+**How the settings were chosen.** On another 10,000 sums and 300 problems, in batches of 32: with steps 94 % of the
 300 were right after two epochs, with the answer alone 12 % after 16 epochs. The learning rate is the first that was
 tried, with steps, and answer-only has the same: another may suit it better. The bench halves sums and batch for its
 time, without a further try.
