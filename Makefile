@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-select bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
+.PHONY: help setup data orders sums demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ $(REVIEWS): $(SETUP) scripts/fetch_reviews.py
 
 orders: $(SETUP) ## order e-mails for recipes/orders.yaml
 	$(BIN)/python scripts/make_orders.py data
+
+sums: $(SETUP) ## sums, worked answers and a blank student for recipes/sums.yaml
+	$(BIN)/python scripts/make_sums.py data/sums
 
 demo-orders: orders ## rejection sampling on order e-mails, and a student that learns what is kept
 	$(BIN)/potstill run recipes/orders.yaml
@@ -103,6 +106,9 @@ bench-on-policy-experiment: $(SETUP) ## what own answers add to a student: 5 see
 
 bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md
+
+bench-steps: $(SETUP) ## what a teacher's steps are worth to a student: 3 seeds, about 10 minutes on two free cores
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py --write docs/results/steps.md
 
 bench-rollouts: $(SETUP) ## rollouts in slots beside model.generate in static batches
 	$(BIN)/python benchmarks/rollouts.py --write docs/results/rollouts.md

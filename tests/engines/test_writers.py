@@ -11,11 +11,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from data_runs import query, write_recipe
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.data_recipe import Generate, load
 from potstill.engines.gguf import GgufSampler
-from potstill.engines.sampler import Ask, Failure, Sampler
+from potstill.engines.sampler import Answer, Ask, Failure, Sampler
 from potstill.engines.writer import LocalSampler
 from potstill.errors import InputError
 from potstill.harvest import harvest
@@ -81,6 +83,37 @@ def test_a_model_that_fails_is_heard_of_and_not_waited_for(tiny_model: Path, mon
     monkeypatch.setattr(sampler._loaded.model.base_model, "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         answers(sampler, asks("good", "bad"))
+
+
+@pytest.mark.parametrize("opened", ["", "<think>\n"])
+def test_reasoning_is_split_off_where_its_tags_are_special_tokens(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, opened: str
+) -> None:
+    """Such tags are in no decoded text by default, and some templates write the opening one themselves."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    tokenizer.chat_template = f"{tokenizer.chat_template}{opened}"
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sampler = LocalSampler(str(tmp_path), None, Generate(), Local(kind="local"))
+    written = f"{'' if opened else '<think>'}a dull film</think><|im_start|>bad<|im_end|>"
+
+    def says(**given: Any) -> torch.Tensor:
+        ids = tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids
+        return torch.cat([given["input_ids"], ids], dim=1)
+
+    monkeypatch.setattr(sampler._loaded.model, "generate", says)
+
+    async def run(max_tokens: int) -> Answer:
+        async with sampler:
+            (ask,) = asks("film", max_tokens=max_tokens)
+            return sampler.read(await sampler.ask(ask)).answers[0]
+
+    assert asyncio.run(run(60)) == Answer(text="bad", reasoning="a dull film", finish="stop", cut_off=False)
+    cut = asyncio.run(run(3))
+    assert cut.text == "" and cut.cut_off and cut.reasoning and "a dull film".startswith(cut.reasoning)
 
 
 def test_a_local_teacher_fills_a_ledger(tiny_model: Path, tmp_path: Path) -> None:

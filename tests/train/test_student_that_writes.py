@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
 from potstill.errors import InputError, LicenceRefused
-from potstill.harvest import harvest
+from potstill.harvest import harvest, sift
 from potstill.lessons import examine, teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
 from potstill.records import Message
+from potstill.store.requests import Requests
 from potstill.train.answers import held_back_nats
 from potstill.train.batch import Whole, collate
 from potstill.train.rows import conversation_rows
@@ -97,6 +98,53 @@ def test_reasoning_is_learnt_where_the_template_writes_it(tiny_model: Path) -> N
     assert text == "<think>\ndull\n</think>\n\na nap<|im_end|>"
     (row,) = conversation_rows([(talk, 1.0)], codec, reasoning=False)
     assert codec.tokenizer.decode(list(row.target), skip_special_tokens=False) == "a nap<|im_end|>"
+
+
+def test_reasoning_that_nobody_wrote_cannot_be_learnt(tiny_model: Path) -> None:
+    codec = codec_of(tiny_model, THINKING, name="student")
+    plain = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
+    with pytest.raises(InputError, match="no kept answer has reasoning"):
+        conversation_rows([(plain, 1.0)], codec, reasoning=True)
+    thought = [plain[0], Message(role="assistant", content="a nap", reasoning_content="dull")]
+    assert len(conversation_rows([(plain, 1.0), (thought, 1.0)], codec, reasoning=True)) == 2
+
+
+@pytest.mark.parametrize("learn", ["reasoning and answer", "answer"])
+def test_a_teachers_steps_are_learnt_or_not_and_the_exam_looks_at_the_answer(
+    learn: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    """The same teacher says "nap" to everything after the same thought; both students pass, only one thinks."""
+    recipe = recipe_in(
+        tmp_path,
+        tiny_model,
+        student={"start": str(tiny_model), "licence": "mit", "template": THINKING, "freeze_embeddings": False},
+        train={"epochs": 20, "batch_size": 8, "learning_rate": 0.01, "learn": learn},
+        verify={"checks": [{"kind": "reasoning"}, {"kind": "exact"}]},
+        evaluate={
+            "prompts": {
+                "source": str(tmp_path / "test.jsonl"),
+                "licence": "mit",
+                "columns": {"text": "q", "reference": "a"},
+            },
+            "checks": [{"kind": "exact"}],
+            "max_tokens": 60,
+        },
+    )
+    for file in (tmp_path / "learn.jsonl", tmp_path / "test.jsonl"):
+        rows = [{**json.loads(line), "a": "nap"} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [f"say {a} {b}" for a in FILMS for b in FILMS if a != b]
+    canned = [{"prompt": prompt, "answer": "<think>dull film</think>nap"} for prompt in asked]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in canned))
+    run = tmp_path / "run"
+    harvest(recipe, folder=run)
+    assert sift(recipe, folder=run).kept == 40
+    teach(recipe, folder=run)
+    arms = examine(recipe, folder=run)["arms"]
+    assert arms["teacher"]["pass_rate"]["value"] == arms["student"]["pass_rate"]["value"] == 1.0
+    with Requests(run / "exam" / "student" / "ledger.sqlite") as requests:
+        thoughts = {sample.reasoning for _, sample in requests.samples(most=1)}
+    assert thoughts == ({"dull film"} if learn == "reasoning and answer" else {None})
 
 
 def test_an_answer_that_spells_a_control_token_is_left_out(tiny_model: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from potstill.engines.sampler import Answer, Failure, Reading, Usage
 from potstill.records import Finish
+from potstill.text.tokens import Codec, Ids
 from potstill.text.whole import whole
 
 Json = Mapping[str, Any]
@@ -33,6 +34,9 @@ _TAGS = {
     "◁think▷": "◁/think▷",
     "<|channel|>analysis<|message|>": "<|end|>",
 }
+_MARKS = (*_TAGS, *_TAGS.values(), "<|start|>assistant", "<|channel|>final<|message|>")
+"""Where reasoning begins and ends. A tokenizer may have them, or pieces of them, as special tokens."""
+_OPENING = 16  # tokens at the end of a prompt among which an opening tag of reasoning stands
 _HARMONY = re.compile(r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|(?:return|end)\|>\s*$")
 
 
@@ -85,6 +89,22 @@ def split_inline(text: str) -> tuple[str | None, str, bool]:
                 return before.strip(), after.lstrip(), True
         return None, text, True
     return "\n".join(thoughts), rest.lstrip(), True
+
+
+class Spoken:
+    """The text of an answer in tokens: without special tokens, but for those that open or close reasoning, and with the
+    tag with which the template's generation prompt has opened it already; `split_inline` splits it there."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._tokenizer = codec.tokenizer
+        special = self._tokenizer.get_added_tokens_decoder().items()
+        self._unspoken = {i for i, t in special if t.special and not any(t.content in mark for mark in _MARKS)}
+
+    def __call__(self, prompt: Ids, answer: Ids) -> str:
+        end = self._tokenizer.decode(list(prompt[-_OPENING:]), skip_special_tokens=False).rstrip()
+        opened = next((tag for tag in _TAGS if end.endswith(tag)), "")
+        spoken = [token for token in answer if token not in self._unspoken]
+        return opened + self._tokenizer.decode(spoken, skip_special_tokens=False)
 
 
 def _object(raw: bytes) -> Json:

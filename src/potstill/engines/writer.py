@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from potstill.data_recipe import Generate
-from potstill.engines.reply import read_openai
+from potstill.engines.reply import Spoken, read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
@@ -35,6 +35,7 @@ class LocalSampler:
         config = self._loaded.model.generation_config
         ends = config.eos_token_id if config else None
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._spoken = Spoken(self._codec)
         self._reads = int(getattr(self._loaded.model.config, "max_position_embeddings", 1 << 30))
         self._rollouts = self._slots_of(self._capacity)
 
@@ -98,7 +99,7 @@ class LocalSampler:
     def _reply(self, prompt: Ids, written: Rollout) -> bytes:
         answer = written.ids[:-1] if written.finish == "stop" else written.ids
         choice = {
-            "message": {"content": self._codec.tokenizer.decode(list(answer), skip_special_tokens=True)},
+            "message": {"content": self._spoken(prompt, answer)},
             "finish_reason": written.finish,
         }
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(written.ids)}

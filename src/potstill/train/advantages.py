@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from potstill.engines.local import plan_batches
-from potstill.engines.reply import split_inline
+from potstill.engines.reply import Spoken, split_inline
 from potstill.errors import InputError
 from potstill.losses import Hidden
 from potstill.losses.estimators import leave_one_out, reward_to_go, sampled_logp, sequence_sums
@@ -56,20 +56,19 @@ def judged(
 
 def verdicts_by(reward: Reward, codec: Codec, asked: Iterable[Sequence[Message]]) -> Verdicts:
     """`asked` are the prompts of all rows that there will be."""
-    known = {codec.prefix(messages): messages for messages in asked}
+    known, spoken = {codec.prefix(messages): messages for messages in asked}, Spoken(codec)
 
     def said(rows: Sequence[Row]) -> Sequence[float | None]:
-        return reward([(known[row.prefix], _sample(row, codec)) for row in rows])
+        return reward([(known[row.prefix], _sample(row, spoken)) for row in rows])
 
     return said
 
 
-def _sample(row: Row, codec: Codec) -> Sample:
+def _sample(row: Row, spoken: Spoken) -> Sample:
     """An own answer as a check reads it: without the token that ends it, its reasoning apart."""
     cut_off = _own(row).cut_off
     ids = row.target if cut_off else row.target[:-1]
-    written = codec.tokenizer.decode(list(ids), skip_special_tokens=True)
-    reasoning, text, closed = split_inline(written)
+    reasoning, text, closed = split_inline(spoken(row.prefix, ids))
     finish = "length" if cut_off else "stop"
     return Sample(prompt_id="", text=text, reasoning=reasoning, finish=finish, cut_off=cut_off or not closed)
 

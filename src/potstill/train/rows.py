@@ -32,7 +32,7 @@ Weighted = tuple[Sequence[Message], float]
 
 def conversation_rows(conversations: Sequence[Weighted], codec: Codec, *, reasoning: bool) -> list[Row]:
     """Tokens of the student's own template. A conversation that spells a control token is left out: it would teach the
-    model to write one. Raises InputError where none is left."""
+    model to write one. Raises InputError where none is left, or none has the reasoning that is to be learnt."""
     return [row for row, _ in rows_and_questions(conversations, codec, reasoning=reasoning)]
 
 
@@ -40,6 +40,11 @@ def rows_and_questions(
     conversations: Sequence[Weighted], codec: Codec, *, reasoning: bool
 ) -> list[tuple[Row, Sequence[Message]]]:
     """With what was asked, as messages."""
+    if reasoning and conversations and not any(said.reasoning_content for (*_, said), _ in conversations):
+        raise InputError(
+            "train.learn is 'reasoning and answer', but no kept answer has reasoning",
+            way_out="let the teacher think, or learn the answers alone (train.learn: answer)",
+        )
     rows: list[tuple[Row, Sequence[Message]]] = []
     for (*asked, said), weight in conversations:
         turn = said if reasoning else replace(said, reasoning_content=None)
