@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from data_runs import query, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.data_recipe import Generate, load
 from potstill.engines.gguf import GgufSampler
 from potstill.engines.sampler import Answer, Ask, Failure, Sampler
+from potstill.engines.slots import Rollout
 from potstill.engines.writer import LocalSampler
 from potstill.errors import InputError
 from potstill.harvest import harvest
 from potstill.teacher_recipe import Gguf, Local
+from potstill.text.tokens import Ids
 
 
 def gguf() -> Path:
@@ -100,11 +101,13 @@ def test_reasoning_is_split_off_where_its_tags_are_special_tokens(
     sampler = LocalSampler(str(tmp_path), None, Generate(), Local(kind="local"))
     written = f"{'' if opened else '<think>'}a dull film</think><|im_start|>bad<|im_end|>"
 
-    def says(**given: Any) -> torch.Tensor:
-        ids = tokenizer(written, add_special_tokens=False, return_tensors="pt").input_ids
-        return torch.cat([given["input_ids"], ids], dim=1)
+    def says(prompts: Sequence[Ids], *, max_new_tokens: Sequence[int], **_: Any) -> list[Rollout]:
+        whole = tokenizer(written, add_special_tokens=False).input_ids
+        ids, finish = tuple(whole[: max_new_tokens[0]]), "stop" if len(whole) <= max_new_tokens[0] else "length"
+        logp = (0.0,) * len(ids)
+        return [Rollout(prompt=0, index=0, ids=ids, logp=logp, drawn_logp=logp, finish=finish)]
 
-    monkeypatch.setattr(sampler._loaded.model, "generate", says)
+    monkeypatch.setattr(sampler._rollouts, "roll_out", says)
 
     async def run(max_tokens: int) -> Answer:
         async with sampler:
