@@ -53,6 +53,8 @@ ROOT = Path(__file__).parents[1]
 FIELDS = ("name", "item", "quantity", "city", "total")
 ARMS = ("all", "random", "accepted", "accepted of 4x")
 LAYERS, BATCH, RESAMPLES = 8, 8, 10_000
+READING = "## Reading it"
+"""What stands below it on the page is written by hand and kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def main() -> None:
     page = report(sets, steps, exams, teacher, questions, asked)
     print(page)
     if asked.write:
-        asked.write.write_text(page, encoding="utf-8")
+        said = asked.write.read_text(encoding="utf-8") if asked.write.is_file() else ""
+        asked.write.write_text(page + "".join(said.partition(READING)[1:]), encoding="utf-8")
 
 
 def recipe_of(work: Path, *more: str) -> DataRecipe:
