@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.models.forward import hidden_rows
-from potstill.models.load import device
+from potstill.models.load import compute_dtype, device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
 from potstill.records import Score, Watch
@@ -67,7 +67,7 @@ def train_student(  # noqa: PLR0913
         fingerprint=f"{fingerprint} of {start.layers}",
         checkpoints=Checkpoints(place / "checkpoints" / "student"),
         metrics=Metrics(place / "metrics.jsonl" if world.first else None),
-        validate=lambda student: {"nats_a_token": held_back_nats(student, held)},
+        validate=lambda student: {"nats_a_token": held_back_nats(student, held, autocast=world.size > 1)},
         watch=watch,
         world=world,
     )
@@ -81,13 +81,15 @@ def train_student(  # noqa: PLR0913
 
 
 @torch.no_grad()
-def held_back_nats(model: PreTrainedModel, rows: Sequence[Row]) -> Score:
-    """Mean cross-entropy of a token of the answers held back."""
+def held_back_nats(model: PreTrainedModel, rows: Sequence[Row], *, autocast: bool = False) -> Score:
+    """Mean cross-entropy of a token of the answers held back. `autocast`: for layers that come in half precision."""
     total, count = 0.0, 0
     for begin in range(0, len(rows), 8):
         some = rows[begin : begin + 8]
         batch = collate(some, (), whole=Whole.of(some), device=model.device)
-        hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+        half = autocast and compute_dtype() == torch.bfloat16
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=half):
+            hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
         total += token_nats(model, hidden_RD, batch.target_N).sum().item()
         count += len(batch.target_N)
     return Score(value=total / count, n=count)
