@@ -1,9 +1,9 @@
 """Several processes of one training, for tests: `python ranks.py FOLDER < jobs`, a job a line.
 
 Imports are paid once: every process is forked from here, with the environment that torchrun would give it. A job is
-{"run", "count", "set", "stop", "fail"}: `stop` raises KeyboardInterrupt in all after that step, `fail` ends the last
-process without a word. The answer is a line: exit codes, what was said, seconds, whether torch.distributed was
-initialised in the end.
+{"run", "count", "set", "half", "stop", "fail"}: `half` computes in bf16 where the machine does, `stop` raises
+KeyboardInterrupt in all after that step, `fail` ends the last process without a word. The answer is a line: exit codes,
+what was said, seconds, whether torch.distributed was initialised in the end.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from potstill import cli, console
 from potstill.records import Progress
 
 torch.set_num_threads(1)
-torch.cpu._is_avx512_bf16_supported = lambda: False  # fp32
 
 
 def process(rank: int, port: int, folder: Path, job: dict[str, Any]) -> None:
     said = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 2)
     os.dup2(said, 1)
+    if not job.get("half"):
+        torch.cpu._is_avx512_bf16_supported = lambda: False  # fp32
     last = rank == job["count"] - 1
     if job["count"] > 1:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -52,9 +52,9 @@ class Ranks:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def trained(self, run: str, count: int, *overrides: str) -> list[dict[str, float]]:
+    def trained(self, run: str, count: int, *overrides: str, **job: Any) -> list[dict[str, float]]:
         """What was logged of every step."""
-        found = self(run, count, *overrides)
+        found = self(run, count, *overrides, **job)
         assert found["codes"] == [0] * count, found["said"]
         return [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text().splitlines()]
 
@@ -102,6 +102,14 @@ def test_two_processes_give_the_losses_of_one(ranks: Ranks, name: str) -> None:
 def test_a_sharded_teacher_gives_the_losses_of_a_whole_one(ranks: Ranks) -> None:
     told = ("teacher.instructions='the film is good and the actors are wonderful, the script gives them nothing'",)
     agree(ranks.trained("soft-1", 1, *ranks.soft, *told), ranks.trained("soft-2", 2, *ranks.soft, *told))
+
+
+def test_in_half_precision_they_agree_as_far_as_it_goes(ranks: Ranks) -> None:
+    one, two = (ranks.trained(f"half-{count}", count, *ranks.soft, half=True) for count in (1, 2))
+    for mine, other in zip(one, two, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-2)
+        if "validation_nats_a_token" in mine:
+            assert mine["validation_nats_a_token"] == pytest.approx(other["validation_nats_a_token"], rel=1e-2)
 
 
 def test_signals_are_computed_once_for_all_processes(ranks: Ranks) -> None:

@@ -70,7 +70,7 @@ def train_student(  # noqa: PLR0913
         quiz = Quiz.of(held, ask, end_of_turn=end, max_tokens=longest_answer + 8)
 
     def validate(student: PreTrainedModel) -> dict[str, Score]:
-        found = {"nats_a_token": held_back_nats(student, held, half=world.size > 1)}
+        found = {"nats_a_token": held_back_nats(student, held, autocast=world.size > 1)}
         if scores is not None and isinstance(recipe.train.method, LogitKd):
             found["kd"] = distance(student, held, recipe.train.method, scores)
         return found if quiz is None else {**found, "pass_rate": quiz(student)}
@@ -109,11 +109,10 @@ def train_student(  # noqa: PLR0913
 
 
 @torch.no_grad()
-def held_back_nats(model: PreTrainedModel, rows: Sequence[Row], *, half: bool = False) -> Score:
-    """Mean cross-entropy of a token of the answers held back. `half`: layers that travel between processes come in half
-    precision, where the machine has it."""
-    half = half and compute_dtype() == torch.bfloat16
+def held_back_nats(model: PreTrainedModel, rows: Sequence[Row], *, autocast: bool = False) -> Score:
+    """Mean cross-entropy of a token of the answers held back. `autocast`: for layers that come in half precision."""
     total, count = 0.0, 0
+    half = autocast and compute_dtype() == torch.bfloat16
     for begin in range(0, len(rows), 8):
         some = rows[begin : begin + 8]
         batch = collate(some, (), whole=Whole.of(some), device=model.device)
