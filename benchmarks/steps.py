@@ -195,6 +195,8 @@ class Compared:
 def page(found: Sequence[Taught], asked: Sequence[Mapping[str, object]], size: Size) -> str:
     arms = {arm: [one for one in found if one.arm == arm] for arm in (STEPS, SAME_UPDATES, SAME_TOKENS)}
     compared = Compared.of({arm: np.array([one.right for one in some], dtype=np.float64) for arm, some in arms.items()})
+    seeds = {one.seed for one in found}
+    minutes = [sum(one.cpu_seconds for one in found if one.seed == seed) / 60 for seed in seeds]
     answer, most = Counter(str(row["sum"]) for row in asked).most_common(1)[0]
     constant = f"The commonest answer of the exam, {answer}, is right on {100 * most / len(asked):.1f} % of it."
     return "\n".join(
@@ -214,8 +216,8 @@ def page(found: Sequence[Taught], asked: Sequence[Mapping[str, object]], size: S
             reasoned(arms[STEPS]),
             "",
             FOOT,
-            f"Where: {sum(one.cpu_seconds for one in found) / 60:.0f} minutes of one core, training and exams, in two "
-            f"processes of one thread beside other work ({os.cpu_count()} cores), "
+            f"Where: up to {max(minutes):.1f} minutes of one core a seed, training and exams, in two processes of "
+            f"one thread beside other work ({os.cpu_count()} cores), "
             f"{str(compute_dtype()).removeprefix('torch.')}, Python {platform.python_version()}, "
             f"torch {version('torch')}, transformers {version('transformers')}.",
             "",
