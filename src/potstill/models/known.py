@@ -7,6 +7,7 @@ machine goes before the table.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from potstill.models.shapes import Shape
 
@@ -32,21 +33,6 @@ def _qwen3(layers: int, width: int, heads: int, inner: int, *, tied: bool) -> Sh
     )
 
 
-def _qwen2(layers: int, width: int, heads: tuple[int, int], inner: int, *, vocabulary: int, tied: bool) -> Shape:
-    return Shape(
-        architecture="qwen2",
-        layers=layers,
-        width=width,
-        heads=heads[0],
-        kv_heads=heads[1],
-        head_width=width // heads[0],
-        inner=inner,
-        vocabulary=vocabulary,
-        tied=tied,
-        biased=True,
-    )
-
-
 def _llama(layers: int, width: int, heads: tuple[int, int], inner: int, *, vocabulary: int, tied: bool) -> Shape:
     return Shape(
         architecture="llama",
@@ -59,6 +45,10 @@ def _llama(layers: int, width: int, heads: tuple[int, int], inner: int, *, vocab
         vocabulary=vocabulary,
         tied=tied,
     )
+
+
+def _as_qwen2(shape: Shape) -> Shape:
+    return replace(shape, architecture="qwen2", biased=True)
 
 
 def _gemma3(layers: int, width: int, inner: int) -> Shape:
@@ -85,11 +75,11 @@ _KNOWN: dict[str, Shape] = {
     "Qwen/Qwen3-8B": _qwen3(36, 4096, 32, 12_288, tied=False),
     "Qwen/Qwen3-14B": _qwen3(40, 5120, 40, 17_408, tied=False),
     "Qwen/Qwen3-32B": _qwen3(64, 5120, 64, 25_600, tied=False),
-    "Qwen/Qwen2.5-0.5B": _qwen2(24, 896, (14, 2), 4864, vocabulary=151_936, tied=True),
-    "Qwen/Qwen2.5-1.5B": _qwen2(28, 1536, (12, 2), 8960, vocabulary=151_936, tied=True),
-    "Qwen/Qwen2.5-7B": _qwen2(28, 3584, (28, 4), 18_944, vocabulary=152_064, tied=False),
-    "Qwen/Qwen2.5-14B": _qwen2(48, 5120, (40, 8), 13_824, vocabulary=152_064, tied=False),
-    "Qwen/Qwen2.5-32B": _qwen2(64, 5120, (40, 8), 27_648, vocabulary=152_064, tied=False),
+    "Qwen/Qwen2.5-0.5B": _as_qwen2(_llama(24, 896, (14, 2), 4864, vocabulary=151_936, tied=True)),
+    "Qwen/Qwen2.5-1.5B": _as_qwen2(_llama(28, 1536, (12, 2), 8960, vocabulary=151_936, tied=True)),
+    "Qwen/Qwen2.5-7B": _as_qwen2(_llama(28, 3584, (28, 4), 18_944, vocabulary=152_064, tied=False)),
+    "Qwen/Qwen2.5-14B": _as_qwen2(_llama(48, 5120, (40, 8), 13_824, vocabulary=152_064, tied=False)),
+    "Qwen/Qwen2.5-32B": _as_qwen2(_llama(64, 5120, (40, 8), 27_648, vocabulary=152_064, tied=False)),
     "meta-llama/Llama-3.1-8B": _LLAMA_8B,
     "meta-llama/Llama-3.1-70B": _LLAMA_70B,
     "meta-llama/Llama-3.3-70B": _LLAMA_70B,
