@@ -23,13 +23,13 @@ from potstill.store.metrics import Metrics
 from potstill.store.sinks import sinks_of
 from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
-from potstill.train.loop import Fitted, Job, fit
+from potstill.train.loop import Fitted, Job, Validate, fit
 from potstill.train.methods import token_nats
 from potstill.train.own_answers import OwnAnswers
 from potstill.train.own_text import own_text
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
-from potstill.train.teaching import LiveTeacher
+from potstill.train.teaching import LiveTeacher, Teach
 from potstill.train.untaught import Untaught, save
 from potstill.train.validation import Quiz, apart, distance
 from potstill.train.world import ALONE, World
@@ -60,21 +60,19 @@ def train_student(  # noqa: PLR0913
     learnt, held = apart(rows)
     longest_answer = max(len(row.target) for row in rows)
     ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
-    write, scores, end = None, teach, codec.end_of_turn("x")
+    write, scores = None, teach
     if (how := recipe.train.on_policy) is not None and teach is not None:
-        longest = max(len(row.prefix) for row in rows)
-        write = OwnAnswers(model.to(device()), how, end_of_turn=end, longest_prefix=longest, seed=recipe.seed)  # pyright: ignore[reportArgumentType]
+        write = OwnAnswers(
+            model.to(device()),  # pyright: ignore[reportArgumentType]
+            how,
+            end_of_turn=codec.end_of_turn("x"),
+            longest_prefix=max(len(row.prefix) for row in rows),
+            seed=recipe.seed,
+        )
         write, teach = judged(recipe.train, how, write, teach, ask)
     quiz = None
     if recipe.train.predict_with_generate and ask is not None:
-        quiz = Quiz.of(held, ask, end_of_turn=end, max_tokens=longest_answer + 8)
-
-    def validate(student: PreTrainedModel) -> dict[str, Score]:
-        found = {"nats_a_token": held_back_nats(student, held, autocast=world.size > 1)}
-        if scores is not None and isinstance(recipe.train.method, LogitKd):
-            found["kd"] = distance(student, held, recipe.train.method, scores)
-        return found if quiz is None else {**found, "pass_rate": quiz(student)}
-
+        quiz = Quiz.of(held, ask, end_of_turn=codec.end_of_turn("x"), max_tokens=longest_answer + 8)
     sinks = sinks_of(recipe.train, place) if world.first else ()
     job = Job(
         arm="student",
@@ -89,7 +87,7 @@ def train_student(  # noqa: PLR0913
         fingerprint=f"{fingerprint} of {start.layers}",
         checkpoints=Checkpoints(place / "checkpoints" / "student", better=recipe.train.better),
         metrics=Metrics(place / "metrics.jsonl", sinks, writes=world.first),
-        validate=validate,
+        validate=_validation(recipe, held, scores, quiz, world),
         watch=watch,
         spell=codec.text,
         world=world,
@@ -106,6 +104,21 @@ def train_student(  # noqa: PLR0913
     save(start, longest=longest_answer, to=place / "model")
     job.checkpoints.clear()
     return fitted
+
+
+def _validation(
+    recipe: DataRecipe, held: Sequence[Row], scores: Teach | None, quiz: Quiz | None, world: World
+) -> Validate:
+    """What is scored while the student trains: nats a token; with a teacher that scores, the method's own divergence;
+    with a quiz, the share of right answers."""
+
+    def validate(student: PreTrainedModel) -> dict[str, Score]:
+        found = {"nats_a_token": held_back_nats(student, held, autocast=world.size > 1)}
+        if scores is not None and isinstance(recipe.train.method, LogitKd):
+            found["kd"] = distance(student, held, recipe.train.method, scores)
+        return found if quiz is None else {**found, "pass_rate": quiz(student)}
+
+    return validate
 
 
 @torch.no_grad()
