@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import math
 import platform
-import re
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import replace_table
 from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -182,9 +182,7 @@ def main() -> None:
     said = table(found, time.perf_counter() - start)
     print(said)
     if arguments.write:
-        page = arguments.write.read_text(encoding="utf-8")
-        new = re.sub(r"(?s)<!-- table -->.*?<!-- end -->", lambda _: f"<!-- table -->\n{said}\n<!-- end -->", page)
-        arguments.write.write_text(new, encoding="utf-8")
+        replace_table(arguments.write, "table", said)
 
 
 if __name__ == "__main__":

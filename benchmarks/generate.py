@@ -28,6 +28,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "loopback"))
 from data_runs import write_recipe
+from pages import replace_table
 
 from loopback import loopback
 from potstill.data_recipe import load
@@ -157,9 +158,7 @@ def main() -> None:
     )
     print(table)
     if options.write:
-        head, _, rest = options.write.read_text().partition("<!-- table -->")
-        _, _, tail = rest.partition("<!-- end -->")
-        options.write.write_text(f"{head}<!-- table -->\n{table}\n<!-- end -->{tail}")
+        replace_table(options.write, "table", table)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 `make bench-on-policy` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; order
 e-mails as prompts, eight answers a step of at most 64 tokens at temperature 1, reverse KL over the whole vocabulary
-(TRL's default), AdamW. Both are processes of their own that take turns, with fp32 masters, bf16 autocast, a bf16
-teacher and no gradient checkpointing. In the first step, which is outside the clock, both are given the same answers,
-so that their first loss must agree. Peak memory is the process's resident set less what it was with the models loaded.
+(TRL's default), AdamW. Both are processes of their own that take turns, with fp32 masters and no gradient
+checkpointing; both compute in bf16 where the processor multiplies it natively, in fp32 elsewhere. In the first step,
+which is outside the clock, both are given the same answers, so that their first loss must agree. Peak memory is the
+process's resident set less what it was with the models loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pages import computed_in, replace_table
 
 from train import Memory
 
@@ -189,7 +192,7 @@ def trl(steps: int) -> Measured:
     from trl import DistillationConfig, DistillationTrainer
     from trl.trainer import distillation_trainer
 
-    from potstill.models.load import load
+    from potstill.models.load import compute_dtype, load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
 
@@ -215,7 +218,8 @@ def trl(steps: int) -> Measured:
             args=DistillationConfig(
                 output_dir=folder, per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=RATE,
                 max_completion_length=LONGEST, shuffle_dataset=False, logging_steps=1, save_strategy="no",
-                report_to="none", bf16=True, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True,
+                report_to="none", bf16=compute_dtype() == torch.bfloat16, use_cpu=True, gradient_checkpointing=False,
+                disable_tqdm=True,
             ),
             train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": o["text"]}]} for o in asked]),
             processing_class=AutoTokenizer.from_pretrained(loaded.folder, padding_side="left"),
@@ -245,8 +249,8 @@ def trl(steps: int) -> Measured:
 def page(found: dict[str, list[Measured]], steps: int) -> str:
     versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "trl"))
     lines = [
-        f"Python {platform.python_version()} {versions}; {steps} steps of {BATCH} answers, the first {WARM} outside "
-        f"the clock, {len(found['trl'])} alternating runs, medians (range).",
+        f"{computed_in()}, Python {platform.python_version()} {versions}; {steps} steps of {BATCH} answers, the first "
+        f"{WARM} outside the clock, {len(found['trl'])} alternating runs, medians (range).",
         "",
         "| | trained tokens/s | seconds a step | tokens a step | peak MiB | first loss |",
         "|---|---:|---:|---:|---:|---:|",
@@ -290,9 +294,7 @@ def main() -> None:
     said = page(found, chosen.steps)
     print(said)
     if chosen.write:
-        before, _, rest = chosen.write.read_text(encoding="utf-8").partition("<!-- table -->")
-        after = rest.partition("<!-- end -->")[2]
-        chosen.write.write_text(f"{before}<!-- table -->\n{said}\n<!-- end -->{after}", encoding="utf-8")
+        replace_table(chosen.write, computed_in(), said)
 
 
 def _apart(system: str, steps: int) -> Measured:

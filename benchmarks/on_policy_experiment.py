@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from on_policy_tasks import COLUMNS, ORDER_MAILS, Plan, Task, columns_task, half, learn, lessons, orders_task
+from pages import computed_in, replace_table
 from transformers import PreTrainedModel
 
 from potstill.engines.row_logits import row_logits
@@ -33,7 +33,6 @@ from potstill.evaluate.metrics import interval, resamples
 from potstill.losses import divergence
 from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
-from potstill.models.load import compute_dtype
 from potstill.recipe import LogitKd, Sft
 from potstill.records import Score
 from potstill.student_recipe import OnPolicy
@@ -268,7 +267,7 @@ def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
         f"The teacher is right on {greedy(task.teacher, task).mean():.1%} of the {plan.exam} held-out prompts (taught "
         f"in {task.teacher_seconds:.0f} s). A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates to "
         f"the start, {updates * plan.epochs} more in every arm, {plan.batch} answers each. {torch.get_num_threads()} "
-        f"threads, {str(compute_dtype()).removeprefix('torch.')}, Python {platform.python_version()}, {libraries}."
+        f"threads, {computed_in()}, Python {platform.python_version()}, {libraries}."
     )
     return "\n".join([*lines, "", said])
 
@@ -297,10 +296,7 @@ def main() -> None:
     said = table(task, plan, found)
     print(said)
     if given.write:
-        page = given.write.read_text(encoding="utf-8")
-        marks = f"<!-- {given.task} -->", "<!-- end -->"
-        new = re.sub(rf"(?s){marks[0]}.*?{marks[1]}", lambda _: f"{marks[0]}\n{said}\n{marks[1]}", page)
-        given.write.write_text(new, encoding="utf-8")
+        replace_table(given.write, given.task, said)
 
 
 if __name__ == "__main__":

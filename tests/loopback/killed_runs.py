@@ -37,6 +37,10 @@ class Moment:
     delay: float = 0.0
 
 
+class Missed(AssertionError):
+    """The process came to its end before its moment did, or the moment was over before it could be killed."""
+
+
 @dataclass(slots=True)
 class Witness:
     """Every checkpoint that was seen: the SHA-256 of its tensors (weights, moments, average), by its step."""
@@ -66,7 +70,7 @@ class Lives:
         self._forker.communicate(timeout=30)
 
     def live(self, words: Sequence[str], witness: Witness, until: Moment | None = None) -> None:
-        """Run a command line to its end, which must be a good one, or to the moment, which must come before."""
+        """Run a command line to its end, which must be a good one, or to the moment. Raises Missed."""
         assert self._forker.stdin is not None and self._forker.stdout is not None
         born = time.time()
         self._forker.stdin.write(json.dumps({"words": words, "cache": str(cache_of(witness.run))}) + "\n")
@@ -77,8 +81,9 @@ class Lives:
             if until is not None and until.seen(witness.run, born) and self._killed(pid, witness.run, until, born):
                 return
         code = int(self._forker.stdout.readline())
-        assert until is None, f"the process ended with {code} before its moment came"
         assert code == 0, f"{' '.join(words)} ended with {code}"
+        if until is not None:
+            raise Missed("the process ended before its moment came")
 
     def _over(self, patience: float) -> bool:
         return bool(select.select([self._forker.stdout], [], [], patience)[0])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,12 +25,15 @@ from potstill.engines.row_logits import row_logits
 from potstill.engines.sampling import Drawn, Sampling, draw, uniforms
 from potstill.engines.slot_cache import KeysValues, Masks, SlotCache
 from potstill.errors import InputError
+from potstill.models.packed import packed
 from potstill.text.tokens import Ids
 
 _PREFILL = 1024
 """Tokens of prompts, padding included, that are computed together, ahead of the slots that will take them."""
 _WORTH_KEEPING = 16
 """Tokens of a shared beginning, where it is half of the prompts."""
+_WORTH_PACKING = 16
+"""Tokens of the longest answer: bringing the weights into order costs about what four steps gain."""
 _SLACK = 4
 """Tokens more than a stop string has bytes: decoders may drop a space before the first token."""
 
@@ -87,8 +90,9 @@ class Rollouts:
     """The slots of one model: `slots` answers at a time, each of at most `capacity_tokens` with its prompt. Keys and
     values take slots x capacity_tokens, made once and kept from call to call, beside the prompts computed ahead.
 
-    Reads the model's weights as they are at each call; nothing is copied. `end_ids` end an answer; a string of `stops`
-    does so too, in whatever tokens it comes. `prefilled` counts the prompt tokens computed so far."""
+    Reads the model's weights as they are at each call, of which fp32 ones on a CPU are copied until it ends. `end_ids`
+    end an answer; a string of `stops` does so too, in whatever tokens it comes. `prefilled` counts the prompt tokens
+    computed so far."""
 
     def __init__(
         self,
@@ -142,7 +146,7 @@ class Rollouts:
                 else:
                     ready.append(answer)
 
-        with _evaluating(self._model):
+        with _evaluating(self._model), _prepared(self._model, max(limits, default=0)):
             while waiting or ready or active:
                 while len(active) < self._slots and (waiting or ready):
                     if not ready:
@@ -284,6 +288,11 @@ def _by_prompt(
         answers = [_Answer(i, number, index, limit, len(ids)) for index in range(n)]
         asked.setdefault(tuple(ids), []).extend(answers)
     return asked
+
+
+def _prepared(model: PreTrainedModel, tokens: int) -> AbstractContextManager[None]:
+    """Weights in the order that steps of a few rows like, where answers are long enough to pay for that."""
+    return packed(model) if tokens >= _WORTH_PACKING else nullcontext()
 
 
 @contextmanager
