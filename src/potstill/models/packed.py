@@ -38,7 +38,7 @@ def packed(model: PreTrainedModel) -> Generator[None]:
             del layer.forward
 
 
-def _product(kernel: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:  # noqa: A002
+def _product(kernel: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
     return kernel(input, weight, bias, "none", [], "")
 
 
