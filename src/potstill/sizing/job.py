@@ -178,7 +178,7 @@ def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | N
     return Learning(
         shape=shape,
         pass_tokens=work.pass_tokens,
-        frozen_embeddings=learner.freeze_embeddings,
+        frozen_embeddings=learner.keeps_embeddings,
         frozen_layers=learner.freeze_layers,
         lora=learner.lora,
         averaged=train.average > 0,
