@@ -67,6 +67,7 @@ def train_student(  # noqa: PLR0913
             how,
             end_of_turn=codec.end_of_turn("x"),
             longest_prefix=max(len(row.prefix) for row in rows),
+            vocabulary=codec.vocabulary,
             seed=recipe.seed,
         )
         write, teach = judged(recipe.train, how, write, teach, ask)
