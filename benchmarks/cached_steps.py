@@ -27,8 +27,8 @@ from potstill.models.student import first_layers
 from potstill.recipe import LogitKd, Sft, Train
 from potstill.records import Progress, unwatched
 from potstill.store.checkpoints import Checkpoints
-from potstill.store.metrics import Metrics
 from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm
+from potstill.store.metrics import Metrics
 from potstill.store.signals import Identity
 from potstill.train import loop
 from potstill.train.batch import Row

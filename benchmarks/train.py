@@ -209,7 +209,8 @@ def _trainer(
     common: dict[str, Any] = {
         "output_dir": folder, "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": RATE,
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True,
-        "bf16": computed_in() == "bfloat16", "gradient_checkpointing": False, "train_sampling_strategy": "sequential", "disable_tqdm": True,
+        "bf16": computed_in() == "bfloat16", "gradient_checkpointing": False, "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
     }  # fmt: skip
     if system == "trl-gkd":
         data = Dataset.from_list([{"prompt_ids": list(p), "target_ids": list(t)} for p, t in pairs])
