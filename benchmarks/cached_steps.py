@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from pages import computed_in
 
 from potstill.models.load import Loaded, compute_dtype, load
 from potstill.models.locate import cache_folder, locate
@@ -26,8 +27,8 @@ from potstill.models.student import first_layers
 from potstill.recipe import LogitKd, Sft, Train
 from potstill.records import Progress, unwatched
 from potstill.store.checkpoints import Checkpoints
+from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm
 from potstill.store.metrics import Metrics
-from potstill.store.packing import Form, HiddenForm, SampledForm, TopKForm
 from potstill.store.signals import Identity
 from potstill.train import loop
 from potstill.train.batch import Row
@@ -140,8 +141,8 @@ def main() -> None:
         thread.join()
     tokens = sum(row.tokens for row in rows) * BATCH / len(rows)
     print(
-        f"Python {platform.python_version()} torch {torch.__version__}, {torch.get_num_threads()} threads; "
-        f"{len(baton.wall[0]) - WARM} rounds, medians; {tokens:.0f} tokens a step"
+        f"{computed_in()}, Python {platform.python_version()} torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; {len(baton.wall[0]) - WARM} rounds, medians; {tokens:.0f} tokens a step"
     )
     print("| step | ms | times cross-entropy | times its CPU time |\n|---|---|---|---|")
     for name, wall, cpu in zip(ARMS, baton.wall, baton.cpu, strict=True):

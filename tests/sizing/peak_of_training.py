@@ -37,8 +37,9 @@ SHAPE = Shape(
 
 def main(kind: str, tokens: int) -> None:
     lora = Lora(rank=8, alpha=16) if kind == "lora" else None
-    learning = Learning(shape=SHAPE, pass_tokens=tokens, lora=lora, averaged=kind == "averaged")
-    settings = Train(method=Sft(kind="sft"), pass_tokens=tokens)  # pyright: ignore[reportCallIssue]
+    again = kind == "checkpointed"
+    learning = Learning(shape=SHAPE, pass_tokens=tokens, lora=lora, averaged=kind == "averaged", checkpointed=again)
+    settings = Train(method=Sft(kind="sft"), pass_tokens=tokens, gradient_checkpointing=again)  # pyright: ignore[reportCallIssue]
     rows = [Row(prefix=(1,), target=tuple(range(2, 257))) for _ in range(2 * tokens // 256)]
     half = compute_dtype().itemsize
     steps(learning, [rows[:1]], settings)  # what the first use of everything takes is no part of the job
@@ -52,12 +53,14 @@ def steps(learning: Learning, batches: list[list[Row]], settings: Train) -> None
     if learning.lora is not None:
         adapt(model, learning.lora, seed=0)
     freeze(model, embeddings=learning.frozen_embeddings, layers=learning.frozen_layers)
-    trainee = Trainee(model, settings)
+    trainee = Trainee(model.train(), settings)
     for rows in batches:
         for part in passes(rows, settings.pass_tokens):
             batch = collate(part, (), whole=Whole.of(rows), device=model.device)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
-                hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+                hidden_RD = hidden_rows(
+                    model, batch.documents, batch.at_R, gradient_checkpointing=learning.checkpointed
+                )
             loss, _ = terms(settings.method, model, hidden_RD.to(compute_dtype()), batch)
             loss.backward()
         trainee.update(rate=1e-4)

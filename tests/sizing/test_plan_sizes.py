@@ -124,7 +124,7 @@ def test_activations_are_what_autograd_keeps(
         assert copies == pytest.approx(said.copies, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "checkpointed"])
 def test_the_peak_of_a_real_step_is_the_promised_one_within_15_percent(kind: str) -> None:
     paths = os.pathsep.join([str(HERE), *sys.path])
     # glibc gives large blocks back at once: what is left is what torch holds
@@ -238,6 +238,25 @@ def test_golden_plan_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch
     assert sizes["signals"]["bytes_a_token"] == 88 + 18 + 96 + 10 + 20 / 512
     counts = {fit["gpu"]: fit["count"] for fit in sizes["gpus"]}
     assert counts == {"RTX 4090": 4, "L40S": 1, "H100": 1, "H200": 1}
+
+
+def test_what_does_not_fit_is_told_how_it_would(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_HUB_CACHE", os.devnull)
+    recipe = "recipes/qwen3_8b_to_0.6b.yaml"
+    large = ("--set", "train.pass_tokens=32768", "--set", "train.batch_size=64", "--set", "generate.max_tokens=8192")
+    fit = planned(capsys, recipe, *large)["sizes"]["gpus"][0]
+    assert fit["count"] is None and fit["fits_with_gradient_checkpointing"]
+    again = planned(capsys, recipe, *large, "--set", "train.gradient_checkpointing=true")["sizes"]["gpus"][0]
+    assert again["count"] is not None
+    assert execute(["check", recipe, "--offline", *large]) == 0
+    said = capsys.readouterr().out
+    passes = fit["pass_tokens_that_fit"]
+    ways = [f"--set train.pass_tokens={passes}"] if passes else []
+    ways.append("--set train.gradient_checkpointing=true")
+    assert f"RTX 4090: with {' or '.join(ways)} it fits" in " ".join(said.split())
 
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*_to_*.yaml"))

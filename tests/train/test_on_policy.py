@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,6 +54,24 @@ def kl_on_own_text(student: PreTrainedModel, teacher: PreTrainedModel, prompts: 
             total += (q.exp() * (q - p)).sum().item()
             count += len(one.ids)
     return total / count
+
+
+def test_a_head_wider_than_the_teachers_writes_only_what_the_teacher_can_read(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path]
+) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    wide = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    named = wide.config.vocab_size
+    wide.resize_token_embeddings(named + 64)
+    with torch.no_grad():
+        wide.get_input_embeddings().weight[named:] = wide.get_input_embeddings().weight[:64] * 9  # its favourites
+    shutil.copytree(tiny_model, tmp_path / "wide")
+    wide.save_pretrained(tmp_path / "wide")
+    own = {"max_tokens": 6, "warm_up": 0.0, "slots": 5, "guards": None}
+    recipe = load_recipe(recipe_on_policy(tmp_path, tmp_path / "wide", teacher, epochs=1, on_policy=own))
+    kept_answers(recipe, tmp_path / "run")
+    made = teach(recipe, folder=tmp_path / "run")
+    assert AutoModelForCausalLM.from_pretrained(made).config.vocab_size == named + 64
 
 
 def test_divergence_on_the_students_own_text_falls(

@@ -83,6 +83,7 @@ def agree(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
 EACH: dict[str, tuple[str, ...]] = {
     "full": (),
     "adapters": ("student.lora={rank: 1, alpha: 4}",),  # parts of one row: a process has none of it
+    "checkpointed": ("train.gradient_checkpointing=true",),
 }
 
 

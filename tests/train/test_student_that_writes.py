@@ -176,6 +176,27 @@ def test_training_goes_on_after_a_stop_and_ends_at_the_same_weights(tmp_path: Pa
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
 
 
+def test_from_random_weights_everything_learns_and_the_base_is_what_it_began_as(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    shaped = {"start": str(tiny_model), "licence": "mit", "layers": 2}
+    short = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01}
+    recipe = recipe_in(tmp_path, tiny_model, student={**shaped, "weights": "random"}, train=short)
+    run = tmp_path / "run"
+    learnt = taught(recipe, run)
+    examine(recipe, folder=run)
+    began = weights(next((run / "controls").glob("base-*")) / "model")
+    start = weights(tiny_model)
+    assert learnt.keys() == began.keys() < start.keys()
+    for name, value in began.items():
+        assert not torch.equal(value, learnt[name]), name  # embeddings too, frozen by default as they are
+        assert value.std() == 0 or not torch.equal(value, start[name]), name  # norms begin as ones
+    assert "random weights in the shape of the first 2 of 4 layers" in (run / "model" / "README.md").read_text()
+    again = examine(recipe_in(tmp_path, tiny_model, student=shaped, train=short), folder=run)
+    assert again["arms"]["base"]["pass_rate"]["n"] == 16
+    assert len(list((run / "controls").glob("base-*"))) == 2
+
+
 def test_a_model_whose_training_was_not_booked_is_not_taken_for_another(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +225,11 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "a student of nothing": ("generate", ["student.start=nowhere/at-all.gguf"], "there is no model at"),
     "too many layers": ("generate", ["student.layers=9"], "student.layers is 9, but the model it starts from has 4"),
     "a broken template": ("generate", ["student.template='{% if %}'"], "the student template does not parse"),
+    "adapters of nothing": (
+        "train",
+        ["student.weights=random", "student.lora={rank: 2, alpha: 2}"],
+        "'lora' builds on what the start has learnt: 'weights' random has none of it",
+    ),
     "no exam paper": ("generate", ["evaluate.prompts.source=none.jsonl"], "there is no file at 'none.jsonl'"),
     "an exam without a price": ("generate", ["evaluate.budget=1.0"], "'evaluate.budget' needs a served teacher"),
     "a majority in an exam": ("evaluate", ["evaluate.checks=[{kind: majority}]"], "every prompt is answered once"),

@@ -40,7 +40,7 @@ _SLACK = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One answer, the token that ended it included. `logp` is ln q at temperature 1 over the whole vocabulary,
+    """One answer, the token that ended it included. `logp` is ln q at temperature 1 over all ids that may be drawn,
     `drawn_logp` ln of the probability each token was drawn with (temperature and truncation in; 0 where greedy)."""
 
     prompt: int
@@ -91,16 +91,17 @@ class Rollouts:
     values take slots x capacity_tokens, made once and kept from call to call, beside the prompts computed ahead.
 
     Reads the model's weights as they are at each call, of which fp32 ones on a CPU are copied until it ends. `end_ids`
-    end an answer; a string of `stops` does so too, in whatever tokens it comes. `prefilled` counts the prompt tokens
-    computed so far."""
+    end an answer; a string of `stops` does so too, in whatever tokens it comes. The first `vocabulary` ids may be drawn
+    (None: all that the head has). `prefilled` counts the prompt tokens computed so far."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: PreTrainedModel,
         *,
         slots: int,
         capacity_tokens: int,
         end_ids: Collection[int],
+        vocabulary: int | None = None,
         stops: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
     ) -> None:
@@ -112,6 +113,7 @@ class Rollouts:
             raise InputError("a stop string is empty", way_out="leave it out")
         self._model, self._masks = model, Masks.of(model)
         self._slots, self._capacity, self._ends = slots, capacity_tokens, frozenset(end_ids)
+        self._vocabulary = vocabulary
         self._stops, self._tokenizer = tuple(stops), tokenizer
         self._tail = max((len(stop.encode()) for stop in stops), default=0) + _SLACK
         self._cache: SlotCache | None = None
@@ -256,7 +258,7 @@ class Rollouts:
             sample_R=[answer.index for answer in answers],
             position_R=[len(answer.ids) for answer in answers],
         )
-        drawn: Drawn = draw(logits_RV, sampling, uniform_R)
+        drawn: Drawn = draw(logits_RV[:, : self._vocabulary], sampling, uniform_R)
         found = zip(drawn.token_R.tolist(), drawn.logp_R.tolist(), drawn.drawn_logp_R.tolist(), strict=True)
         for answer, (token, logp, drawn_logp) in zip(answers, found, strict=True):
             answer.ids.append(token)

@@ -10,7 +10,7 @@ Dimension key: S documents, T tokens of all of them, B documents of a group, L i
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -134,7 +134,7 @@ def last_hidden(model: PreTrainedModel, documents: Documents) -> Tensor:
     """Last hidden states, final norm applied, of every token: (T, D), in the documents' order."""
     if not packs(model):
         return _padded(model, documents)
-    with _attention_of_documents(model):
+    with _attention(model, _NAME):
         made = model.base_model(
             input_ids=documents.ids_T.unsqueeze(0),
             position_ids=documents.position_T.unsqueeze(0),
@@ -153,11 +153,17 @@ def _padded(model: PreTrainedModel, documents: Documents) -> Tensor:
     return torch.cat([hidden_SLD[s, :length] for s, length in enumerate(lengths)])
 
 
+def attention_as_now(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """To be entered later: the model attends as it does when this is called."""
+    config: Any = model.config
+    return _attention(model, config._attn_implementation)
+
+
 @contextmanager
-def _attention_of_documents(model: PreTrainedModel) -> Generator[None]:
+def _attention(model: PreTrainedModel, name: str) -> Generator[None]:
     config: Any = model.config
     before = config._attn_implementation
-    config._attn_implementation = _NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

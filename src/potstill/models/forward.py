@@ -6,14 +6,15 @@ Dimension key: B sequences, L tokens of the longest, T tokens of all, R rows kep
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from potstill.models.documents import Documents, last_hidden, packs
+from potstill.errors import InputError
+from potstill.models.documents import Documents, attention_as_now, last_hidden, packs
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -26,8 +27,15 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(stacks[0])
 
 
-def hidden_rows(model: PreTrainedModel, documents: Documents, at_R: Tensor) -> Tensor:
-    """Last hidden states (R, D), final norm applied, of the tokens `at_R` of the documents."""
+def hidden_rows(
+    model: PreTrainedModel, documents: Documents, at_R: Tensor, *, gradient_checkpointing: bool = False
+) -> Tensor:
+    """Last hidden states (R, D), final norm applied, of the tokens `at_R` of the documents. With gradient checkpointing
+    (Chen et al. 2016) only what each layer reads is kept; a model in training computes its layers once more in the
+    backward pass."""
+    if gradient_checkpointing:
+        with _checkpointing(model):
+            return last_hidden(model, documents)[at_R]
     if not packs(model):
         return last_hidden(model, documents)[at_R]
     with _last_mlp_on_rows(model, at_R):
@@ -67,6 +75,25 @@ def logit_terms(model: PreTrainedModel) -> tuple[float, float | None]:
     config = model.config
     scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
     return scale, getattr(config, "final_logit_softcapping", None)
+
+
+@contextmanager
+def _checkpointing(model: PreTrainedModel) -> Generator[None]:
+    """Raises InputError for an architecture that transformers cannot checkpoint."""
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"the layers of {type(model).__name__} cannot be computed again in the backward pass",
+            way_out="set train.gradient_checkpointing to false and take fewer train.pass_tokens",
+        )
+    # The backward pass comes when the documents' attention is no longer chosen: it has to be, once more.
+    model.activation_checkpointing_enable(
+        {"use_reentrant": False, "context_fn": lambda: (nullcontext(), attention_as_now(model))}
+    )
+    model.disable_input_require_grads()  # which only re-entrant checkpoints need
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
 @contextmanager

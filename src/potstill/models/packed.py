@@ -38,8 +38,8 @@ def packed(model: PreTrainedModel) -> Generator[None]:
             del layer.forward
 
 
-def _product(kernel: Any, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return kernel(x, weight, bias, "none", [], "")
+def _product(kernel: Any, weight: Tensor, bias: Tensor | None, input: Tensor) -> Tensor:
+    return kernel(input, weight, bias, "none", [], "")
 
 
 def _worth_it(layer: nn.Linear) -> bool:

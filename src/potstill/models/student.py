@@ -44,11 +44,11 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
     return take_layers(teacher, _first(teacher.config, layers))
 
 
-def random_weights(teacher: PreTrainedModel, layers: int, *, seed: int) -> PreTrainedModel:
-    """The same shape as `first_layers`, initialised as the architecture prescribes; a pure function of `seed`."""
+def random_weights(model: PreTrainedModel, layers: Sequence[int], *, seed: int) -> PreTrainedModel:
+    """The shape of `take_layers`, initialised as the architecture prescribes; a pure function of `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _blank(_cut(teacher.config, _first(teacher.config, layers))).eval()
+        return _blank(_cut(model.config, layers)).eval()
 
 
 def freeze(student: PreTrainedModel, *, embeddings: bool, layers: int) -> None:

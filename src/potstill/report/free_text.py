@@ -39,7 +39,6 @@ from potstill.report.wording import (
     weights_kept,
 )
 from potstill.store.files import write_atomic
-from potstill.student_recipe import spoken_layers
 
 _MOST_REASONS = 20
 
@@ -132,9 +131,10 @@ def road_in_words(data: DataRun) -> str:
         said.append(f"{found.passed:,} of {found.answers:,} passed every check and {found.kept:,} were kept.")
     if recipe.student is not None and data.student is not None:
         layers = data.student.get("layers")
-        made = spoken_layers(layers, data.start.layers if data.start else None) if layers else "made"
+        named = public_name(recipe.student.start)
+        made = recipe.student.made_of(layers, data.start.layers if data.start else None, named) if layers else named
         said.append(
-            f"The student, {made} of {public_name(recipe.student.start)}, learnt "
+            f"The student, {made}, learnt "
             f"{count(data.student['answers'], 'answer')} in {count(recipe.train.epochs, 'epoch')}"
             f"{weights_kept(recipe.train.best, data.metrics)}."
         )

@@ -55,7 +55,8 @@ class Cache:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """The job on a kind of GPU: on how few, `memory` bytes on each, what they train together. Where it fits on no
-    number, `count` is None and `pass_tokens` is what would fit, None if that is not it."""
+    number, `count` is None; `pass_tokens` is what would fit, None if that is not it, and `checkpointed` says whether
+    gradient checkpointing would make it fit."""
 
     gpu: Gpu
     count: int | None
@@ -64,6 +65,7 @@ class Fit:
     hours: float = 0
     scoring_hours: float = 0
     pass_tokens: int | None = None
+    checkpointed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,10 +178,11 @@ def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | N
     return Learning(
         shape=shape,
         pass_tokens=work.pass_tokens,
-        frozen_embeddings=learner.freeze_embeddings,
+        frozen_embeddings=learner.keeps_embeddings,
         frozen_layers=learner.freeze_layers,
         lora=learner.lora,
         averaged=train.average > 0,
+        checkpointed=train.gradient_checkpointing,
         dense=isinstance(train.method, LogitKd) and not served and (form is None or isinstance(form, HiddenForm)),
         teacher=teacher if form is None else None,
         slots=own.slots if own else 0,
@@ -201,8 +204,13 @@ def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, write
     needed = [_needed(work, learning, teacher, writer, gpus) for gpus in COUNTS]
     at = next((at for at, size in enumerate(needed) if size <= gpu.bytes), None)
     if at is None:
+        again = replace(learning, checkpointed=True)
         return Fit(
-            gpu=gpu, count=None, memory=min(needed), pass_tokens=_smaller_pass(gpu, learning, work, teacher, writer)
+            gpu=gpu,
+            count=None,
+            memory=min(needed),
+            pass_tokens=_smaller_pass(gpu, learning, work, teacher, writer),
+            checkpointed=any(_needed(work, again, teacher, writer, gpus) <= gpu.bytes for gpus in COUNTS),
         )
     rate = gpu.flops_a_second * COUNTS[at]
     flops, scoring = _flops(learning, work, teacher)

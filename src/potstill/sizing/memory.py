@@ -25,7 +25,8 @@ _UNITS = 2  # layers gathered at once by FSDP2: the one in work and the next
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
     """A student in training. `shape` has the layers that it has; `teacher` is in memory beside it, or None. `dense`:
-    the loss sees a teacher's whole distribution. `slots` answers of at most `capacity` tokens are written at once."""
+    the loss sees a teacher's whole distribution. `slots` answers of at most `capacity` tokens are written at once.
+    `checkpointed`: layers are computed once more in the backward pass."""
 
     shape: Shape
     pass_tokens: int
@@ -33,6 +34,7 @@ class Learning:
     frozen_layers: int = 0
     lora: Lora | None = None
     averaged: bool = False
+    checkpointed: bool = False
     dense: bool = False
     teacher: Shape | None = None
     slots: int = 0
@@ -135,7 +137,10 @@ def activation_bytes(learning: Learning, *, half: int = 2) -> int:
     dropped = 0  # a byte a number that dropout may zero
     if learning.lora is not None and learning.lora.dropout:
         dropped = sum(shape.maps[target][0] for target in learning.lora.targets or shape.maps)
-    return learning.reached * (norms + reads + attention + 4 * half * shape.inner + dropped) + 2 * stream
+    layer = norms + reads + attention + 4 * half * shape.inner + dropped
+    if learning.checkpointed:  # what every layer reads, and all of the one that is computed again
+        return learning.reached * stream + layer + 2 * stream
+    return learning.reached * layer + 2 * stream
 
 
 def _memory(learning: Learning, *, gpus: int, half: int) -> Memory:

@@ -44,8 +44,9 @@ def learning_flops(learning: Learning, *, read: int, learnt: int, context: float
     updated = 3 * learning.adapters
     if learning.lora is None:
         updated = (shape.layers - learning.frozen_layers) * shape.matrices_a_layer
-    body = (shape.layers + learning.reached) * shape.matrices_a_layer + updated
-    looking = (shape.layers + 2 * learning.reached) * _looking_back(shape, context)
+    forward = shape.layers + (learning.reached if learning.checkpointed else 0)
+    body = (forward + learning.reached) * shape.matrices_a_layer + updated
+    looking = (forward + 2 * learning.reached) * _looking_back(shape, context)
     return 2 * (body + looking) * read + 2 * shape.embeddings * (2 + learning.head_learns) * learnt
 
 

@@ -52,11 +52,13 @@ def row(fit: Fit) -> tuple[str, ...]:
 
 def advice(sizes: Sizes) -> list[str]:
     """What would make the job fit where it does not."""
-    return [
-        f"{fit.gpu.name}: with --set train.pass_tokens={fit.pass_tokens} it fits"
-        for fit in sizes.fits
-        if fit.count is None and fit.pass_tokens is not None
-    ]
+    said: list[str] = []
+    for fit in sizes.fits:
+        ways = [f"--set train.pass_tokens={fit.pass_tokens}"] if fit.pass_tokens is not None else []
+        ways += ["--set train.gradient_checkpointing=true"] if fit.checkpointed else []
+        if fit.count is None and ways:
+            said.append(f"{fit.gpu.name}: with {' or '.join(ways)} it fits")
+    return said
 
 
 def values(sizes: Sizes) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def values(sizes: Sizes) -> dict[str, Any]:
                 "training_hours": fit.hours,
                 "scoring_hours": fit.scoring_hours,
                 "pass_tokens_that_fit": fit.pass_tokens,
+                "fits_with_gradient_checkpointing": fit.checkpointed,
             }
             for fit in sizes.fits
         ],

@@ -26,6 +26,11 @@ class Codec:
     tokenizer: Tokenizer
     template: Template
 
+    @property
+    def vocabulary(self) -> int:
+        """One more than the greatest id that stands for something; heads are often padded beyond it."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
     def prefix(self, messages: Sequence[Message]) -> Ids:
         """Ids of the rendered messages with the generation prompt."""
         return self._encode(self.template.render(messages, add_generation_prompt=True))

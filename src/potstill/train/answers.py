@@ -50,7 +50,7 @@ def train_student(  # noqa: PLR0913
     `reward` goes with `train.on_policy.reward` and `predict_with_generate`."""
     learner, model, codec = start.learner, start.model, start.codec
     adapted = None if learner.lora is None else adapt(model, learner.lora, seed=recipe.seed)
-    freeze(model, embeddings=learner.freeze_embeddings, layers=learner.freeze_layers)
+    freeze(model, embeddings=learner.keeps_embeddings, layers=learner.freeze_layers)
     rows = conversation_rows(conversations, codec, reasoning=recipe.train.learn == "reasoning and answer")
     teach = None
     if recipe.scored_by is not None:
@@ -67,6 +67,7 @@ def train_student(  # noqa: PLR0913
             how,
             end_of_turn=codec.end_of_turn("x"),
             longest_prefix=max(len(row.prefix) for row in rows),
+            vocabulary=codec.vocabulary,
             seed=recipe.seed,
         )
         write, teach = judged(recipe.train, how, write, teach, ask)

@@ -32,7 +32,7 @@ def trained_arms(recipe: Recipe) -> Sequence[str]:
 def untrained(recipe: Recipe, teacher: PreTrainedModel, arm: str) -> PreTrainedModel:
     """The arm before its first step. Only what is the teacher's is frozen: random weights all learn."""
     if arm == "from_scratch":
-        return random_weights(teacher, recipe.student.layers, seed=recipe.seed)
+        return random_weights(teacher, range(recipe.student.layers), seed=recipe.seed)
     student = first_layers(teacher, recipe.student.layers)
     freeze(student, embeddings=recipe.student.freeze_embeddings, layers=recipe.student.freeze_layers)
     return student

@@ -159,7 +159,7 @@ def _step(trainee: Trainee, root: Root, rows: Sequence[Row], *, job: Job, rate: 
         batch = collate(part, job.choices, whole=whole, device=model.device)
         signal = None if job.teach is None else job.teach(part)
         try:
-            loss, logged = root(partial(_terms, job.method, model, batch, signal, observe=observe))
+            loss, logged = root(partial(_terms, job, model, batch, signal, observe=observe))
         except NotFinite as error:
             why = f"the loss is not finite ({error})"
             raise _stopped(why, rows, {"loss": math.nan}, job=job, step=trainee.step + 1) from error
@@ -181,14 +181,15 @@ def _step(trainee: Trainee, root: Root, rows: Sequence[Row], *, job: Job, rate: 
 
 
 def _terms(
-    method: LessonMethod, model: PreTrainedModel, batch: Batch, signal: Signal | None, *, observe: bool
+    job: Job, model: PreTrainedModel, batch: Batch, signal: Signal | None, *, observe: bool
 ) -> tuple[Tensor, Logged]:
     """A pass's loss, and what is worth logging of it."""
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
-        hidden_RD = hidden_rows(model, batch.documents, batch.at_R)
+        again = job.settings.gradient_checkpointing
+        hidden_RD = hidden_rows(model, batch.documents, batch.at_R, gradient_checkpointing=again)
     if batch.choices is None:  # whole vocabularies: products in half precision where the machine has it
         hidden_RD = hidden_RD.to(compute_dtype())
-    return terms(method, model, hidden_RD, batch, signal=signal, observe=observe)
+    return terms(job.method, model, hidden_RD, batch, signal=signal, observe=observe)
 
 
 def _rules(job: Job) -> Rules:

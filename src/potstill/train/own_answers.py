@@ -33,11 +33,19 @@ class OwnAnswers:
     examples that the recipe says.
 
     Writes with a half-precision copy of the weights where the machine computes in half precision: the copy is brought
-    up to date before it writes. Make it before the model is trained.
+    up to date before it writes. Make it before the model is trained. Ids from `vocabulary` on are never drawn: they
+    stand for nothing, and the teacher may have no embedding for them.
     """
 
     def __init__(
-        self, model: PreTrainedModel, how: OnPolicy, *, end_of_turn: int, longest_prefix: int, seed: int
+        self,
+        model: PreTrainedModel,
+        how: OnPolicy,
+        *,
+        end_of_turn: int,
+        longest_prefix: int,
+        vocabulary: int | None = None,
+        seed: int,
     ) -> None:
         self._model, self._how, self._seed = model, how, seed
         self._writer = model
@@ -48,6 +56,7 @@ class OwnAnswers:
             slots=how.slots,
             capacity_tokens=longest_prefix + how.max_tokens,
             end_ids=[end_of_turn],
+            vocabulary=vocabulary,
         )
 
     def __call__(self, rows: Sequence[Row], step: int, total: int) -> list[Row]:

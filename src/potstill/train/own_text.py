@@ -53,7 +53,8 @@ def own_text(
     asked = list({row.prefix: row for row in rows}.values())[:_ANSWERS]
     longest = max(len(row.prefix) for row in asked)
     ends = [codec.end_of_turn("x")]
-    rollouts = Rollouts(model, slots=how.slots, capacity_tokens=longest + how.max_tokens, end_ids=ends)
+    capacity = longest + how.max_tokens
+    rollouts = Rollouts(model, slots=how.slots, capacity_tokens=capacity, end_ids=ends, vocabulary=codec.vocabulary)
     written = rollouts.roll_out(
         [row.prefix for row in asked],
         n=min(_MOST_A_PROMPT, _ANSWERS // len(asked)),

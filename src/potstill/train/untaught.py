@@ -14,7 +14,7 @@ from potstill.models.documents import Documents
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
-from potstill.models.student import choose_layers, take_layers
+from potstill.models.student import choose_layers, random_weights, take_layers
 from potstill.records import Message
 from potstill.student_recipe import Learner
 from potstill.text.tokens import Codec
@@ -39,10 +39,12 @@ def untaught(
     learner: Learner,
     sample: Sequence[Sequence[Message]] = (),
     *,
+    seed: int,
     layers: Sequence[int] | None = None,
     loads_on: torch.device | None = None,
 ) -> Untaught:
-    """With the given layers, or those that the recipe asks for: ranked ones by the `sample` of conversations."""
+    """With the given layers, or those that the recipe asks for: ranked ones by the `sample` of conversations. `seed`
+    draws random weights."""
     start = load(locate(learner.start), revision=learner.revision, dtype=torch.float32, on=loads_on)
     codec = codec_of(start.folder, learner.template, name="student")
     wanted = learner.layers if layers is None else tuple(layers)
@@ -54,7 +56,11 @@ def untaught(
             way_out="leave some to learn",
         )
     of = start.model.config.num_hidden_layers
-    return Untaught(learner, take_layers(start.model, chosen), codec, start.folder, chosen, of)
+    if learner.weights == "random":
+        model = random_weights(start.model, chosen, seed=seed)
+    else:
+        model = take_layers(start.model, chosen)
+    return Untaught(learner, model, codec, start.folder, chosen, of)
 
 
 def _sample_text(conversations: Sequence[Sequence[Message]], codec: Codec, device: torch.device) -> Iterator[Documents]:
