@@ -29,22 +29,25 @@ SIZES = [["check", f"recipes/{path.name}", "--prompts", "20000"] for path in (RO
 def test_light_verbs_answer_in_under_a_second_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from potstill.cli import execute; code = execute(sys.argv[1:]);"
-        "assert not {'torch', 'transformers', 'scipy', 'sklearn', 'aiohttp'} & set(sys.modules), 'heavy import';"
+        "heavy = {'torch', 'transformers', 'scipy', 'sklearn', 'aiohttp', 'pyarrow'} & set(sys.modules);"
+        "assert not heavy, heavy;"
         "sys.exit(code)"
     )
+    libraries = "import cyclopts, jinja2, pydantic, rich.console, rich.table, ruamel.yaml, tokenizers"
     took: list[float] = []
+    alone: list[float] = []
     for _ in range(3):  # the best of three: CI's cores are shared
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        took.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-    assert min(took) < 1.0, took
+        took.append(seconds_of([code, *arguments]))
+        alone.append(seconds_of([libraries]))
+    # A slow machine takes longer for everything: as much longer as for the libraries alone.
+    assert min(took) < max(1.0, 6 * min(alone)), (took, alone)
+
+
+def seconds_of(arguments: list[str]) -> float:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return time.perf_counter() - start
 
 
 def test_every_recipe_loads_and_its_resolved_form_is_the_same_recipe(tmp_path: Path) -> None:

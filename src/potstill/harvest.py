@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from potstill.data_recipe import DataRecipe, Expand
 from potstill.dispatch.money import DOLLAR
@@ -33,8 +34,10 @@ from potstill.store.sinks import require_sinks
 from potstill.student_recipe import Learner
 from potstill.teacher_recipe import Batches, Canned, Server
 from potstill.text.template import Template
-from potstill.verify.answers import Handed, Nats, Verified, require_checks, verify_answers
-from potstill.verify.programs import require_package
+from potstill.verify.programs import require_checks, require_package
+
+if TYPE_CHECKING:
+    from potstill.verify.answers import Nats, Verified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,8 @@ def sift(
     """Judge the answers that the ledger holds, those that rescue brought among them, and write the best. Sends nothing
     but what a judge of the recipe has not been asked yet; free to run again. `student_nats` (from `lessons`) goes with
     `select.prefer: learnable`."""
+    from potstill.verify.answers import Handed, verify_answers  # with pyarrow, which `check` does without
+
     with answered_run(recipe, folder) as (place, requests), _rescue_ledger(place) as ledger:
         rescued, grading = Rescued(recipe, ledger), grading_of(recipe, place, watch)
         unanswered = sum(not any(rescued.of(prompt)) for prompt in silent_prompts(recipe, requests))

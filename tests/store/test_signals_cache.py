@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from potstill.errors import DiskError, InputError
 from potstill.losses import linear_divergence
 from potstill.signals import Hidden, Sampled, TopK
-from potstill.store.bits import ascending_bytes, pack_ascending, pack_bits, unpack_ascending, unpack_bits
+from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.draws import draw
 from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, bytes_a_token
 from potstill.store.packing import Packable
 from potstill.store.sealed import Damaged, check_seal, open_sealed, write_sealed
 from potstill.store.signals import Identity, SignalsCache, key_of
+from potstill.store.widths import ascending_bytes
 
 V = 49_152
 WHO = Identity(teacher="t", revision="1", tokenizer="k", template="c", vocabulary=V, dtype="bfloat16")

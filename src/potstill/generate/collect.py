@@ -20,7 +20,6 @@ from potstill.engines.sampler import Failure, Sampler, Usage
 from potstill.generate.waves import Wanted, Waves, fixed, question_key, written
 from potstill.prompts.stream import source_mark, stream_prompts
 from potstill.records import Progress, Prompt, Sample, Watch
-from potstill.store.answers import write_answers
 from potstill.store.requests import Outcome, Requests
 from potstill.teacher_recipe import Batches, Canned, Gguf, Local, Server
 
@@ -119,6 +118,8 @@ def usable_answers(recipe: DataRecipe, requests: Requests, *, most: int) -> Iter
 
 def export(recipe: DataRecipe, requests: Requests, path: Path, *, most: int) -> int:
     """The usable answers as Parquet; returns how many."""
+    from potstill.store.answers import write_answers  # with pyarrow, which `check` does without
+
     rows = usable_answers(recipe, requests, most=most)
     return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences_of(recipe.teacher))
 

@@ -5,18 +5,15 @@ Dimension key: N rows, K integers of a row, B bytes of a row.
 
 from __future__ import annotations
 
-from math import ceil, floor, log2
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from potstill.store.widths import high_slots, low_bits
+
 Bytes = NDArray[np.uint8]
 Ints = NDArray[Any]
-
-
-def bytes_of(count: int, bits: int) -> int:
-    return ceil(count * bits / 8)
 
 
 def pack_bits(values_NK: Ints, bits: int) -> Bytes:
@@ -39,34 +36,19 @@ def unpack_bits(packed_NB: Bytes, bits: int, k: int) -> Ints:
     return packed.view("<u2" if width == 16 else "<u4").reshape(count, k)
 
 
-def low_bits(k: int, vocabulary: int) -> int:
-    """How many bits of an id the Elias-Fano code writes out."""
-    return max(0, floor(log2(vocabulary / k)))
-
-
-def _high_slots(k: int, vocabulary: int) -> int:
-    return ((vocabulary - 1) >> low_bits(k, vocabulary)) + k
-
-
-def ascending_bytes(k: int, vocabulary: int) -> int:
-    """What a row of `pack_ascending` takes: about 2 + log2(V / K) bits an id, within half a bit of the least there
-    is for a set, where ids in any order take log2(V)."""
-    return bytes_of(k, low_bits(k, vocabulary)) + bytes_of(_high_slots(k, vocabulary), 1)
-
-
 def pack_ascending(ids_NK: Ints, vocabulary: int) -> tuple[Bytes, Bytes]:
     """The low and the high part of rows of distinct ids in ascending order (Elias 1974; Fano 1971): the low bits as
     they are, the high ones as a bitmap in which the i-th id sets the bit at high + i."""
     count, k = ids_NK.shape
     low = low_bits(k, vocabulary)
-    marks = np.zeros((count, _high_slots(k, vocabulary)), dtype=np.uint8)
+    marks = np.zeros((count, high_slots(k, vocabulary)), dtype=np.uint8)
     np.put_along_axis(marks, (ids_NK >> low) + np.arange(k), 1, axis=1)
     return pack_bits(ids_NK & ((1 << low) - 1), low), np.packbits(marks, axis=1, bitorder="little")
 
 
 def unpack_ascending(low_NB: Bytes, high_NB: Bytes, k: int, vocabulary: int) -> Ints:
     """The inverse of `pack_ascending`: int64, shape (N, K)."""
-    low, slots = low_bits(k, vocabulary), _high_slots(k, vocabulary)
+    low, slots = low_bits(k, vocabulary), high_slots(k, vocabulary)
     marks = np.unpackbits(high_NB, axis=1, count=slots, bitorder="little")
     at_NK = np.flatnonzero(marks).reshape(len(marks), k) - np.arange(len(marks))[:, None] * slots
     return ((at_NK - np.arange(k)) << low) | unpack_bits(low_NB, low, k)

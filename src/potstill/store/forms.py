@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, assert_never
 
-from potstill.store.bits import ascending_bytes, bytes_of
+from potstill.store.widths import ascending_bytes, bytes_of
 from potstill.student_recipe import HiddenSignal, LiveSignal, SampledSignal, Signal, TopKSignal
 
 LOGP_BITS = 12

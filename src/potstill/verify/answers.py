@@ -31,7 +31,7 @@ from potstill.store.verdicts import VERDICTS
 from potstill.verify.card import data_card
 from potstill.verify.hygiene import Contamination, Exact, Near
 from potstill.verify.late import Group
-from potstill.verify.programs import require, require_package
+from potstill.verify.programs import require_checks
 from potstill.verify.select import KEPT, Judged, objections, settle, with_majority
 from potstill.verify.workers import checked
 from potstill.verify_recipe import Evaluation, Judge, RewardModel, Select
@@ -86,15 +86,6 @@ class Verified:
     @property
     def kept(self) -> int:
         return self.reasons[KEPT]
-
-
-def require_checks(recipe: DataRecipe) -> None:
-    """Raises a PotstillError for a check that cannot run here, before anything is paid for."""
-    for section in (recipe.verify, recipe.evaluate):
-        for check in section.checks if section else ():
-            require(check)
-    if recipe.select.near_duplicates is not None:
-        require_package("datasketch", "checks", what="'select.near_duplicates'")
 
 
 def verify_answers(

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, cast
 
 from potstill import verify_recipe as ask
+from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError, MissingEnvironment
 from potstill.models.locate import classifier_labels, locate, require_label
 from potstill.records import Finding, Prompt, Sample
@@ -122,6 +123,15 @@ _EXTRAS = {
     "language": ("py3langid", "checks"),
     "reasoning_gym": ("reasoning_gym", "reasoning"),
 }
+
+
+def require_checks(recipe: DataRecipe) -> None:
+    """Raises a PotstillError for a check that cannot run here, before anything is paid for."""
+    for section in (recipe.verify, recipe.evaluate):
+        for check in section.checks if section else ():
+            require(check)
+    if recipe.select.near_duplicates is not None:
+        require_package("datasketch", "checks", what="'select.near_duplicates'")
 
 
 def require(check: ask.Check) -> None:
