@@ -28,7 +28,6 @@ from potstill.dispatch.money import DOLLAR
 from potstill.live import Readings, duration, in_words
 from potstill.records import Progress, Watch, unwatched
 from potstill.store.requests import glance
-from potstill.verify.select import KEPT
 
 if TYPE_CHECKING:  # names of types alone: `--help` and `runs` need not wait for what only the other verbs use
     from potstill.data_plan import DataPlan, Probed
@@ -241,9 +240,8 @@ def show_sift(found: Verified, *, rescue: bool, as_json: bool) -> None:
         return
     total = found.reasons.total()
     out.print(f"{found.kept:,} of {total:,} answers kept in {clean(str(found.selected))}", soft_wrap=True)
-    for reason, count in found.reasons.most_common():
-        if reason != KEPT:
-            out.print(f"  {count:>9,} ({count / total:.1%})  {clean(reason)}", soft_wrap=True)
+    for reason, count in found.left_out:
+        out.print(f"  {count:>9,} ({count / total:.1%})  {clean(reason)}", soft_wrap=True)
     for name, totals in found.judges.items():
         spent = (totals.get("paid", 0) + totals.get("maybe", 0)) / DOLLAR
         out.print(f"{clean(name)}: {totals.get('attempts', 0):,} requests in all, ${spent:.4f}", soft_wrap=True)

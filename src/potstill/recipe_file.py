@@ -9,6 +9,7 @@ import difflib
 import io
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -84,7 +85,7 @@ def _parse(path: Path) -> CommentedMap:
             f"'{path}' is not UTF-8 text (byte {error.start})", way_out="save the recipe as UTF-8"
         ) from None
     try:
-        tree = YAML().load(text)
+        tree = _tree(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "cannot be read").splitlines()[0]
@@ -94,6 +95,12 @@ def _parse(path: Path) -> CommentedMap:
     if not isinstance(tree, CommentedMap):
         raise InputError(f"{path} holds no keys", way_out="start from recipes/quickstart.yaml")
     return tree
+
+
+@lru_cache(maxsize=1)
+def _tree(text: str) -> object:
+    """Two questions are asked of every file: what kind of recipe it is, then all of it. Not to be changed."""
+    return YAML().load(text)
 
 
 def _line_numbers(tree: object, prefix: str = "") -> dict[str, int]:

@@ -87,6 +87,11 @@ class Verified:
     def kept(self) -> int:
         return self.reasons[KEPT]
 
+    @property
+    def left_out(self) -> list[tuple[str, int]]:
+        """What spoke against answers and how many, the most frequent first."""
+        return [(reason, count) for reason, count in self.reasons.most_common() if reason != KEPT]
+
 
 def verify_answers(
     recipe: DataRecipe,
