@@ -67,6 +67,8 @@ def test_the_model_is_plain_again_after_an_error_and_learns(model: LlamaForCausa
 
 
 def test_half_precision_is_left_alone(model: LlamaForCausalLM) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), packed(model):
+        assert plain_again(model)
     half: Any = LlamaForCausalLM(model.config).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     with packed(half):
         assert plain_again(half)

@@ -24,8 +24,8 @@ _ROWS = 8
 @contextmanager
 def packed(model: PreTrainedModel) -> Generator[None]:
     """While it lasts, the model's larger fp32 linear layers on a CPU multiply from copies of their weights in oneDNN's
-    order: sums in another order, so the last bits differ. Elsewhere it does nothing. The weights must not change
-    meanwhile, and no gradient is known. Memory: what the copied layers take."""
+    order: sums in another order, so the last bits differ. Elsewhere, and under autocast, it does nothing. The weights
+    must not change meanwhile, and no gradient is known. Memory: what the copied layers take."""
     layers = [module for module in model.modules() if type(module) is nn.Linear and _worth_it(module)]
     kernels: Any = torch.ops.mkldnn
     for layer in layers:
@@ -46,4 +46,5 @@ def _worth_it(layer: nn.Linear) -> bool:
     """An ordinary matrix (no shard of one), large, in fp32, on a CPU that oneDNN serves."""
     data = layer.weight.data
     plain = type(data) is Tensor and data.device.type == "cpu" and data.dtype == torch.float32
-    return plain and data.numel() >= _WORTH_IT and torch.backends.mkldnn.is_available()
+    large = data.numel() >= _WORTH_IT
+    return plain and large and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
