@@ -150,7 +150,7 @@ def _mark(sample: Sample, findings: Sequence[Finding]) -> float | None:
 def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
     """Let teacher, student and base (the student before its first step) answer the exam's prompts; writes scores.json
     and returns it."""
-    place = folder or Path("runs") / recipe.name
+    learner, place = _learner(recipe), folder or Path("runs") / recipe.name
     exam = recipe.evaluate
     if exam is None:
         raise InputError("the recipe has no 'evaluate' section", way_out="add one with prompts and checks")
@@ -158,7 +158,11 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     if fingerprint is None:
         raise InputError(f"there is no student in '{place}' yet", way_out="potstill train first")
     papers: dict[str, Paper] = {}
-    who = {"teacher": (None, ""), "student": (place / "model", fingerprint[:16]), "base": _base(recipe, place)}
+    who = {
+        "teacher": (None, ""),
+        "student": (place / "model", fingerprint[:16]),
+        "base": _base(learner, place, recipe.seed),
+    }
     for arm, (model, mark) in who.items():
         (place / "exam" / arm / "examples" / "verdicts.parquet").unlink(missing_ok=True)  # of older answers
         harvest(_sitting(recipe, exam, model, mark), folder=place / "exam" / arm, watch=watch)
@@ -205,10 +209,9 @@ def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> D
     return recipe.model_copy(update=changes)
 
 
-def _base(recipe: DataRecipe, place: Path) -> tuple[Path, str]:
+def _base(learner: Learner, place: Path, seed: int) -> tuple[Path, str]:
     """The folder of the student before its first step, made where it is missing, and its mark. It has the layers that
     the student in the run folder has."""
-    learner, seed = _learner(recipe), recipe.seed
     layers = json.loads((place / "student.json").read_text(encoding="utf-8")).get("layers")
     drawn = [seed] if learner.weights == "random" else []
     made_of = learner.model_dump_json(exclude={"lora"}) + json.dumps([layers, *drawn])

@@ -105,14 +105,11 @@ class Learner(Values):
     @model_validator(mode="after")
     def _random_weights_all_learn(self) -> Learner:
         if self.weights == "random":
-            unread = {"lora": self.lora, "freeze_layers": self.freeze_layers, "layers.ranked": self._ranked}
+            ranked = isinstance(self.layers, Ranked)
+            unread = {"lora": self.lora, "freeze_layers": self.freeze_layers, "layers.ranked": ranked}
             if said := next((key for key, value in unread.items() if value), None):
                 raise ValueError(f"'{said}' builds on what the start has learnt: 'weights' random has none of it")
         return self
-
-    @property
-    def _ranked(self) -> bool:
-        return isinstance(self.layers, Ranked)
 
     @model_validator(mode="after")
     def _something_learns(self) -> Learner:

@@ -132,7 +132,8 @@ def road_in_words(data: DataRun) -> str:
     if recipe.student is not None and data.student is not None:
         layers = data.student.get("layers")
         named = public_name(recipe.student.start)
-        made = recipe.student.made_of(layers, data.start.layers if data.start else None, named) if layers else named
+        of = data.start.layers if data.start else None
+        made = recipe.student.made_of(layers, of, named) if layers else f"made of {named}"
         said.append(
             f"The student, {made}, learnt "
             f"{count(data.student['answers'], 'answer')} in {count(recipe.train.epochs, 'epoch')}"
