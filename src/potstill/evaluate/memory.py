@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,12 @@ class Peak:
 
 @contextmanager
 def peak_memory() -> Generator[Peak]:
-    """Load the model inside the block: its weights are part of what it needs."""
+    """Load the model inside the block: its weights are part of what it needs.
+
+    What others left behind is collected first: freed inside the block, it would hide what the block needed.
+    """
     peak = Peak()
+    gc.collect()
     try:
         _RESET.write_text("5")  # resets the high-water mark
         before = _kilobytes("VmRSS")
