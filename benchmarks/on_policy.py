@@ -139,7 +139,7 @@ def potstill(steps: int) -> Measured:
         method=LogitKd(kind="logit_kd", divergence="reverse_kl", alpha=0.0), on_policy=how, epochs=1, batch_size=BATCH,
         learning_rate=RATE, weight_decay=0.0, checkpoint_seconds=1e9, validations=1,
     )  # fmt: skip
-    own = OwnAnswers(
+    own = OwnAnswers.here(
         student,
         how,
         end_of_turn=codec_of(loaded.folder, None, name="teacher").end_of_turn("x"),
@@ -149,8 +149,10 @@ def potstill(steps: int) -> Measured:
     teach = LiveTeacher(loaded.model.requires_grad_(False), [row.teacher_prefix for row in rows])
     clock = Clock()
 
-    def write(some: Sequence[Any], step: int, total: int) -> list[Any]:
-        written = own(some, step, total)
+    write_own = OwnAnswers.__call__
+
+    def write(*given: Any) -> list[Any]:
+        written = write_own(*given)
         clock.tokens.append(sum(len(row.target) for row in written))
         return written
 
@@ -161,6 +163,7 @@ def potstill(steps: int) -> Measured:
     changed.steps_of_epoch = lambda n, **_: [list(range(i, min(i + BATCH, n))) for i in range(0, n, BATCH)]
     changed.hidden_rows = clock.timed("student", loop.hidden_rows)
     changed.terms = clock.timed("loss", loop.terms)
+    OwnAnswers.__call__ = clock.timed("rollout", write)
     Trainee.update = clock.timed("update", Trainee.update)
     torch.Tensor.backward = clock.timed("backward", torch.Tensor.backward)
     memory = Memory()
@@ -171,7 +174,7 @@ def potstill(steps: int) -> Measured:
             choices=(),
             method=settings.method,
             teach=clock.timed("teacher", teach),
-            write=clock.timed("rollout", write),
+            own=own,
             settings=settings,
             seed=0,
             fingerprint="",

@@ -131,7 +131,7 @@ def one_seed(task: Task, plan: Plan, seed: int, arms: Sequence[str] = tuple(METH
             how,
             seed=seed + 1_000_000,  # another order than at first
             teach=None if arm == SFT else LiveTeacher(task.teacher, [row.teacher_prefix for row in rows]),
-            write=own and OwnAnswers(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
+            own=own and OwnAnswers.here(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
             validate=curve,
         )
         last = curve.points[-1].right_N

@@ -183,7 +183,7 @@ def learn(  # noqa: PLR0913
     *,
     seed: int,
     teach: LiveTeacher | None = None,
-    write: OwnAnswers | None = None,
+    own: OwnAnswers | None = None,
     validate: Callable[[PreTrainedModel], dict[str, Score]] = lambda _: {},
 ) -> None:
     """Train in place by Potstill's loop."""
@@ -194,7 +194,7 @@ def learn(  # noqa: PLR0913
             choices=(),
             method=how.method,
             teach=teach,
-            write=write,
+            own=own,
             settings=how,
             seed=seed,
             fingerprint="",

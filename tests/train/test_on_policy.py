@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
-from potstill.engines.slots import Rollouts
+from potstill.engines.slots import Rollout, Rollouts
 from potstill.lessons import teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
@@ -22,7 +23,7 @@ from potstill.records import Message
 from potstill.student_recipe import OnPolicy
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.own_answers import OwnAnswers, WritesHere
 
 SOFT = {"kind": "logit_kd", "divergence": "reverse_kl", "alpha": 0.0}
 
@@ -106,31 +107,31 @@ def rows(count: int) -> list[Row]:
 def test_a_share_of_the_answers_is_its_own_and_a_step_draws_the_same_again(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     how = OnPolicy(share=0.5, max_tokens=4, slots=3, warm_up=0.25)
-    own = OwnAnswers(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    own = OwnAnswers.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
     given = rows(40)
-    assert own(given, 1, 8) == given  # warm-up
-    written = own(given, 2, 8)
+    assert own(lambda _: given, 1, 8) == given  # warm-up
+    written = own(lambda _: given, 2, 8)
     changed = [i for i, (old, new) in enumerate(zip(given, written, strict=True)) if old.target != new.target]
     assert 10 < len(changed) < 30
     for i in changed:
         assert written[i].teacher_prefix == given[i].teacher_prefix and len(written[i].target) <= 4
         # an end-of-turn token that the teacher knows nothing of has no soft target; a cut-off answer has none at all
         assert written[i].ends_alike == (written[i].target[-1] != 2)
-    again = OwnAnswers(model, how, end_of_turn=2, longest_prefix=2, seed=1)
-    assert again(given, 2, 8) == written
-    assert again(given, 3, 8) != written
+    again = OwnAnswers.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    assert again(lambda _: given, 2, 8) == written
+    assert again(lambda _: given, 3, 8) != written
 
 
 def test_it_writes_with_the_weights_as_they_are(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    own = OwnAnswers(model, OnPolicy(temperature=0, max_tokens=3), end_of_turn=2, longest_prefix=2, seed=1)
-    own(rows(2), 5, 10)
+    own = OwnAnswers.here(model, OnPolicy(temperature=0, max_tokens=3), end_of_turn=2, longest_prefix=2, seed=1)
+    own(lambda _: rows(2), 5, 10)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
         model.get_output_embeddings().weight[33] = 1.0
         model.base_model.norm.weight.fill_(1.0)
     first = model(torch.tensor([[5, 6]])).logits[0, -1].argmax().item()
-    assert own(rows(1), 5, 10)[0].target[0] == first
+    assert own(lambda _: rows(1), 5, 10)[0].target[0] == first
 
 
 def test_on_policy_training_resumes_to_the_bit(
@@ -141,6 +142,49 @@ def test_on_policy_training_resumes_to_the_bit(
     recipe = load_recipe(path, ["train.on_policy.share=0.7"])
     assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[1, 4, 5, 9]))
     assert logged(tmp_path / "a") == logged(tmp_path / "b")
+
+
+def test_answers_for_several_steps_are_written_in_one_call(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    how = OnPolicy(share=0.7, max_tokens=4, slots=3, warm_up=0.3, steps_per_generation=3)
+    given = [rows(9)[i % 9 :] + rows(9)[: i % 9] for i in range(10)]  # another order in every step
+    calls: list[int] = []
+
+    def writing() -> OwnAnswers:
+        here = WritesHere(model, slots=3, capacity_tokens=6, end_of_turn=2)
+
+        def writes(prompts: Sequence[Ids], **asked: Any) -> list[Rollout]:
+            calls.append(len(prompts))
+            return here(prompts, **asked)
+
+        return OwnAnswers(how, writes, seed=1)
+
+    own = writing()
+    written: list[list[Row]] = []
+    for step in range(10):
+        written.append(own(lambda at: given[at], step, 10))
+        own.restore(json.loads(json.dumps(own.state())))  # as a checkpoint after every step would
+    assert [any(row.own for row in some) for some in written] == [step >= 3 for step in range(10)]
+    assert len(calls) == 3 and sum(calls) == sum(row.own is not None for some in written for row in some)
+    for some, kept in zip(written, given, strict=True):
+        assert [row.prefix for row in some] == [row.prefix for row in kept]
+        assert all(row.own.prompt == at for at, row in enumerate(some) if row.own)
+    again = writing()
+    assert [again(lambda at: given[at], step, 10) for step in range(10)] == written
+
+
+def test_answers_that_wait_for_their_step_resume_to_the_bit(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path]
+) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    method = {"kind": "policy_gradient"}
+    path = recipe_on_policy(tmp_path, tiny_model, teacher, epochs=2, checkpoint_seconds=1e-6, method=method)
+    recipe = load_recipe(path, ["train.on_policy.steps_per_generation=4", "train.on_policy.samples=2"])
+    assert equal(taught(recipe, tmp_path / "a"), taught(recipe, tmp_path / "b", stops=[1, 2, 5, 7]))
+    assert logged(tmp_path / "a") == logged(tmp_path / "b")
+    gaps = [row["log_probability_gap"] for row in logged(tmp_path / "a")]
+    fresh, stale = gaps[::4], [gap for at, gap in enumerate(gaps) if at % 4]
+    assert max(fresh) < 0.2 * min(stale)  # weights went on while the answers waited
 
 
 MISTAKES = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import asyncio
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import aiohttp
@@ -56,3 +57,26 @@ async def bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
             raise Failure("too large", f"a reply above {limit:,} bytes", status=response.status)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def replied(
+    session: aiohttp.ClientSession, url: str, asked: Mapping[str, object], *, http: Http, key: Key, limit: int
+) -> tuple[int, bytes]:
+    """Status and body, of at most `limit` bytes, of the reply to a request that costs nothing twice: what may pass is
+    tried again. Raises Failure where the last attempt brought no reply, or none but "busy"."""
+    failure = Failure("no connection", "no attempt was made")
+    for attempt in range(http.attempts):
+        if attempt:
+            await asyncio.sleep(min(60.0, http.retry_seconds * 2 ** (attempt - 1)))
+        try:
+            with named_failures(http.deadline):
+                async with session.post(url, json=asked, allow_redirects=False) as response:
+                    said = key.struck_out(await bounded(response, limit))
+        except Failure as found:
+            failure = found
+            continue
+        if response.status != 429 and response.status < 500:
+            return response.status, said
+        kind = "rate limited" if response.status == 429 else "server error"
+        failure = Failure(kind, f"status {response.status}: {said[:300].decode(errors='replace')}")
+    raise failure

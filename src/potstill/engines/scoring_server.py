@@ -7,7 +7,6 @@ top; the JSON takes about 70 bytes a token and candidate, so a reply past the bo
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.http import key_for, open_session, replied
 from potstill.engines.sampler import Failure
 from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
@@ -59,28 +58,17 @@ class ServerScorer:
         return read_scores(json.loads(said), ids, start=start, k=self._k)
 
     async def _said(self, asked: Mapping[str, object]) -> bytes:
-        """The reply. What may pass is tried again: scoring costs nothing twice."""
-        wrong = ""
-        for attempt in range(self._server.attempts):
-            if attempt:
-                await asyncio.sleep(min(60.0, self._server.retry_seconds * 2 ** (attempt - 1)))
-            try:
-                with named_failures(self._server.deadline):
-                    url = f"{self._server.url}/completions"
-                    async with self._session.post(url, json=asked, allow_redirects=False) as response:
-                        said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
-            except Failure as failure:
-                wrong = str(failure)
-                continue
-            if response.status == 200:
-                return said
-            wrong = f"status {response.status}: {said[:300].decode(errors='replace')}"
-            if response.status != 429 and response.status < 500:
-                raise TeacherError(
-                    f"the server does not score at k = {self._k} ({wrong})",
-                    way_out="lower k or start the server with a higher --max-logprobs",
-                )
-        raise TeacherError(f"the server did not score: {wrong}", way_out="see that it runs, then again")
+        url, limit = f"{self._server.url}/completions", self._server.max_reply_bytes
+        try:
+            status, said = await replied(self._session, url, asked, http=self._server, key=self._key, limit=limit)
+        except Failure as failure:
+            raise TeacherError(f"the server did not score: {failure}", way_out="see that it runs, then again") from None
+        if status != 200:
+            raise TeacherError(
+                f"the server does not score at k = {self._k} (status {status}: {said[:300].decode(errors='replace')})",
+                way_out="lower k or start the server with a higher --max-logprobs",
+            )
+        return said
 
 
 def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: int) -> Scored:

@@ -6,10 +6,10 @@ They are put into the model in place: it keeps its class, and whoever runs, trai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -42,6 +42,26 @@ def adapt(model: PreTrainedModel, lora: Lora, *, seed: int) -> LoraModel:
 def merged(adapted: LoraModel) -> PreTrainedModel:
     """The model that `adapt` was given, with what its adapters add in its weights and without them."""
     return adapted.merge_and_unload()  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def plain_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights that `merged` would leave, by the names of the model without adapters. The model stays as it is."""
+    found: dict[str, Tensor] = {}
+    layers = dict(model.named_modules())
+    for name, value in model.state_dict().items():
+        owner, _, kind = name.rpartition(".")
+        if ".lora_" in name:
+            continue
+        plain, adapted, _ = owner.rpartition(".base_layer")
+        if not adapted:
+            found[name] = value
+        elif kind == "weight":
+            added: Any = layers[plain]
+            found[f"{plain}.{kind}"] = value + added.get_delta_weight(added.active_adapters[0]).to(value.dtype)
+        else:
+            found[f"{plain}.{kind}"] = value
+    return found
 
 
 def _targets(model: PreTrainedModel, wanted: Sequence[str] | None) -> list[str]:

@@ -8,8 +8,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from potstill.models.lora import plain_weights
 from potstill.text.tokens import Codec
 
 
@@ -38,7 +40,14 @@ def save_model(
             pad_token_id=end_of_turn if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
         model.config.eos_token_id = end_of_turn
-        model.save_pretrained(draft)
+        save_weights(model, draft)
+
+
+def save_weights(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Weights, of adapters too what they add, with their configuration and no tokenizer: what a server of the folder
+    reads again."""
+    weights = plain_weights(model)
+    model.save_pretrained(folder, state_dict={name: value.to(dtype) for name, value in weights.items()})
 
 
 @contextmanager

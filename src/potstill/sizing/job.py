@@ -173,6 +173,8 @@ def _models(
 
 def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | None) -> Learning:
     train, own = work.recipe.train, work.recipe.train.on_policy
+    if own is not None and own.engine is not None:  # a server has its own memory
+        own = None
     form = form_of(train.signal)
     served = train.scored_by is not None and train.scored_by.engine is not None
     return Learning(

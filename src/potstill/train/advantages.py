@@ -22,7 +22,6 @@ from potstill.records import Message, Sample
 from potstill.student_recipe import Lessons, OnPolicy, PolicyGradient
 from potstill.text.tokens import Codec
 from potstill.train.batch import Own, Row
-from potstill.train.loop import Write
 from potstill.train.served import ServedTeacher
 from potstill.train.teaching import Teach
 
@@ -34,12 +33,12 @@ Verdicts = Callable[[Sequence[Row]], Sequence[float | None]]
 
 
 def judged(
-    train: Lessons, how: OnPolicy, write: Write, teach: Teach, verdicts: Verdicts | None
-) -> tuple[Write, Teach | None]:
-    """Who writes the rows of a step, and who scores them while it is taken: in a policy gradient the teacher has done
-    so before. Raises InputError for a reward that nobody gives."""
+    train: Lessons, how: OnPolicy, teach: Teach, verdicts: Verdicts | None
+) -> tuple[Advantages | None, Teach | None]:
+    """Who says what the student's own answers of a step are worth, if anybody, and who scores them while the step is
+    taken: in a policy gradient the teacher has done so before. Raises InputError for a reward that nobody gives."""
     if isinstance(train.method, Sft) or not (how.reward or isinstance(train.method, PolicyGradient)):
-        return write, teach
+        return None, teach
     if how.reward is not None and verdicts is None:
         raise InputError(
             "train.on_policy.reward is set, but nobody said what the checks say of an answer",
@@ -47,11 +46,7 @@ def judged(
         )
     weight = 0.0 if how.reward is None else how.reward.weight
     advantages = Advantages(train.method, how.samples, weight, teach, verdicts, train.pass_tokens)
-
-    def write_judged(rows: Sequence[Row], step: int, total: int) -> list[Row]:
-        return advantages(write(rows, step, total))
-
-    return write_judged, None if isinstance(train.method, PolicyGradient) else teach
+    return advantages, None if isinstance(train.method, PolicyGradient) else teach
 
 
 def verdicts_by(reward: Reward, codec: Codec, asked: Iterable[Sequence[Message]]) -> Verdicts:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
+from potstill.engines.rollout_server import ServedRollouts
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
 from potstill.models.lora import adapt, merged
@@ -21,11 +22,12 @@ from potstill.store.checkpoints import Checkpoints
 from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
 from potstill.store.sinks import sinks_of
+from potstill.student_recipe import OnPolicy
 from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, Validate, fit
 from potstill.train.methods import token_nats
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.own_answers import OwnAnswers, WritesThere
 from potstill.train.own_text import own_text
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
@@ -60,17 +62,10 @@ def train_student(  # noqa: PLR0913
     learnt, held = apart(rows)
     longest_answer = max(len(row.target) for row in rows)
     ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
-    write, scores = None, teach
+    own, judge, scores = None, None, teach
     if (how := recipe.train.on_policy) is not None and teach is not None:
-        write = OwnAnswers(
-            model.to(device()),  # pyright: ignore[reportArgumentType]
-            how,
-            end_of_turn=codec.end_of_turn("x"),
-            longest_prefix=max(len(row.prefix) for row in rows),
-            vocabulary=codec.vocabulary,
-            seed=recipe.seed,
-        )
-        write, teach = judged(recipe.train, how, write, teach, ask)
+        own = _own_answers(how, start, rows, place, recipe.seed)
+        judge, teach = judged(recipe.train, how, teach, ask)
     quiz = None
     if recipe.train.predict_with_generate and ask is not None:
         quiz = Quiz.of(held, ask, end_of_turn=codec.end_of_turn("x"), max_tokens=longest_answer + 8)
@@ -81,7 +76,8 @@ def train_student(  # noqa: PLR0913
         choices=(),
         method=recipe.train.method,
         teach=teach,
-        write=write,
+        own=own,
+        judge=judge,
         own_guards=how.guards if how else None,
         settings=recipe.train,
         seed=recipe.seed,
@@ -105,6 +101,20 @@ def train_student(  # noqa: PLR0913
     save(start, longest=longest_answer, to=place / "model")
     job.checkpoints.clear()
     return fitted
+
+
+def _own_answers(how: OnPolicy, start: Untaught, rows: Sequence[Row], place: Path, seed: int) -> OwnAnswers:
+    """What the student writes itself to the prompts of the rows, and where."""
+    codec, model = start.codec, start.model.to(device())  # pyright: ignore[reportArgumentType]
+    end, vocabulary = codec.end_of_turn("x"), codec.vocabulary
+    if how.engine is None:
+        longest = max(len(row.prefix) for row in rows)
+        return OwnAnswers.here(model, how, end_of_turn=end, longest_prefix=longest, vocabulary=vocabulary, seed=seed)
+    folder = Path(how.engine.weights_folder or place / "writer")
+    save(start, longest=how.max_tokens, to=folder)
+    server = ServedRollouts(how.engine, end_of_turn=end, vocabulary=vocabulary)
+    server.take_weights(folder)  # that it can is known before the first step
+    return OwnAnswers(how, WritesThere(model, server, folder), seed=seed)
 
 
 def _validation(

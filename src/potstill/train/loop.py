@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from potstill.train.batch import Batch, Row, Whole, collate, steps_of_epoch
 from potstill.train.best import Choice, Chosen, told
 from potstill.train.guards import Breach, Rules, decided, look
 from potstill.train.methods import Logged, terms
+from potstill.train.own_answers import OwnAnswers
 from potstill.train.stopped import Spell, stopped
 from potstill.train.teaching import Teach
 from potstill.train.trainee import Trainee
@@ -41,8 +42,8 @@ Validate = Callable[[PreTrainedModel], dict[str, Score]]
 """Scores on the validation prompts, by metric."""
 
 
-Write = Callable[[Sequence[Row], int, int], list[Row]]
-"""What becomes of the rows of a step (of so many): answers of the student's own in place of the kept ones."""
+Judge = Callable[[Sequence[Row]], list[Row]]
+"""Says of the student's own answers among the rows of a step what each is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class Job:
     choices: Sequence[Ids]
     method: LessonMethod
     teach: Teach | None = None
-    write: Write | None = None
+    own: OwnAnswers | None = None
+    judge: Judge | None = None
     own_guards: RolloutGuards | None = None
     settings: Loop
     seed: int
@@ -85,7 +87,7 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
     root = world.rooted(model)
     rules = _rules(job)
-    trainee = Trainee(model, settings, world)
+    trainee = Trainee(model, settings, world, own=job.own)
     trainee.restore(job.checkpoints, fingerprint=job.fingerprint)
     for said in job.checkpoints.damage:
         job.watch(Progress(stage="train", what=job.arm, done=trainee.step, total=total, note=said))
@@ -126,14 +128,20 @@ def fit(model: PreTrainedModel, job: Job) -> Fitted:
 
 def _rows_of_steps(job: Job, first: int, total: int) -> Iterator[list[Row]]:
     """The examples of the steps from `first` on; what the student writes itself is written when it is asked for."""
-    size, order = job.settings.batch_size, list[list[int]]()
+    size = job.settings.batch_size
     per_epoch = math.ceil(len(job.rows) / size)
-    for step in range(first, total):
+
+    @lru_cache(2)  # own answers may be written for steps of the next epoch too
+    def order(epoch: int) -> list[list[int]]:
+        return steps_of_epoch(len(job.rows), batch_size=size, seed=job.seed, epoch=epoch)
+
+    def kept(step: int) -> list[Row]:
         epoch, position = divmod(step, per_epoch)
-        if position == 0 or not order:
-            order = steps_of_epoch(len(job.rows), batch_size=size, seed=job.seed, epoch=epoch)
-        rows = [job.rows[i] for i in order[position]]
-        yield rows if job.write is None else job.write(rows, step, total)
+        return [job.rows[i] for i in order(epoch)[position]]
+
+    for step in range(first, total):
+        rows = kept(step) if job.own is None else job.own(kept, step, total)
+        yield rows if job.judge is None else job.judge(rows)
 
 
 def schedule(step: int, total: int, settings: Loop) -> float:

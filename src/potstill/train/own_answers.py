@@ -1,23 +1,41 @@
 """On-policy distillation: the student writes, the teacher scores every token of it (Agarwal et al. 2024, GKD).
 
-What is written in a step depends on the weights, the seed and the step alone, so a resumed run needs nothing kept.
+What is written depends on the weights, the seed and the step alone, where it is written in this process. Answers for
+several steps may be written in one call: those of later steps wait in `OwnAnswers` and in every checkpoint.
 """
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
+from potstill.engines.rollout_server import ServedRollouts
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
 from potstill.models.load import compute_dtype
+from potstill.models.save import save_weights
 from potstill.student_recipe import OnPolicy
+from potstill.text.tokens import Ids
 from potstill.train.batch import Own, Row
+
+Kept = Callable[[int], list[Row]]
+"""The rows of a step, with the answers that were kept for them."""
+
+
+class Writes(Protocol):
+    """Who writes: `n` answers to each prompt, with the student's weights as they are at each call, in the order of
+    prompts and indices."""
+
+    def __call__(
+        self, prompts: Sequence[Ids], *, n: int, sampling: Sampling, max_new_tokens: int
+    ) -> Sequence[Rollout]: ...
 
 
 def own_row(row: Row, one: Rollout, *, prompt: int) -> Row:
@@ -28,17 +46,24 @@ def own_row(row: Row, one: Rollout, *, prompt: int) -> Row:
     return replace(row, target=one.ids, ends_alike=row.ends_alike or cut_off, own=own)
 
 
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """An answer to the `at`-th example of a step to come."""
+
+    at: int
+    answer: Rollout
+
+
 class OwnAnswers:
     """Puts the student's own answers (`samples` to each prompt) in place of the kept ones, in the share of a step's
-    examples that the recipe says.
+    examples that the recipe says. Those of `steps_per_generation` steps are written in one call."""
 
-    Writes with a half-precision copy of the weights where the machine computes in half precision: the copy is brought
-    up to date before it writes. Make it before the model is trained. Ids from `vocabulary` on are never drawn: they
-    stand for nothing, and the teacher may have no embedding for them.
-    """
+    def __init__(self, how: OnPolicy, writes: Writes, *, seed: int) -> None:
+        self._how, self._writes, self._seed = how, writes, seed
+        self._ahead: dict[int, list[_Due]] = {}
 
-    def __init__(
-        self,
+    @staticmethod
+    def here(
         model: PreTrainedModel,
         how: OnPolicy,
         *,
@@ -46,42 +71,113 @@ class OwnAnswers:
         longest_prefix: int,
         vocabulary: int | None = None,
         seed: int,
+    ) -> OwnAnswers:
+        """Written by the student in this process. Make it before the model is trained."""
+        capacity = longest_prefix + how.max_tokens
+        writes = WritesHere(
+            model, slots=how.slots, capacity_tokens=capacity, end_of_turn=end_of_turn, vocabulary=vocabulary
+        )
+        return OwnAnswers(how, writes, seed=seed)
+
+    def __call__(self, kept: Kept, step: int, total: int) -> list[Row]:
+        """The rows of optimizer step `step` of `total`."""
+        rows = kept(step)
+        if step < self._how.warm_up * total:
+            return rows
+        if step not in self._ahead:
+            steps = range(step, min(total, step + self._how.steps_per_generation))
+            self._ahead = self._written({number: kept(number) for number in steps})
+        found: list[list[Row]] = [[row] for row in rows]
+        for at, dues in _by_example(self._ahead.pop(step)).items():
+            found[at] = [own_row(rows[at], due.answer, prompt=at) for due in dues]
+        return [row for answers in found for row in answers]
+
+    def state(self) -> dict[str, Any]:
+        """What was written for steps to come, for a checkpoint."""
+        return {str(step): [asdict(due) for due in dues] for step, dues in self._ahead.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ahead = {
+            int(step): [_Due(due["at"], _rollout(due["answer"])) for due in dues] for step, dues in state.items()
+        }
+
+    def _written(self, rows: Mapping[int, Sequence[Row]]) -> dict[int, list[_Due]]:
+        """The own answers of these steps. A coin falls for every example of every step."""
+        coins = {step: random.Random(f"{self._seed}/{step}") for step in rows}
+        mine = [
+            (step, at)
+            for step, some in rows.items()
+            for at in range(len(some))
+            if coins[step].random() < self._how.share
+        ]
+        found: dict[int, list[_Due]] = {step: [] for step in rows}
+        if not mine:
+            return found
+        sampling = Sampling(
+            temperature=self._how.temperature, top_p=self._how.top_p, seed=coins[min(rows)].getrandbits(63)
+        )
+        prompts = [rows[step][at].prefix for step, at in mine]
+        written = self._writes(prompts, n=self._how.samples, sampling=sampling, max_new_tokens=self._how.max_tokens)
+        for one in written:
+            step, at = mine[one.prompt]
+            found[step].append(_Due(at, one))
+        return found
+
+
+class WritesHere:
+    """The student itself, in slots, in this process.
+
+    Where the machine computes in half precision, a copy of the weights in half precision writes: it is brought up to
+    date at each call. Ids from `vocabulary` on are never drawn: they stand for nothing, and the teacher may have no
+    embedding for them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        capacity_tokens: int,
+        end_of_turn: int,
+        vocabulary: int | None = None,
     ) -> None:
-        self._model, self._how, self._seed = model, how, seed
-        self._writer = model
+        self._model = self._writer = model
         if compute_dtype() != next(model.parameters()).dtype:
             self._writer = copy.deepcopy(model).to(compute_dtype()).requires_grad_(False)  # pyright: ignore[reportArgumentType]
         self._rollouts = Rollouts(
-            self._writer,
-            slots=how.slots,
-            capacity_tokens=longest_prefix + how.max_tokens,
-            end_ids=[end_of_turn],
-            vocabulary=vocabulary,
+            self._writer, slots=slots, capacity_tokens=capacity_tokens, end_ids=[end_of_turn], vocabulary=vocabulary
         )
 
-    def __call__(self, rows: Sequence[Row], step: int, total: int) -> list[Row]:
-        """The rows of optimizer step `step` of `total`."""
-        coin = random.Random(f"{self._seed}/{step}")
-        mine = [i for i in range(len(rows)) if coin.random() < self._how.share]
-        if not mine or step < self._how.warm_up * total:
-            return list(rows)
+    def __call__(self, prompts: Sequence[Ids], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
         self._catch_up()
-        written = self._rollouts.roll_out(
-            [rows[i].prefix for i in mine],
-            n=self._how.samples,
-            sampling=Sampling(temperature=self._how.temperature, top_p=self._how.top_p, seed=coin.getrandbits(63)),
-            max_new_tokens=self._how.max_tokens,
-        )
-        found: list[list[Row]] = [[row] for row in rows]
-        for i in mine:
-            found[i] = []
-        for one in written:
-            i = mine[one.prompt]
-            found[i].append(own_row(rows[i], one, prompt=i))
-        return [row for answers in found for row in answers]
+        return self._rollouts.roll_out(prompts, n=n, sampling=sampling, max_new_tokens=max_new_tokens)
 
     @torch.no_grad()
     def _catch_up(self) -> None:
         if self._writer is not self._model:
             for mine, trained in zip(self._writer.parameters(), self._model.parameters(), strict=True):
                 mine.copy_(trained)
+
+
+class WritesThere:
+    """A vLLM server that takes the student's weights out of `folder` before every call."""
+
+    def __init__(self, model: PreTrainedModel, server: ServedRollouts, folder: Path) -> None:
+        self._model, self._server, self._folder = model, server, folder
+
+    def __call__(self, prompts: Sequence[Ids], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
+        save_weights(self._model, self._folder, dtype=compute_dtype())
+        self._server.take_weights(self._folder)
+        return self._server.roll_out(prompts, n=n, sampling=sampling, max_new_tokens=max_new_tokens)
+
+
+def _by_example(dues: Sequence[_Due]) -> dict[int, list[_Due]]:
+    found: dict[int, list[_Due]] = {}
+    for due in dues:
+        found.setdefault(due.at, []).append(due)
+    return found
+
+
+def _rollout(kept: Mapping[str, Any]) -> Rollout:
+    lists = {name: tuple(kept[name]) for name in ("ids", "logp", "drawn_logp")}
+    return Rollout(prompt=kept["prompt"], index=kept["index"], finish=kept["finish"], **lists)

@@ -18,17 +18,20 @@ from potstill.errors import DiskError
 from potstill.recipe import Loop
 from potstill.store.checkpoints import Checkpoints
 from potstill.train.guards import Memory
+from potstill.train.own_answers import OwnAnswers
 from potstill.train.world import ALONE, World
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Trainee:
-    """Make it when the model lies where `world` placed it."""
+    """Make it when the model lies where `world` placed it. What the student wrote for steps to come is kept with it."""
 
-    def __init__(self, model: PreTrainedModel, settings: Loop, world: World = ALONE) -> None:
+    def __init__(
+        self, model: PreTrainedModel, settings: Loop, world: World = ALONE, own: OwnAnswers | None = None
+    ) -> None:
         self.model = model
-        self._world = world
+        self._world, self._own = world, own
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.scores: list[tuple[int, float]] = []  # of the validations so far, by step
         self.memory = Memory()
@@ -82,6 +85,8 @@ class Trainee:
     def save(self, checkpoints: Checkpoints, *, fingerprint: str, score: float | None = None) -> None:
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
         state = {**progress, "scores": self.scores, "guards": self.memory.as_dict(), "fingerprint": fingerprint}
+        if self._own is not None:
+            state["own_answers"] = self._own.state()
         self._world.save(checkpoints, self.step, self._tensors(), state, score=score)
 
     @torch.no_grad()
@@ -100,6 +105,8 @@ class Trainee:
         self._averaged = state["averaged"]
         self.scores = [(step, score) for step, score in state["scores"]]
         self.memory = Memory.from_dict(state["guards"])
+        if self._own is not None:
+            self._own.restore(state["own_answers"])
 
     @torch.no_grad()
     def go_back(self, checkpoints: Checkpoints, *, step: int) -> None:
