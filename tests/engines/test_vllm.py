@@ -223,7 +223,7 @@ def test_a_student_behind_vllm_writes_with_its_newest_weights(tmp_path: Path) ->
     harvest(recipe, folder=run)
     with pytest.raises(TeacherError, match="VLLM_SERVER_DEV_MODE=1 vllm serve"):
         teach(recipe, folder=run)  # it makes the folder that the server is started on
-    options = "--served-model-name student --dtype float32".split()
+    options = ["--served-model-name", "student", "--dtype", "float32"]
     with serving(run / "writer", *options, port=port, VLLM_SERVER_DEV_MODE="1"):
         start = time.perf_counter()
         model = teach(recipe, folder=run)
