@@ -260,6 +260,11 @@ class OnPolicy(Values):
     max_tokens: Count = 128
     slots: Count = Field(32, description="answers written at once")
     samples: Count = Field(1, description="answers to each prompt of a step")
+    teacher_mix: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="tokens are drawn from so much of the teacher's distribution and the rest of the student's own, "
+        "which keeps a weak student on sensible text (Gu et al. 2024, MiniLLM: 0.2)",
+    )
     reward: TaskReward | None = None
     guards: RolloutGuards | None = RolloutGuards()  # pyright: ignore[reportCallIssue]
 
@@ -316,6 +321,11 @@ class Lessons(Loop):
             )
         if not isinstance(self.signal, LiveSignal):
             raise ValueError("'on_policy' answers are new every time: 'signal' must be live")
+        if self.on_policy.teacher_mix and self.scored_by is not None and self.scored_by.engine is not None:
+            raise ValueError(
+                "'on_policy.teacher_mix' draws every token from the teacher's whole distribution, which a server does "
+                "not give: name a model in this process in 'scored_by', or set it to 0"
+            )
         if isinstance(self.method, LogitKd) and self.method.alpha:
             raise ValueError("cross-entropy would teach the student its own answers: set 'method.alpha' to 0")
         return self

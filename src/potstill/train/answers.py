@@ -25,7 +25,7 @@ from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, Validate, fit
 from potstill.train.methods import token_nats
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.own_answers import OwnAnswers, teacher_mix
 from potstill.train.own_text import own_text
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
@@ -68,6 +68,7 @@ def train_student(  # noqa: PLR0913
             end_of_turn=codec.end_of_turn("x"),
             longest_prefix=max(len(row.prefix) for row in rows),
             vocabulary=codec.vocabulary,
+            teacher=teacher_mix(how, teach, rows),
             seed=recipe.seed,
         )
         write, teach = judged(recipe.train, how, write, teach, ask)

@@ -14,18 +14,40 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.engines.sampling import Sampling
-from potstill.engines.slots import Rollout, Rollouts
+from potstill.engines.slots import Rollout, Rollouts, TeacherMix
+from potstill.errors import InputError
 from potstill.models.load import compute_dtype
 from potstill.student_recipe import OnPolicy
 from potstill.train.batch import Own, Row
+from potstill.train.teaching import LiveTeacher, Teach
 
 
 def own_row(row: Row, one: Rollout, *, prompt: int) -> Row:
     """The row with an answer of the student's own to the `prompt`-th. One that was cut off ends in no end-of-turn
     token."""
     cut_off = one.finish == "length"
-    own = Own(prompt=prompt, cut_off=cut_off, logp=one.logp)
+    own = Own(prompt=prompt, cut_off=cut_off, logp=one.logp, drawn_logp=one.drawn_logp)
     return replace(row, target=one.ids, ends_alike=row.ends_alike or cut_off, own=own)
+
+
+def teacher_mix(how: OnPolicy, teach: Teach, rows: Sequence[Row]) -> TeacherMix | None:
+    """The teacher as it mixes in, where the recipe says so; `rows` are all there will be. Raises InputError where it
+    cannot: its distribution is read where the student writes, and an answer must end for both."""
+    if not how.teacher_mix:
+        return None
+    if not isinstance(teach, LiveTeacher):
+        raise InputError(
+            "'train.on_policy.teacher_mix' draws tokens from the teacher too, but it is not in this process",
+            way_out="name a model in 'train.scored_by' without an 'engine', or set it to 0",
+        )
+    if not all(row.ends_alike for row in rows):
+        raise InputError(
+            "'train.on_policy.teacher_mix' lets the teacher end answers, but it ends its turns with another token than "
+            "the student",
+            way_out="give both one template ('train.scored_by.template', 'student.template'), or set it to 0",
+        )
+    longest = max(len(row.teacher_prefix) for row in rows)
+    return TeacherMix(model=teach.model, share=how.teacher_mix, capacity_tokens=longest + how.max_tokens)
 
 
 class OwnAnswers:
@@ -34,10 +56,10 @@ class OwnAnswers:
 
     Writes with a half-precision copy of the weights where the machine computes in half precision: the copy is brought
     up to date before it writes. Make it before the model is trained. Ids from `vocabulary` on are never drawn: they
-    stand for nothing, and the teacher may have no embedding for them.
+    stand for nothing, and the teacher may have no embedding for them. A `teacher` that mixes in reads its own prompts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: PreTrainedModel,
         how: OnPolicy,
@@ -45,9 +67,10 @@ class OwnAnswers:
         end_of_turn: int,
         longest_prefix: int,
         vocabulary: int | None = None,
+        teacher: TeacherMix | None = None,
         seed: int,
     ) -> None:
-        self._model, self._how, self._seed = model, how, seed
+        self._model, self._how, self._seed, self._mixed = model, how, seed, teacher is not None
         self._writer = model
         if compute_dtype() != next(model.parameters()).dtype:
             self._writer = copy.deepcopy(model).to(compute_dtype()).requires_grad_(False)  # pyright: ignore[reportArgumentType]
@@ -57,6 +80,7 @@ class OwnAnswers:
             capacity_tokens=longest_prefix + how.max_tokens,
             end_ids=[end_of_turn],
             vocabulary=vocabulary,
+            teacher=teacher,
         )
 
     def __call__(self, rows: Sequence[Row], step: int, total: int) -> list[Row]:
@@ -71,6 +95,7 @@ class OwnAnswers:
             n=self._how.samples,
             sampling=Sampling(temperature=self._how.temperature, top_p=self._how.top_p, seed=coin.getrandbits(63)),
             max_new_tokens=self._how.max_tokens,
+            teacher_prompts=[rows[i].teacher_prefix for i in mine] if self._mixed else None,
         )
         found: list[list[Row]] = [[row] for row in rows]
         for i in mine:
