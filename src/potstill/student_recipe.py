@@ -275,6 +275,11 @@ class OnPolicy(Values):
         1, description="optimizer steps whose answers are written in one call, before the first of them"
     )
     engine: RolloutServer | None = Field(None, description="who writes; by default the student in this process")
+    teacher_mix: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="tokens are drawn from so much of the teacher's distribution and the rest of the student's own, "
+        "which keeps a weak student on sensible text (Gu et al. 2024, MiniLLM: 0.2)",
+    )
     reward: TaskReward | None = None
     guards: RolloutGuards | None = RolloutGuards()  # pyright: ignore[reportCallIssue]
 
@@ -331,6 +336,16 @@ class Lessons(Loop):
             )
         if not isinstance(self.signal, LiveSignal):
             raise ValueError("'on_policy' answers are new every time: 'signal' must be live")
+        if self.on_policy.teacher_mix and self.on_policy.engine is not None:
+            raise ValueError(
+                "'on_policy.teacher_mix' lets student and teacher write token by token together, in this process: leave "
+                "out 'on_policy.engine', or set it to 0"
+            )
+        if self.on_policy.teacher_mix and self.scored_by is not None and self.scored_by.engine is not None:
+            raise ValueError(
+                "'on_policy.teacher_mix' draws every token from the teacher's whole distribution, which a server does "
+                "not give: name a model in this process in 'scored_by', or set it to 0"
+            )
         if isinstance(self.method, LogitKd) and self.method.alpha:
             raise ValueError("cross-entropy would teach the student its own answers: set 'method.alpha' to 0")
         return self

@@ -235,11 +235,12 @@ def test_a_prompt_is_computed_once_and_memory_is_bounded(model: PreTrainedModel)
     engine, prompts = slots_of(model, slots=4, capacity=60), some_prompts(50, seed=8)
     engine.roll_out(prompts, n=6, sampling=Sampling(), max_new_tokens=9)
     assert engine.prefilled == sum(map(len, prompts))
-    assert engine._cache is not None
-    first = engine._cache._slot_layers[0]._keys
+    cache = engine._models[0]._cache
+    assert cache is not None
+    first = cache._slot_layers[0]._keys
     assert first.shape == (4, 2, 60, 8)
     engine.roll_out(prompts, sampling=Sampling(), max_new_tokens=9)
-    assert engine._cache._slot_layers[0]._keys is first
+    assert engine._models[0]._cache is cache and cache._slot_layers[0]._keys is first
 
 
 def test_what_prompts_share_is_computed_once(model: PreTrainedModel) -> None:

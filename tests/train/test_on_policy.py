@@ -153,9 +153,9 @@ def test_answers_for_several_steps_are_written_in_one_call(tiny_model: Path) -> 
     def writing() -> OwnAnswers:
         here = WritesHere(model, slots=3, capacity_tokens=6, end_of_turn=2)
 
-        def writes(prompts: Sequence[Ids], **asked: Any) -> list[Rollout]:
-            calls.append(len(prompts))
-            return here(prompts, **asked)
+        def writes(some: Sequence[Row], **asked: Any) -> list[Rollout]:
+            calls.append(len(some))
+            return here(some, **asked)
 
         return OwnAnswers(how, writes, seed=1)
 

@@ -8,7 +8,7 @@ Dimension key: R rows, V vocabulary, G blocks of the vocabulary, W width of a bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -69,6 +69,17 @@ def draw(logits_RV: Tensor, how: Sampling, uniform_R: Tensor) -> Drawn:
     if how.temperature == 1:
         return Drawn(token_R, drawn_logp_R, drawn_logp_R)
     return Drawn(token_R, _chosen(logits_RV, token_R) - logits_RV.logsumexp(dim=-1), drawn_logp_R)
+
+
+def draw_mixed(student_RV: Tensor, teacher_RV: Tensor, share: float, how: Sampling, uniform_R: Tensor) -> Drawn:
+    """One token a row from share p + (1 - share) q, p and q from fp32 logits of teacher and student, each at the
+    temperature (greedy: the mixture's likeliest at 1). Truncation is of the mixture. `logp_R` is the student's alone.
+    """
+    heat = how.temperature or 1.0
+    p_RV, q_RV = ((logits_RV / heat).softmax(dim=-1) for logits_RV in (teacher_RV, student_RV))
+    mixed_RV = q_RV.lerp_(p_RV, share).log_()
+    drawn = draw(mixed_RV, replace(how, temperature=1.0 if how.temperature else 0.0), uniform_R)
+    return replace(drawn, logp_R=_chosen(student_RV, drawn.token_R) - student_RV.logsumexp(dim=-1))
 
 
 def _draw_truncated(logits_RV: Tensor, how: Sampling, uniform_R: Tensor) -> Drawn:

@@ -1,47 +1,46 @@
-"""Rollouts of a `transformers` model in this process: answers of different length side by side in slots.
+"""Rollouts of `transformers` models in this process: answers of different length side by side in slots.
 
 A prompt is computed once for all its answers, and what all prompts begin with once for all of them. A slot whose
 answer is finished takes the next one at once; when nothing waits, the last slot moves into the gap, so that the tail of
-a skewed batch pays for its living rows alone.
+a skewed batch pays for its living rows alone. Where a teacher mixes in, two models go in lockstep: a slot holds the
+same answer in both, behind the prompt that each of them reads.
 
-Dimension key: P prompts computed together, B active rows, R rows drawn, L tokens, D width, V vocabulary.
+Dimension key: P prompts computed together, B active rows, R rows drawn, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from potstill.engines.local import KeptPrefix, shared_prefix
-from potstill.engines.row_logits import row_logits
-from potstill.engines.sampling import Drawn, Sampling, draw, uniforms
-from potstill.engines.slot_cache import KeysValues, Masks, SlotCache
+from potstill.engines.sampling import Drawn, Sampling, draw, draw_mixed, uniforms
+from potstill.engines.slot_cache import KeysValues
+from potstill.engines.slot_model import SlotModel
 from potstill.errors import InputError
-from potstill.models.packed import packed
 from potstill.text.tokens import Ids
 
 _PREFILL = 1024
 """Tokens of prompts, padding included, that are computed together, ahead of the slots that will take them."""
-_WORTH_KEEPING = 16
-"""Tokens of a shared beginning, where it is half of the prompts."""
-_WORTH_PACKING = 16
-"""Tokens of the longest answer: bringing the weights into order costs about what four steps gain."""
 _SLACK = 4
 """Tokens more than a stop string has bytes: decoders may drop a space before the first token."""
+
+Asked = tuple[Ids, ...]
+"""A prompt as each of the models reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One answer, the token that ended it included. `logp` is ln q at temperature 1 over all ids that may be drawn,
-    `drawn_logp` ln of the probability each token was drawn with (temperature and truncation in; 0 where greedy)."""
+    `drawn_logp` ln of the probability each token was drawn with (a teacher, temperature and truncation in; 0 where
+    greedy)."""
 
     prompt: int
     index: int
@@ -51,16 +50,27 @@ class Rollout:
     finish: Literal["stop", "length"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherMix:
+    """Tokens come from a p + (1 - a) q: `share` a, `model` p, q the student (Gu et al. 2024, MiniLLM, section 2.2:
+    teacher-mixed sampling). `capacity_tokens` as of `Rollouts`, with the prompts that the teacher reads."""
+
+    model: PreTrainedModel
+    share: float
+    capacity_tokens: int
+
+
 @dataclass(slots=True)
 class _Answer:
-    """An answer being written. `number` is what its draws depend on, beside the seed, its index and the position."""
+    """An answer being written. `number` is what its draws depend on, beside the seed, its index and the position.
+    `starts` are the lengths of its prompt, `prefixes` its keys and values until a slot has them, one a model."""
 
     prompt: int
     number: int
     index: int
     limit: int
-    start: int
-    prefix: KeysValues = field(default_factory=KeysValues)
+    starts: tuple[int, ...]
+    prefixes: tuple[KeysValues, ...] = ()
     ids: list[int] = field(default_factory=list[int])
     logp: list[float] = field(default_factory=list[float])
     drawn_logp: list[float] = field(default_factory=list[float])
@@ -70,10 +80,9 @@ class _Answer:
     def done(self) -> bool:
         return self.stopped or len(self.ids) == self.limit
 
-    @property
-    def length(self) -> int:
-        """Tokens whose keys and values are kept: all but the last one written."""
-        return self.start + len(self.ids) - 1
+    def length(self, model: int) -> int:
+        """Tokens whose keys and values that model keeps: all but the last one written."""
+        return self.starts[model] + len(self.ids) - 1
 
     def rollout(self) -> Rollout:
         return Rollout(
@@ -88,11 +97,12 @@ class _Answer:
 
 class Rollouts:
     """The slots of one model: `slots` answers at a time, each of at most `capacity_tokens` with its prompt. Keys and
-    values take slots x capacity_tokens, made once and kept from call to call, beside the prompts computed ahead.
+    values take slots x capacity_tokens, made once and kept from call to call, beside the prompts computed ahead. A
+    `teacher` that mixes in has as many slots.
 
-    Reads the model's weights as they are at each call, of which fp32 ones on a CPU are copied until it ends. `end_ids`
+    Reads the models' weights as they are at each call, of which fp32 ones on a CPU are copied until it ends. `end_ids`
     end an answer; a string of `stops` does so too, in whatever tokens it comes. The first `vocabulary` ids may be drawn
-    (None: all that the head has). `prefilled` counts the prompt tokens computed so far."""
+    (None: all that every head has)."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -104,6 +114,7 @@ class Rollouts:
         vocabulary: int | None = None,
         stops: Sequence[str] = (),
         tokenizer: Tokenizer | None = None,
+        teacher: TeacherMix | None = None,
     ) -> None:
         if slots < 1:
             raise InputError(f"there are {slots} slots", way_out="give at least one")
@@ -111,13 +122,21 @@ class Rollouts:
             raise InputError(f"the stop string {stops[0]!r} cannot be seen without a tokenizer", way_out="give one")
         if "" in stops:
             raise InputError("a stop string is empty", way_out="leave it out")
-        self._model, self._masks = model, Masks.of(model)
-        self._slots, self._capacity, self._ends = slots, capacity_tokens, frozenset(end_ids)
-        self._vocabulary = vocabulary
+        self._models = [SlotModel(model, slots=slots, capacity=capacity_tokens)]
+        self._mix = 0.0
+        if teacher is not None:
+            if not 0 < teacher.share < 1:
+                raise InputError(f"the teacher's share is {teacher.share}", way_out="give a number between 0 and 1")
+            self._mix = teacher.share
+            self._models.append(SlotModel(teacher.model, slots=slots, capacity=teacher.capacity_tokens))
+        self._slots, self._ends, self._vocabulary = slots, frozenset(end_ids), vocabulary
         self._stops, self._tokenizer = tuple(stops), tokenizer
         self._tail = max((len(stop.encode()) for stop in stops), default=0) + _SLACK
-        self._cache: SlotCache | None = None
-        self.prefilled = 0
+
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens computed so far, by all models."""
+        return sum(model.prefilled for model in self._models)
 
     @torch.inference_mode()
     def roll_out(
@@ -128,27 +147,28 @@ class Rollouts:
         sampling: Sampling,
         max_new_tokens: int | Sequence[int],
         numbers: Sequence[int] | None = None,
+        teacher_prompts: Sequence[Ids] | None = None,
     ) -> list[Rollout]:
         """n answers a prompt, in the order of prompts and indices. `max_new_tokens` may differ between prompts.
-        `numbers` name the prompts for their draws where these are part of a longer list; else positions do."""
+        `numbers` name the prompts for their draws where these are part of a longer list; else positions do.
+        `teacher_prompts` are the same prompts as a teacher that mixes in reads them."""
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        self._check(prompts, limits, n)
-        asked = _by_prompt(prompts, range(len(prompts)) if numbers is None else numbers, limits, n)
-        waiting = deque(sorted(asked, key=lambda ids: -max(answer.limit for answer in asked[ids])))
-        kept = self._beginning(list(asked))
+        read = self._read(prompts, teacher_prompts, limits, n)
+        asked = _by_prompt(read, range(len(prompts)) if numbers is None else numbers, limits, n)
+        waiting = deque(sorted(asked, key=lambda one: -max(answer.limit for answer in asked[one])))
         ready: deque[_Answer] = deque()
         active: list[_Answer] = []
         finished: list[Rollout] = []
 
         def compute_ahead() -> None:
-            group = self._group(waiting, 0 if kept is None else len(kept.prefix))
-            for answer in self._prefill({ids: asked[ids] for ids in group}, kept, sampling):
+            group = self._group(waiting)
+            for answer in self._prefill({one: asked[one] for one in group}, sampling):
                 if answer.done:
                     finished.append(answer.rollout())
                 else:
                     ready.append(answer)
 
-        with _evaluating(self._model), _prepared(self._model, max(limits, default=0)):
+        with self._writing(list(asked), max(limits, default=0)):
             while waiting or ready or active:
                 while len(active) < self._slots and (waiting or ready):
                     if not ready:
@@ -160,105 +180,85 @@ class Rollouts:
                     finished += self._release(active)
         return sorted(finished, key=lambda one: (one.prompt, one.index))
 
-    def _check(self, prompts: Sequence[Ids], limits: Sequence[int], n: int) -> None:
+    @contextmanager
+    def _writing(self, asked: Sequence[Asked], longest: int) -> Generator[None]:
+        with ExitStack() as stack:
+            for at, model in enumerate(self._models):
+                stack.enter_context(model.writing([one[at] for one in asked], longest))
+            yield
+
+    def _read(
+        self, prompts: Sequence[Ids], teacher_prompts: Sequence[Ids] | None, limits: Sequence[int], n: int
+    ) -> list[Asked]:
+        """The prompts as every model reads them, after a look at whether slots can hold them."""
         if n < 1:
             raise InputError(f"{n} answers a prompt were asked for", way_out="ask for at least one")
-        for number, (ids, limit) in enumerate(zip(prompts, limits, strict=True)):
-            if not ids or limit < 1:
-                raise InputError(
-                    f"prompt {number} has {len(ids)} tokens and may be answered with {limit}",
-                    way_out="give it at least one of each",
-                )
-            if len(ids) + limit > self._capacity:
-                raise InputError(
-                    f"prompt {number} has {len(ids)} tokens and its answer up to {limit}, but a slot holds "
-                    f"{self._capacity}",
-                    way_out="raise capacity_tokens or ask for shorter answers",
-                )
+        self._models[0].check(prompts, limits)
+        if len(self._models) == 1:
+            if teacher_prompts is not None:
+                raise InputError("there are prompts for a teacher, but none mixes in", way_out="leave them out")
+            return [(tuple(ids),) for ids in prompts]
+        if teacher_prompts is None or len(teacher_prompts) != len(prompts):
+            raise InputError("the teacher that mixes in reads every prompt too", way_out="give teacher_prompts")
+        self._models[1].check(teacher_prompts, limits, whose="the teacher's ")
+        return [(tuple(ours), tuple(theirs)) for ours, theirs in zip(prompts, teacher_prompts, strict=True)]
 
-    def _beginning(self, prompts: Sequence[Ids]) -> KeptPrefix | None:
-        """What the prompts begin with, computed with the weights as they are now, where that saves something."""
-        shared = shared_prefix(prompts)
-        if len(prompts) < 2 or len(shared) < max(_WORTH_KEEPING, sum(map(len, prompts)) / len(prompts) / 2):
-            return None
-        self.prefilled += len(shared)
-        return KeptPrefix(self._model, shared)
-
-    def _group(self, waiting: deque[Ids], cut: int) -> list[Ids]:
+    def _group(self, waiting: deque[Asked]) -> list[Asked]:
         """The next prompts to compute together: as many as there are slots, within the budget, at least one."""
-        group: list[Ids] = []
+        group: list[Asked] = []
         longest = 0
         while waiting and len(group) < self._slots:
-            longest = max(longest, len(waiting[0]) - cut)
+            own = (len(ids) - model.cut for ids, model in zip(waiting[0], self._models, strict=True))
+            longest = max(longest, *own)
             if group and longest * (len(group) + 1) > _PREFILL:
                 break
             group.append(waiting.popleft())
         return group
 
-    def _prefill(
-        self, asked: dict[Ids, list[_Answer]], kept: KeptPrefix | None, sampling: Sampling
-    ) -> Iterator[_Answer]:
-        """The prompts' keys and values, padded on the right, and the first token of each of their answers."""
-        cut = 0 if kept is None else len(kept.prefix)
-        own_P = [ids[cut:] for ids in asked]
-        longest = max(map(len, own_P))
-        device = self._model.device
-        rows = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in own_P], device=device)
-        at_PL = torch.arange(cut, cut + longest, device=device).expand(len(own_P), longest)
-        cache = DynamicCache() if kept is None else kept.cache(len(own_P))
-        hidden_PLD = self._forward(rows, at_PL, cut + longest, cache)
-        self.prefilled += sum(map(len, own_P))
-        last_P = torch.tensor([len(ids) - 1 for ids in own_P], device=device)
-        logits_PV = row_logits(self._model, hidden_PLD[torch.arange(len(own_P), device=device), last_P])
-        computed: KeysValues = [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-        for row, (ids, answers) in enumerate(asked.items()):
-            size = len(ids)
-            prefix = [(keys[row, :, :size].clone(), values[row, :, :size].clone()) for keys, values in computed]
+    def _prefill(self, asked: dict[Asked, list[_Answer]], sampling: Sampling) -> Iterator[_Answer]:
+        """The prompts' keys and values in every model, and the first token of each of their answers."""
+        found = [model.prefill([one[at] for one in asked]) for at, model in enumerate(self._models)]
+        for row, answers in enumerate(asked.values()):
+            prefixes = tuple(prefix_P[row] for _, prefix_P in found)
             for answer in answers:
-                answer.prefix = prefix
-            self._draw(answers, logits_PV[row].expand(len(answers), -1), sampling)
+                answer.prefixes = prefixes
+            self._draw(answers, [logits_PV[row].expand(len(answers), -1) for logits_PV, _ in found], sampling)
             yield from answers
 
     def _place(self, answer: _Answer, active: list[_Answer]) -> None:
         """Into the first free slot, which follows the active ones."""
-        if self._cache is None:
-            like = [(keys.unsqueeze(0), values.unsqueeze(0)) for keys, values in answer.prefix]
-            self._cache = SlotCache(like, slots=self._slots, capacity=self._capacity)
-        self._cache.write(len(active), answer.prefix)
-        answer.prefix = []
+        for model, prefix in zip(self._models, answer.prefixes, strict=True):
+            model.place(len(active), prefix)
+        answer.prefixes = ()
         active.append(answer)
 
     def _step(self, active: list[_Answer], sampling: Sampling) -> None:
         """One more token for every active row."""
-        assert self._cache is not None
-        device = self._model.device
-        at_B = torch.tensor([answer.length for answer in active], device=device)
-        longest = max(answer.length for answer in active) + 1
-        self._cache.expect(at_B, longest)
-        last_B1 = torch.tensor([[answer.ids[-1]] for answer in active], device=device)
-        hidden_B1D = self._forward(last_B1, at_B.unsqueeze(-1), longest, self._cache)
-        self._draw(active, row_logits(self._model, hidden_B1D[:, 0]), sampling)
+        last_B = [answer.ids[-1] for answer in active]
+        logits = [model.step(last_B, [answer.length(at) for answer in active]) for at, model in enumerate(self._models)]
+        self._draw(active, logits, sampling)
 
     def _release(self, active: list[_Answer]) -> Iterator[Rollout]:
         """Takes finished answers out; the last row moves into each gap."""
-        assert self._cache is not None
         for row in reversed(range(len(active))):
             if not active[row].done:
                 continue
             yield active[row].rollout()
             last = active.pop()
             if row < len(active):
-                self._cache.move(len(active), row, last.length)
+                for at, model in enumerate(self._models):
+                    model.move(len(active), row, last.length(at))
                 active[row] = last
 
-    def _draw(self, answers: Sequence[_Answer], logits_RV: Tensor, sampling: Sampling) -> None:
+    def _draw(self, answers: Sequence[_Answer], logits: Sequence[Tensor], sampling: Sampling) -> None:
+        """The next token of every answer, out of what each model says of it (R, V)."""
         uniform_R = uniforms(
             sampling.seed,
             prompt_R=[answer.number for answer in answers],
             sample_R=[answer.index for answer in answers],
             position_R=[len(answer.ids) for answer in answers],
         )
-        drawn: Drawn = draw(logits_RV[:, : self._vocabulary], sampling, uniform_R)
+        drawn = self._drawn([logits_RV[:, : self._vocabulary] for logits_RV in logits], sampling, uniform_R)
         found = zip(drawn.token_R.tolist(), drawn.logp_R.tolist(), drawn.drawn_logp_R.tolist(), strict=True)
         for answer, (token, logp, drawn_logp) in zip(answers, found, strict=True):
             answer.ids.append(token)
@@ -266,43 +266,28 @@ class Rollouts:
             answer.drawn_logp.append(drawn_logp)
             answer.stopped = token in self._ends or self._says_stop(answer.ids)
 
+    def _drawn(self, logits: Sequence[Tensor], sampling: Sampling, uniform_R: Tensor) -> Drawn:
+        if len(logits) == 1:
+            return draw(logits[0], sampling, uniform_R)
+        student_RV, teacher_RV = logits
+        both = min(student_RV.shape[1], teacher_RV.shape[1])
+        return draw_mixed(
+            student_RV[:, :both], teacher_RV[:, :both].to(student_RV.device), self._mix, sampling, uniform_R
+        )
+
     def _says_stop(self, ids: Sequence[int]) -> bool:
         if self._tokenizer is None or not self._stops:
             return False
         text = self._tokenizer.decode(list(ids[-self._tail :]), skip_special_tokens=False)
         return any(stop in text for stop in self._stops)
 
-    def _forward(self, ids_BL: Tensor, at_BL: Tensor, keys: int, cache: DynamicCache | SlotCache) -> Tensor:
-        """Last hidden states (B, L, D)."""
-        base: Any = self._model.base_model
-        mask = self._masks.over(at_BL, keys, self._model.dtype)
-        return base(
-            input_ids=ids_BL, attention_mask=mask, position_ids=at_BL, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-
 
 def _by_prompt(
-    prompts: Sequence[Ids], numbers: Sequence[int], limits: Sequence[int], n: int
-) -> dict[Ids, list[_Answer]]:
+    prompts: Sequence[Asked], numbers: Sequence[int], limits: Sequence[int], n: int
+) -> dict[Asked, list[_Answer]]:
     """The answers to write, by what they are asked: a prompt may stand there several times."""
-    asked: dict[Ids, list[_Answer]] = {}
-    for i, (ids, number, limit) in enumerate(zip(prompts, numbers, limits, strict=True)):
-        answers = [_Answer(i, number, index, limit, len(ids)) for index in range(n)]
-        asked.setdefault(tuple(ids), []).extend(answers)
+    asked: dict[Asked, list[_Answer]] = {}
+    for i, (one, number, limit) in enumerate(zip(prompts, numbers, limits, strict=True)):
+        answers = [_Answer(i, number, index, limit, tuple(map(len, one))) for index in range(n)]
+        asked.setdefault(one, []).extend(answers)
     return asked
-
-
-def _prepared(model: PreTrainedModel, tokens: int) -> AbstractContextManager[None]:
-    """Weights in the order that steps of a few rows like, where answers are long enough to pay for that."""
-    return packed(model) if tokens >= _WORTH_PACKING else nullcontext()
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Generator[None]:
-    """Without dropout, and afterwards as it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

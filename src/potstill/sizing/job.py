@@ -189,6 +189,7 @@ def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | N
         teacher=teacher if form is None else None,
         slots=own.slots if own else 0,
         capacity=work.text.longest_own + own.max_tokens if own else 0,
+        teacher_capacity=work.text.longest_told + own.max_tokens if own and own.teacher_mix else 0,
     )
 
 

@@ -25,7 +25,8 @@ _UNITS = 2  # layers gathered at once by FSDP2: the one in work and the next
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
     """A student in training. `shape` has the layers that it has; `teacher` is in memory beside it, or None. `dense`:
-    the loss sees a teacher's whole distribution. `slots` answers of at most `capacity` tokens are written at once.
+    the loss sees a teacher's whole distribution. `slots` answers of at most `capacity` tokens are written at once, by
+    the teacher too where it mixes in: with its prompts they have `teacher_capacity`.
     `checkpointed`: layers are computed once more in the backward pass."""
 
     shape: Shape
@@ -39,6 +40,7 @@ class Learning:
     teacher: Shape | None = None
     slots: int = 0
     capacity: int = 0
+    teacher_capacity: int = 0
 
     @property
     def adapters(self) -> int:
@@ -191,11 +193,14 @@ def _teacher(learning: Learning, *, gpus: int, half: int) -> int:
 
 
 def _own_answers(learning: Learning, *, half: int) -> int:
-    """Slots, and the half-precision copy that writes in them."""
+    """Slots, and the half-precision copy that writes in them; a teacher that mixes in has its own."""
     if not learning.slots:
         return 0
     writer = half * learning.shape.parameters if half < _FP32 else 0
-    return writer + slot_bytes(learning.shape, slots=learning.slots, capacity=learning.capacity, half=half)
+    written = writer + slot_bytes(learning.shape, slots=learning.slots, capacity=learning.capacity, half=half)
+    if learning.teacher is None or not learning.teacher_capacity:
+        return written
+    return written + slot_bytes(learning.teacher, slots=learning.slots, capacity=learning.teacher_capacity, half=half)
 
 
 def _resident(model: Shape, *, gpus: int, half: int) -> int:

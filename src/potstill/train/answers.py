@@ -27,7 +27,7 @@ from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, Validate, fit
 from potstill.train.methods import token_nats
-from potstill.train.own_answers import OwnAnswers, WritesThere
+from potstill.train.own_answers import OwnAnswers, WritesThere, teacher_mix
 from potstill.train.own_text import own_text
 from potstill.train.rows import Weighted, conversation_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
@@ -64,7 +64,7 @@ def train_student(  # noqa: PLR0913
     ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
     own, judge, scores = None, None, teach
     if (how := recipe.train.on_policy) is not None and teach is not None:
-        own = _own_answers(how, start, rows, place, recipe.seed)
+        own = _own_answers(how, start, rows, teach, place=place, seed=recipe.seed)
         judge, teach = judged(recipe.train, how, teach, ask)
     quiz = None
     if recipe.train.predict_with_generate and ask is not None:
@@ -103,13 +103,22 @@ def train_student(  # noqa: PLR0913
     return fitted
 
 
-def _own_answers(how: OnPolicy, start: Untaught, rows: Sequence[Row], place: Path, seed: int) -> OwnAnswers:
+def _own_answers(
+    how: OnPolicy, start: Untaught, rows: Sequence[Row], teach: Teach, *, place: Path, seed: int
+) -> OwnAnswers:
     """What the student writes itself to the prompts of the rows, and where."""
     codec, model = start.codec, start.model.to(device())  # pyright: ignore[reportArgumentType]
     end, vocabulary = codec.end_of_turn("x"), codec.vocabulary
     if how.engine is None:
-        longest = max(len(row.prefix) for row in rows)
-        return OwnAnswers.here(model, how, end_of_turn=end, longest_prefix=longest, vocabulary=vocabulary, seed=seed)
+        return OwnAnswers.here(
+            model,
+            how,
+            end_of_turn=end,
+            longest_prefix=max(len(row.prefix) for row in rows),
+            vocabulary=vocabulary,
+            teacher=teacher_mix(how, teach, rows),
+            seed=seed,
+        )
     folder = Path(how.engine.weights_folder or place / "writer")
     save(start, longest=how.max_tokens, to=folder)
     server = ServedRollouts(how.engine, end_of_turn=end, vocabulary=vocabulary)

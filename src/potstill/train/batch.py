@@ -21,12 +21,14 @@ from potstill.text.tokens import Ids
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Own:
     """Of an answer that the student wrote: which of the step's examples it answers, whether it came to its end, ln q of
-    every token as it was written. `train/advantages.py` adds what each token is worth, and out of what: ln p - ln q
-    where a teacher was asked, and what the checks said (1, 0 or nothing)."""
+    every token as it was written, and ln of what each was drawn with (empty: the same; where a teacher mixed in, it is
+    not). `train/advantages.py` adds what each token is worth, and out of what: ln p - ln q where a teacher was asked,
+    and what the checks said (1, 0 or nothing)."""
 
     prompt: int
     cut_off: bool
     logp: tuple[float, ...]
+    drawn_logp: tuple[float, ...] = ()
     advantage: tuple[float, ...] = ()
     log_ratio: tuple[float, ...] = ()
     reward: float | None = None
@@ -85,11 +87,13 @@ class Choices:
 @dataclass(frozen=True, slots=True)
 class OwnTokens:
     """The tokens of own answers that were judged: where among the targets, whose (answers counted from 0), and what
-    `Own` says of each. `rewards` is the sum of what the checks said of the answers."""
+    `Own` says of each. `importance_O` is q over the probability that the token was drawn with. `rewards` is the sum of
+    what the checks said of the answers."""
 
     at_O: Tensor
     answer_O: Tensor
     logp_O: Tensor
+    importance_O: Tensor
     advantage_O: Tensor
     log_ratio_O: Tensor | None
     rewards: float | None
@@ -173,10 +177,13 @@ def _own_tokens(rows: Sequence[Row], device: torch.device) -> OwnTokens | None:
     sizes = torch.tensor([len(own.logp) for own in judged], device=device)
     ratio = [value for own in judged for value in own.log_ratio]
     rewards = [own.reward for own in judged if own.reward is not None]
+    logp_O = torch.tensor([value for own in judged for value in own.logp], device=device)
+    drawn_O = torch.tensor([value for own in judged for value in own.drawn_logp or own.logp], device=device)
     return OwnTokens(
         at_O=torch.tensor(at, device=device),
         answer_O=torch.arange(len(judged), device=device).repeat_interleave(sizes),
-        logp_O=torch.tensor([value for own in judged for value in own.logp], device=device),
+        logp_O=logp_O,
+        importance_O=(logp_O - drawn_O).exp(),
         advantage_O=torch.tensor([value for own in judged for value in own.advantage], device=device),
         log_ratio_O=torch.tensor(ratio, device=device) if ratio else None,
         rewards=sum(rewards) if rewards else None,

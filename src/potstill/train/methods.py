@@ -184,7 +184,9 @@ def _policy_terms(
     whole_answers: bool = False,
 ) -> tuple[Tensor, Logged]:
     """Two walks over the logits: ln q alone, which says what each token's gradient is to be multiplied by, then that
-    gradient. A ratio is of a token, or of a whole answer."""
+    gradient. A ratio is of a token, or of a whole answer; the importance of a token drawn from a mixture with the
+    teacher is the token's own at either level (Gu et al. 2024, MiniLLM, section 2.2), and no part of what is clipped.
+    """
     hidden_OD, target_O, weight_O = hidden_ND[own.at_O], batch.target_N[own.at_O], batch.weight_N[own.at_O]
     with torch.no_grad():
         logp_O = -token_nats(model, hidden_OD, target_O)
@@ -199,11 +201,11 @@ def _policy_terms(
     )
     loss = (loss_U * _of_units(weight_O, unit_O, units)).sum()
     (slope_O,) = torch.autograd.grad(loss, logp_O)
-    surrogate = token_nats(model, hidden_OD, target_O, weight_N=-slope_O).sum()
+    surrogate = token_nats(model, hidden_OD, target_O, weight_N=-slope_O * own.importance_O).sum()
     gap = ((logp_O.detach() - own.logp_O).abs() * weight_O).sum()
     logged = {"policy": loss.item(), "own_share": weight_O.sum().item(), "log_probability_gap": gap.item()}
     if own.log_ratio_O is not None:
-        logged["reverse_kl"] = -(own.log_ratio_O * weight_O).sum().item()
+        logged["reverse_kl"] = -(own.importance_O * own.log_ratio_O * weight_O).sum().item()
     if own.rewards is not None:
         logged["reward"] = own.rewards * batch.share
     return surrogate + (loss - surrogate).detach(), logged

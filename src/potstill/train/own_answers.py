@@ -18,31 +18,30 @@ from transformers import PreTrainedModel
 
 from potstill.engines.rollout_server import ServedRollouts
 from potstill.engines.sampling import Sampling
-from potstill.engines.slots import Rollout, Rollouts
+from potstill.engines.slots import Rollout, Rollouts, TeacherMix
+from potstill.errors import InputError
 from potstill.models.load import compute_dtype
 from potstill.models.save import save_weights
 from potstill.student_recipe import OnPolicy
-from potstill.text.tokens import Ids
 from potstill.train.batch import Own, Row
+from potstill.train.teaching import LiveTeacher, Teach
 
 Kept = Callable[[int], list[Row]]
 """The rows of a step, with the answers that were kept for them."""
 
 
 class Writes(Protocol):
-    """Who writes: `n` answers to each prompt, with the student's weights as they are at each call, in the order of
-    prompts and indices."""
+    """Who writes: `n` answers to the prompt of each row, with the student's weights as they are at each call, in the
+    order of rows and indices."""
 
-    def __call__(
-        self, prompts: Sequence[Ids], *, n: int, sampling: Sampling, max_new_tokens: int
-    ) -> Sequence[Rollout]: ...
+    def __call__(self, rows: Sequence[Row], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]: ...
 
 
 def own_row(row: Row, one: Rollout, *, prompt: int) -> Row:
     """The row with an answer of the student's own to the `prompt`-th. One that was cut off ends in no end-of-turn
     token."""
     cut_off = one.finish == "length"
-    own = Own(prompt=prompt, cut_off=cut_off, logp=one.logp)
+    own = Own(prompt=prompt, cut_off=cut_off, logp=one.logp, drawn_logp=one.drawn_logp)
     return replace(row, target=one.ids, ends_alike=row.ends_alike or cut_off, own=own)
 
 
@@ -63,19 +62,24 @@ class OwnAnswers:
         self._ahead: dict[int, list[_Due]] = {}
 
     @staticmethod
-    def here(
+    def here(  # noqa: PLR0913
         model: PreTrainedModel,
         how: OnPolicy,
         *,
         end_of_turn: int,
         longest_prefix: int,
         vocabulary: int | None = None,
+        teacher: TeacherMix | None = None,
         seed: int,
     ) -> OwnAnswers:
         """Written by the student in this process. Make it before the model is trained."""
-        capacity = longest_prefix + how.max_tokens
         writes = WritesHere(
-            model, slots=how.slots, capacity_tokens=capacity, end_of_turn=end_of_turn, vocabulary=vocabulary
+            model,
+            slots=how.slots,
+            capacity_tokens=longest_prefix + how.max_tokens,
+            end_of_turn=end_of_turn,
+            vocabulary=vocabulary,
+            teacher=teacher,
         )
         return OwnAnswers(how, writes, seed=seed)
 
@@ -113,11 +117,14 @@ class OwnAnswers:
         found: dict[int, list[_Due]] = {step: [] for step in rows}
         if not mine:
             return found
-        sampling = Sampling(
-            temperature=self._how.temperature, top_p=self._how.top_p, seed=coins[min(rows)].getrandbits(63)
+        written = self._writes(
+            [rows[step][at] for step, at in mine],
+            n=self._how.samples,
+            sampling=Sampling(
+                temperature=self._how.temperature, top_p=self._how.top_p, seed=coins[min(rows)].getrandbits(63)
+            ),
+            max_new_tokens=self._how.max_tokens,
         )
-        prompts = [rows[step][at].prefix for step, at in mine]
-        written = self._writes(prompts, n=self._how.samples, sampling=sampling, max_new_tokens=self._how.max_tokens)
         for one in written:
             step, at = mine[one.prompt]
             found[step].append(_Due(at, one))
@@ -129,7 +136,7 @@ class WritesHere:
 
     Where the machine computes in half precision, a copy of the weights in half precision writes: it is brought up to
     date at each call. Ids from `vocabulary` on are never drawn: they stand for nothing, and the teacher may have no
-    embedding for them.
+    embedding for them. A `teacher` that mixes in reads its own prompts.
     """
 
     def __init__(
@@ -140,17 +147,30 @@ class WritesHere:
         capacity_tokens: int,
         end_of_turn: int,
         vocabulary: int | None = None,
+        teacher: TeacherMix | None = None,
     ) -> None:
         self._model = self._writer = model
         if compute_dtype() != next(model.parameters()).dtype:
             self._writer = copy.deepcopy(model).to(compute_dtype()).requires_grad_(False)  # pyright: ignore[reportArgumentType]
+        self._mixed = teacher is not None
         self._rollouts = Rollouts(
-            self._writer, slots=slots, capacity_tokens=capacity_tokens, end_ids=[end_of_turn], vocabulary=vocabulary
+            self._writer,
+            slots=slots,
+            capacity_tokens=capacity_tokens,
+            end_ids=[end_of_turn],
+            vocabulary=vocabulary,
+            teacher=teacher,
         )
 
-    def __call__(self, prompts: Sequence[Ids], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
+    def __call__(self, rows: Sequence[Row], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
         self._catch_up()
-        return self._rollouts.roll_out(prompts, n=n, sampling=sampling, max_new_tokens=max_new_tokens)
+        return self._rollouts.roll_out(
+            [row.prefix for row in rows],
+            n=n,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            teacher_prompts=[row.teacher_prefix for row in rows] if self._mixed else None,
+        )
 
     @torch.no_grad()
     def _catch_up(self) -> None:
@@ -165,10 +185,31 @@ class WritesThere:
     def __init__(self, model: PreTrainedModel, server: ServedRollouts, folder: Path) -> None:
         self._model, self._server, self._folder = model, server, folder
 
-    def __call__(self, prompts: Sequence[Ids], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
+    def __call__(self, rows: Sequence[Row], *, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
         save_weights(self._model, self._folder, dtype=compute_dtype())
         self._server.take_weights(self._folder)
+        prompts = [row.prefix for row in rows]
         return self._server.roll_out(prompts, n=n, sampling=sampling, max_new_tokens=max_new_tokens)
+
+
+def teacher_mix(how: OnPolicy, teach: Teach, rows: Sequence[Row]) -> TeacherMix | None:
+    """The teacher as it mixes in, where the recipe says so; `rows` are all there will be. Raises InputError where it
+    cannot: its distribution is read where the student writes, and an answer must end for both."""
+    if not how.teacher_mix:
+        return None
+    if not isinstance(teach, LiveTeacher):
+        raise InputError(
+            "'train.on_policy.teacher_mix' draws tokens from the teacher too, but it is not in this process",
+            way_out="name a model in 'train.scored_by' without an 'engine', or set it to 0",
+        )
+    if not all(row.ends_alike for row in rows):
+        raise InputError(
+            "'train.on_policy.teacher_mix' lets the teacher end answers, but it ends its turns with another token than "
+            "the student",
+            way_out="give both one template ('train.scored_by.template', 'student.template'), or set it to 0",
+        )
+    longest = max(len(row.teacher_prefix) for row in rows)
+    return TeacherMix(model=teach.model, share=how.teacher_mix, capacity_tokens=longest + how.max_tokens)
 
 
 def _by_example(dues: Sequence[_Due]) -> dict[int, list[_Due]]:

@@ -42,7 +42,7 @@ class LiveTeacher:
     examples) is computed once; `prompts` are those of all rows it will ever be asked about."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Ids], world: World = ALONE) -> None:
-        self._model, self._world, self._root = model, world, world.rooted(model)
+        self.model, self._world, self._root = model, world, world.rooted(model)
         shared = shared_prefix(prompts)
         mean = sum(map(len, prompts)) / len(prompts)
         worth = len(shared) >= max(_WORTH_KEEPING, mean / 2)
@@ -54,22 +54,22 @@ class LiveTeacher:
 
     def _score(self, rows: Sequence[Row]) -> Hidden:
         hidden_ND = self._packed(rows) if self._kept is None else self._after(self._kept, rows)
-        head: Any = self._model.get_output_embeddings()
-        scale, softcap = logit_terms(self._model)
+        head: Any = self.model.get_output_embeddings()
+        scale, softcap = logit_terms(self.model)
         return Hidden(hidden_ND, head.weight, bias_V=head.bias, logit_scale=scale, softcap=softcap)
 
     def logits(self, rows: Sequence[Row], vocabulary: int) -> Tensor:
         """fp32 logits (N, vocabulary) of the same tokens."""
-        return row_logits(self._model, self(rows).hidden_ND)[:, :vocabulary]
+        return row_logits(self.model, self(rows).hidden_ND)[:, :vocabulary]
 
     def _packed(self, rows: Sequence[Row]) -> Tensor:
-        documents = Documents.of([(*row.teacher_prefix, *row.target[:-1]) for row in rows], self._model.device)
+        documents = Documents.of([(*row.teacher_prefix, *row.target[:-1]) for row in rows], self.model.device)
         at = [
             start + len(row.teacher_prefix) - 1 + step
             for row, start in zip(rows, documents.start_S, strict=True)
             for step in range(row.scored)
         ]
-        return hidden_rows(self._model, documents, torch.tensor(at, dtype=torch.long, device=self._model.device))
+        return hidden_rows(self.model, documents, torch.tensor(at, dtype=torch.long, device=self.model.device))
 
     def _after(self, kept: KeptPrefix, rows: Sequence[Row]) -> Tensor:
         cut = len(kept.prefix)
@@ -83,10 +83,10 @@ class LiveTeacher:
             b_R = torch.arange(len(batch)).repeat_interleave(torch.tensor(scored))
             l_R = torch.cat([torch.arange(f, f + s) for f, s in zip(first, scored, strict=True)])
             made_RD = cached_rows(
-                self._model,
-                ids_BL.to(self._model.device),
-                b_R.to(self._model.device),
-                l_R.to(self._model.device),
+                self.model,
+                ids_BL.to(self.model.device),
+                b_R.to(self.model.device),
+                l_R.to(self.model.device),
                 cache=kept.cache(len(batch)),
             )
             for i, part_D in zip(batch, made_RD.split(scored), strict=True):
