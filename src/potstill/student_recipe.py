@@ -338,7 +338,7 @@ class Lessons(Loop):
             raise ValueError("'on_policy' answers are new every time: 'signal' must be live")
         if self.on_policy.teacher_mix and self.on_policy.engine is not None:
             raise ValueError(
-                "'on_policy.teacher_mix' lets student and teacher write token by token together, in this process: leave "
+                "'on_policy.teacher_mix' lets student and teacher write every token together, in this process: leave "
                 "out 'on_policy.engine', or set it to 0"
             )
         if self.on_policy.teacher_mix and self.scored_by is not None and self.scored_by.engine is not None:
