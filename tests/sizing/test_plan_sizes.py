@@ -266,7 +266,11 @@ def test_a_teacher_in_int8_is_planned_with_half_the_bytes(
     outside = 2 * 2 * 151_936 * 4096  # embeddings and head stay in bf16
     before, after = (sizes["memory_on_one_gpu"]["teacher"] - outside for sizes in (bf16, small))
     assert before == pytest.approx(2 * 6.95e9, rel=0.01) and after == pytest.approx(before / 2, rel=0.03)
-    assert planned(capsys, recipe, *int8)["sizes"]["gpus"][0]["count"] == 1  # of 24 GB; 4 without
+    assert bf16["memory_on_one_gpu"]["total"] - small["memory_on_one_gpu"]["total"] == before - after
+    cached = ("--set", "train.pass_tokens=2048")  # filling the cache takes more than training from it
+    most, less = (planned(capsys, recipe, *cached, *more)["sizes"] for more in ((), int8))
+    assert most["gpus"][0]["memory_on_each"] > most["memory_on_one_gpu"]["total"]
+    assert less["gpus"][0]["memory_on_each"] == less["memory_on_one_gpu"]["total"]
     assert execute(["check", recipe, *int8, "--offline"]) == 0
     assert "scored by: Qwen/Qwen3-8B, 8.19 B parameters, int8 weights" in " ".join(capsys.readouterr().out.split())
 
