@@ -72,8 +72,8 @@ def table(found: dict[str, Measured]) -> str:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--texts", type=int, default=12)
-    asked.add_argument("--rounds", type=int, default=7)
+    asked.add_argument("--texts", type=int, default=8)
+    asked.add_argument("--rounds", type=int, default=5)
     asked.add_argument("--write", type=Path, help="page of results whose table is replaced")
     options = asked.parse_args()
     loaded = load(locate(MODEL))
