@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders sums demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
+.PHONY: help setup data orders sums demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -93,6 +93,9 @@ bench-losses: $(BENCH) ## the loss core beside TRL and Liger: same values first,
 bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's, and steps from cached signals beside cross-entropy
 	.venv-bench/bin/python benchmarks/train.py --texts 96
 	.venv-bench/bin/python benchmarks/cached_steps.py
+
+bench-int8: $(SETUP) $(REVIEWS) ## a teacher with int8 weights beside itself: KL, bytes, tokens a second
+	$(BIN)/python benchmarks/int8_teacher.py --write docs/results/train.md
 
 bench-select: $(SETUP) ## which of a teacher's answers to learn: 4 sets of answers, 3 seeds, 1,000 held-out e-mails
 	$(BIN)/python benchmarks/selection.py --write docs/results/selection.md

@@ -140,6 +140,9 @@ class ScoredBy(Values):
     revision: str | None = None
     licence: str
     template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
+    quantization: Literal["int8"] | None = Field(
+        None, description="int8: a byte a weight of the layers' linear maps, half of bf16; embeddings and head stay"
+    )
     engine: Server | None = Field(None, description="a server with prompt_logprobs on token ids (vLLM)")
     tokenizer: str | None = Field(None, description="hub id or folder of the served model's tokenizer and template")
     k: Annotated[int, Field(ge=1, le=4096)] = Field(20, description="what vLLM's --max-logprobs allows by default")
@@ -148,6 +151,10 @@ class ScoredBy(Values):
     def _served_or_here(self) -> ScoredBy:
         if self.engine is None and self.tokenizer is not None:
             raise ValueError("'tokenizer' goes with an 'engine': a model in this process brings its own")
+        if self.engine is not None and self.quantization is not None:
+            raise ValueError(
+                "'quantization' is of a model in this process: a served one is quantised where it is served"
+            )
         if self.engine is not None and self.tokenizer is None:
             raise ValueError("a served model's tokens must be known: name a hub id or folder in 'tokenizer'")
         if self.engine is not None and self.engine.form != "openai":

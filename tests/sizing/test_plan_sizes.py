@@ -24,6 +24,7 @@ from potstill.data_recipe import load
 from potstill.losses.linear import _chunk
 from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
+from potstill.models.int8 import to_int8
 from potstill.models.lora import adapt
 from potstill.models.shapes import Shape
 from potstill.models.student import freeze
@@ -87,6 +88,17 @@ def test_weights_gradients_and_moments_are_those_of_a_real_trainee(learning: Lea
     trainee.take_into_average()
     average = training_memory(replace(learning, averaged=True)).average
     assert average == sum(value.nbytes for value in trainee._average.values())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_teacher_in_int8_takes_the_bytes_that_it_takes(architecture: str, dtype: torch.dtype) -> None:
+    shape = tiny(architecture)
+    model = AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype)
+    held = sum(p.nbytes for p in to_int8(model, name="it").parameters())
+    learning = Learning(shape=tiny(), pass_tokens=64, teacher=shape, teacher_int8=True)
+    hidden, in_work = dtype.itemsize * 64 * shape.width, dtype.itemsize * shape.inner * shape.width
+    assert training_memory(learning, half=dtype.itemsize).teacher == held + hidden + in_work
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -184,6 +196,8 @@ def test_more_work_never_takes_less_memory_and_more_gpus_never_more_on_each(
     base = total(learning, gpus)
     assert total(replace(learning, pass_tokens=learning.pass_tokens + more), gpus) >= base
     assert total(replace(learning, teacher=teacher), gpus) > base  # cached is less than live
+    int8 = replace(learning, teacher=teacher, teacher_int8=True)
+    assert total(int8, gpus + 1) <= total(int8, gpus) and total(int8, gpus) > base
     assert total(replace(learning, slots=2, capacity=100), gpus) > base
     assert total(replace(learning, averaged=True), gpus) >= base
     assert total(replace(learning, frozen_layers=learning.shape.layers - 1)) <= total(learning)
@@ -238,6 +252,27 @@ def test_golden_plan_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch
     assert sizes["signals"]["bytes_a_token"] == 88 + 18 + 96 + 10 + 20 / 512
     counts = {fit["gpu"]: fit["count"] for fit in sizes["gpus"]}
     assert counts == {"RTX 4090": 4, "L40S": 1, "H100": 1, "H200": 1}
+
+
+def test_a_teacher_in_int8_is_planned_with_half_the_bytes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HF_HUB_CACHE", os.devnull)
+    recipe, live = "recipes/qwen3_8b_to_0.6b.yaml", ("--set", "train.signal={kind: live}")
+    int8 = ("--set", "train.scored_by.quantization=int8")
+    bf16, small = (planned(capsys, recipe, *live, *more)["sizes"] for more in ((), int8))
+    assert [model["quantization"] for model in small["models"]] == [None, "int8", None]
+    outside = 2 * 2 * 151_936 * 4096  # embeddings and head stay in bf16
+    before, after = (sizes["memory_on_one_gpu"]["teacher"] - outside for sizes in (bf16, small))
+    assert before == pytest.approx(2 * 6.95e9, rel=0.01) and after == pytest.approx(before / 2, rel=0.03)
+    assert bf16["memory_on_one_gpu"]["total"] - small["memory_on_one_gpu"]["total"] == before - after
+    cached = ("--set", "train.pass_tokens=2048")  # filling the cache takes more than training from it
+    most, less = (planned(capsys, recipe, *cached, *more)["sizes"] for more in ((), int8))
+    assert most["gpus"][0]["memory_on_each"] > most["memory_on_one_gpu"]["total"]
+    assert less["gpus"][0]["memory_on_each"] == less["memory_on_one_gpu"]["total"]
+    assert execute(["check", recipe, *int8, "--offline"]) == 0
+    assert "scored by: Qwen/Qwen3-8B, 8.19 B parameters, int8 weights" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_does_not_fit_is_told_how_it_would(

@@ -105,6 +105,13 @@ def test_a_sharded_teacher_gives_the_losses_of_a_whole_one(ranks: Ranks) -> None
     agree(ranks.trained("soft-1", 1, *ranks.soft, *told), ranks.trained("soft-2", 2, *ranks.soft, *told))
 
 
+def test_a_teacher_in_int8_is_cut_too(ranks: Ranks) -> None:
+    int8 = (*ranks.soft, "train.scored_by.quantization=int8")
+    one = ranks.trained("int8-1", 1, *int8)
+    agree(one, ranks.trained("int8-2", 2, *int8))
+    assert [row["loss"] for row in one] != [row["loss"] for row in ranks.trained("plain-1", 1, *ranks.soft)]
+
+
 def test_in_half_precision_they_agree_as_far_as_it_goes(ranks: Ranks) -> None:
     one, two = (ranks.trained(f"half-{count}", count, *ranks.soft, half=True) for count in (1, 2))
     for mine, other in zip(one, two, strict=True):

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import torch
 from student_runs import equal, kept_answers, logged, losses_of, recipe_in, refusal, taught
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
 from potstill.data_recipe import load as load_recipe
@@ -181,6 +181,42 @@ def test_a_cache_teaches_what_the_live_teacher_does_and_the_teacher_is_not_loade
     assert run(tmp_path / "again", signal=signal, epochs=5)[:2] == pytest.approx(cached[:2], rel=0.2)
 
 
+def test_a_teacher_in_int8_teaches_live_and_from_a_cache_of_its_own(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path]
+) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher", seed=1)
+    scorer = {"model": str(teacher), "licence": "mit"}
+    soft = {"method": {"kind": "logit_kd", "alpha": 0.0}, "scored_by": scorer}
+    cached = {"signal": {"kind": "hidden"}, "signals_folder": str(tmp_path / "signals")}
+    int8 = {"scored_by": {**scorer, "quantization": "int8"}}
+
+    def run(name: str, **changed: object) -> list[float]:
+        recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, **{**soft, **changed}))
+        kept_answers(recipe, tmp_path / name)
+        teach(recipe, folder=tmp_path / name)
+        return losses_of(tmp_path / name)
+
+    plain, live = run("plain"), run("live", **int8)
+    assert live != plain and live == pytest.approx(plain, rel=2e-2, abs=2e-2 * max(plain))
+    assert run("cached", **int8, **cached) == pytest.approx(live, rel=2e-2, abs=2e-2 * max(live))
+    told = r"holds other signals: dtype is '(float32|bfloat16) with int8 weights' there, but '\1' here"
+    with pytest.raises(InputError, match=told):
+        run("mixed", **cached)
+
+
+def test_a_teacher_without_linear_maps_is_refused_in_int8(
+    tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = make_tiny_model(tmp_path / "teacher")  # for its tokenizer
+    vocabulary = AutoModelForCausalLM.from_pretrained(teacher).config.vocab_size
+    config = AutoConfig.for_model("gpt2", vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=256)
+    AutoModelForCausalLM.from_config(config).save_pretrained(teacher)
+    scorer = {"model": str(teacher), "licence": "mit"}
+    kept_answers(load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, scored_by=scorer)), tmp_path / "run")
+    said = refusal("train", tmp_path / "recipe.yaml", ["train.scored_by.quantization=int8"], capsys)
+    assert "cannot be read in int8: 'attn.c_attn.weight' of its layers (gpt2) is no nn.Linear; leave" in said
+
+
 def test_draws_teach_too_and_a_stopped_cache_goes_on(
     tmp_path: Path, tiny_model: Path, make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +326,13 @@ MISTAKES = {
         "draws estimate 'forward_kl' alone",
     ),
     "a live folder": (["train.signals_folder=x"], "'signals_folder' keeps signals"),
+    "a served one in int8": (
+        [
+            "train.scored_by={model: m, licence: mit, quantization: int8, tokenizer: t, engine: {kind: server, url: 'http://h/v1'}}"
+        ],
+        "'quantization' is of a model in this process: a served one is quantised where it is served",
+    ),
+    "unknown bits": (["train.scored_by.quantization=int4"], "'int8'"),
     "an unknown licence": (["train.scored_by.licence=whatever"], "train.scored_by.licence"),
 }
 

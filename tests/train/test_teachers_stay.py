@@ -17,6 +17,7 @@ from student_runs import recipe_in, taught
 from transformers import PreTrainedModel
 
 import potstill
+from potstill.models.int8 import to_int8
 from potstill.models.load import Loaded, fingerprint, load
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,28 @@ def test_who_scores_whole_answers_stays_as_it_was(
     train = {"method": SOFT, "epochs": 1, "batch_size": 20, "learning_rate": 0.01, "scored_by": scorer, **WAYS[name]}
     taught(recipe_in(tmp_path, tiny_model, student=student, train=train), tmp_path / "run")
     assert loads.all_as_they_were() and fingerprint(tiny_model) == before
+
+
+@pytest.mark.parametrize("name", list(WAYS))
+def test_who_scores_in_int8_stays_as_it_was_rounded(
+    name: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    seen: list[tuple[PreTrainedModel, str]] = []
+
+    def rounded(model: PreTrainedModel, *, name: str) -> PreTrainedModel:
+        seen.append((made := to_int8(model, name=name), hashed(made)))
+        return made
+
+    monkeypatch.setattr("potstill.train.scored.to_int8", rounded)
+    before = fingerprint(tiny_model)
+    student = {"start": str(tiny_model), "licence": "mit", "layers": 2, "freeze_embeddings": False}
+    scorer = {"model": str(tiny_model), "licence": "mit", "quantization": "int8"}
+    train = {"method": SOFT, "epochs": 1, "batch_size": 20, "learning_rate": 0.01, "scored_by": scorer, **WAYS[name]}
+    taught(recipe_in(tmp_path, tiny_model, student=student, train=train), tmp_path / "run")
+    ((teacher, hash_before),) = seen
+    assert any(value.dtype == torch.int8 for value in teacher.state_dict().values())
+    assert hashed(teacher) == hash_before and fingerprint(tiny_model) == before
 
 
 def test_who_chooses_among_answers_stays_as_it_was(

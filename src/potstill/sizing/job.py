@@ -35,11 +35,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A model of the recipe; `parameters` is None where nothing on this machine tells."""
+    """A model of the recipe, and how its weights are quantised; `parameters` is None where nothing on this machine
+    tells."""
 
     role: str
     name: str
     parameters: int | None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,12 @@ class _Work:
         return not isinstance(self.recipe.train.signal, LiveSignal)
 
     @property
+    def int8(self) -> bool:
+        """Whether the teacher that scores here has int8 weights."""
+        scorer = self.recipe.scored_by
+        return scorer is not None and scorer.quantization == "int8"
+
+    @property
     def read(self) -> int:
         return round(self.examples * (self.text.own + self.text.answer)) * self.recipe.train.epochs
 
@@ -159,14 +167,14 @@ def _writer(teacher: Writer) -> Facts | None:
 def _models(
     recipe: DataRecipe, learner: Learner, *, writer: Facts | None, start: Facts | None, scorer: Facts | None
 ) -> tuple[Sized, ...]:
-    def sized(role: str, name: str, found: Facts | None) -> Sized:
-        return Sized(role, name, found.parameters if found else None)
+    def sized(role: str, name: str, found: Facts | None, quantization: str | None = None) -> Sized:
+        return Sized(role, name, found.parameters if found else None, quantization)
 
     cut = start.with_layers(learner.taken or start.layers) if start else None
     scored_by = recipe.train.scored_by
     return (
         sized("teacher", recipe.teacher.model, writer),
-        *((sized("scored by", scored_by.model, scorer),) if scored_by else ()),
+        *((sized("scored by", scored_by.model, scorer, scored_by.quantization),) if scored_by else ()),
         Sized("student", learner.start, cut),
     )
 
@@ -187,6 +195,7 @@ def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | N
         checkpointed=train.gradient_checkpointing,
         dense=isinstance(train.method, LogitKd) and not served and (form is None or isinstance(form, HiddenForm)),
         teacher=teacher if form is None else None,
+        teacher_int8=work.int8,
         slots=own.slots if own else 0,
         capacity=work.text.longest_own + own.max_tokens if own else 0,
         teacher_capacity=work.text.longest_told + own.max_tokens if own and own.teacher_mix else 0,
@@ -246,7 +255,8 @@ def _needed(work: _Work, learning: Learning, teacher: Shape | None, writer: Shap
     """Bytes on each GPU in the stage of this process that needs the most."""
     stages = [training_memory(learning, gpus=gpus).total]
     if teacher is not None and work.cached:
-        stages.append(scoring_memory(teacher, tokens=_SCORED_AT_ONCE, logits=_LOGIT_ROWS, gpus=gpus))
+        read, made = _SCORED_AT_ONCE, _LOGIT_ROWS
+        stages.append(scoring_memory(teacher, tokens=read, logits=made, int8=work.int8, gpus=gpus))
     if writer is not None and isinstance(engine := work.recipe.teacher.engine, Local):
         capacity = work.text.longest_told + work.text.longest_answer
         stages.append(writing_memory(writer, slots=engine.slots, capacity=capacity, gpus=gpus))

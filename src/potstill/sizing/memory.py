@@ -24,10 +24,10 @@ _UNITS = 2  # layers gathered at once by FSDP2: the one in work and the next
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
-    """A student in training. `shape` has the layers that it has; `teacher` is in memory beside it, or None. `dense`:
-    the loss sees a teacher's whole distribution. `slots` answers of at most `capacity` tokens are written at once, by
-    the teacher too where it mixes in: with its prompts they have `teacher_capacity`.
-    `checkpointed`: layers are computed once more in the backward pass."""
+    """A student in training. `shape` has the layers that it has; `teacher` is in memory beside it, or None, with int8
+    matrices where `teacher_int8` says so. `dense`: the loss sees a teacher's whole distribution. `slots` answers of at
+    most `capacity` tokens are written at once, by the teacher too where it mixes in: with its prompts they have
+    `teacher_capacity`. `checkpointed`: layers are computed once more in the backward pass."""
 
     shape: Shape
     pass_tokens: int
@@ -38,6 +38,7 @@ class Learning:
     checkpointed: bool = False
     dense: bool = False
     teacher: Shape | None = None
+    teacher_int8: bool = False
     slots: int = 0
     capacity: int = 0
     teacher_capacity: int = 0
@@ -111,15 +112,19 @@ def training_memory(learning: Learning, *, gpus: int = 1, half: int = 2) -> Memo
     return min(replica, _memory(learning, gpus=gpus, half=half), key=lambda memory: memory.total)
 
 
-def scoring_memory(teacher: Shape, *, tokens: int, logits: int, gpus: int = 1, half: int = 2) -> int:
+def scoring_memory(
+    teacher: Shape, *, tokens: int, logits: int, int8: bool = False, gpus: int = 1, half: int = 2
+) -> int:
     """Bytes of a teacher that reads `tokens` at once and makes `logits` rows of logits."""
     work = half * tokens * (4 * teacher.width + 3 * teacher.inner) + 2 * _FP32 * logits * teacher.vocabulary
-    return _resident(teacher, gpus=gpus, half=half) + work
+    return _resident(teacher, int8=int8, gpus=gpus, half=half) + work
 
 
 def writing_memory(model: Shape, *, slots: int, capacity: int, gpus: int = 1, half: int = 2) -> int:
     """Bytes of a model that writes in `slots` at once."""
-    return _resident(model, gpus=gpus, half=half) + slot_bytes(model, slots=slots, capacity=capacity, half=half)
+    return _resident(model, int8=False, gpus=gpus, half=half) + slot_bytes(
+        model, slots=slots, capacity=capacity, half=half
+    )
 
 
 def slot_bytes(shape: Shape, *, slots: int, capacity: int, half: int = 2) -> int:
@@ -189,7 +194,7 @@ def _teacher(learning: Learning, *, gpus: int, half: int) -> int:
     if learning.teacher is None:
         return 0
     hidden = half * learning.pass_tokens * learning.teacher.width
-    return _resident(learning.teacher, gpus=gpus, half=half) + hidden
+    return _resident(learning.teacher, int8=learning.teacher_int8, gpus=gpus, half=half) + hidden
 
 
 def _own_answers(learning: Learning, *, half: int) -> int:
@@ -203,12 +208,19 @@ def _own_answers(learning: Learning, *, half: int) -> int:
     return written + slot_bytes(learning.teacher, slots=learning.slots, capacity=learning.teacher_capacity, half=half)
 
 
-def _resident(model: Shape, *, gpus: int, half: int) -> int:
-    """Weights that only read: whole on one GPU; sharded, with the layers in work and the head whole, on several."""
-    whole = half * model.parameters
+def _resident(model: Shape, *, int8: bool, gpus: int, half: int) -> int:
+    """Weights that only read: whole on one GPU; sharded, with the layers in work and the head whole, on several. Of
+    int8 ones, the matrix in work in the arithmetic of its inputs too."""
+    layer, in_work = half * model.a_layer, 0
+    if int8:
+        outputs = sum(after for _, after in model.maps.values())
+        layer -= (half - 1) * model.matrices_a_layer - _FP32 * outputs
+        in_work = half * max(before * after for before, after in model.maps.values())
+    whole = half * (model.parameters - model.layers * model.a_layer) + model.layers * layer
     if gpus == 1:
-        return whole
-    return min(whole, _share(whole, gpus) + half * (min(_UNITS, model.layers) * model.a_layer + model.embeddings))
+        return whole + in_work
+    sharded = _share(whole, gpus) + min(_UNITS, model.layers) * layer + half * model.embeddings
+    return min(whole, sharded) + in_work
 
 
 def _share(size: int, gpus: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from potstill.sizing.job import Cache, Fit, Sizes
+from potstill.sizing.job import Cache, Fit, Sized, Sizes
 from potstill.sizing.memory import Memory
 from potstill.sizing.pace import SHARE_OF_PEAK
 from potstill.store.forms import HiddenForm, SampledForm, TopKForm
@@ -30,7 +30,7 @@ _PARTS = {
 
 def sentences(sizes: Sizes) -> list[str]:
     """What stands above the table of GPUs."""
-    said = [f"{model.role}: {model.name}, {_parameters(model.parameters)}" for model in sizes.models]
+    said = [f"{model.role}: {model.name}, {_parameters(model)}" for model in sizes.models]
     said.append(f"training: at most {sizes.examples:,} examples, {sizes.tokens:,} tokens over all epochs")
     if sizes.memory is None:
         said.append("memory and time of training: unknown for a model whose configuration is not known")
@@ -99,10 +99,11 @@ def hours(spent: float) -> str:
     return f"~{spent:,.1f} h" if spent >= 1 else f"~{spent * 60:,.0f} min" if spent >= 1 / 60 else "< 1 min"
 
 
-def _parameters(count: int | None) -> str:
+def _parameters(model: Sized) -> str:
+    count, weights = model.parameters, f", {model.quantization} weights" if model.quantization else ""
     if count is None:
-        return "parameters unknown: its configuration is not on this machine"
-    return f"{count / 1e9:.2f} B parameters" if count >= 1e8 else f"{count / 1e6:.1f} M parameters"
+        return f"parameters unknown: its configuration is not on this machine{weights}"
+    return (f"{count / 1e9:.2f} B parameters" if count >= 1e8 else f"{count / 1e6:.1f} M parameters") + weights
 
 
 def _memory(memory: Memory) -> str:

@@ -69,8 +69,11 @@ class Several(World):
 
     def rooted(self, model: PreTrainedModel) -> Root:
         """Cut the model into parts. Layers travel in the dtype that autocast would give their products; masters,
-        gradients and what lies outside the layers are fp32."""
-        layers = MixedPrecisionPolicy(compute_dtype(), torch.float32, cast_forward_inputs=False)
+        gradients and what lies outside the layers are fp32. A model that only reads travels as it was loaded: int8
+        weights as int8, and their scales in fp32."""
+        learns = any(parameter.requires_grad for parameter in model.parameters())
+        cast = compute_dtype() if learns else None
+        layers = MixedPrecisionPolicy(cast, torch.float32, cast_forward_inputs=False)
         for layer in decoder_layers(model):
             fully_shard(layer, mesh=self._mesh, mp_policy=layers)
         root = _Sharded(model, keep=self.first)

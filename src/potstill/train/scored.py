@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.generate.told import told_first
+from potstill.models.int8 import to_int8
 from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load, tokenizer_folder
 from potstill.models.locate import Located, cache_folder, facts, locate
 from potstill.recipe import LogitKd
@@ -77,8 +79,11 @@ def teacher_of(
             k = form.k if isinstance(form, TopKForm) else named.k
             return ServedTeacher(named.model, named.licence, named.engine, k=k)
         found = Located(named.model, "folder", scorer.folder)
-        model = load(found, on=world.loads_on).model.requires_grad_(False)
-        return LiveTeacher(model, [row.teacher_prefix for row in rows], world)
+        if named.quantization is None:
+            model = load(found, on=world.loads_on).model
+        else:  # before a device holds any of it
+            model = to_int8(load(found, on=torch.device("cpu")).model, name=named.model)
+        return LiveTeacher(model.requires_grad_(False), [row.teacher_prefix for row in rows], world)
 
     if form is None:
         return live(world)
@@ -98,9 +103,17 @@ def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: 
         tokenizer=hashlib.sha256(scorer.codec.tokenizer.to_str().encode()).hexdigest(),
         template=hashlib.sha256(scorer.codec.template.source.encode()).hexdigest(),
         vocabulary=vocabulary,
-        dtype=str(compute_dtype()).removeprefix("torch.") if scorer.named.engine is None else "served",
+        dtype=_dtype(scorer.named),
         temperature=method.temperature if isinstance(method, LogitKd) and not isinstance(form, HiddenForm) else 1.0,
     )
+
+
+def _dtype(named: ScoredBy) -> str:
+    """`bfloat16`, or `bfloat16 with int8 weights`."""
+    if named.engine is not None:
+        return "served"
+    computed = str(compute_dtype()).removeprefix("torch.")
+    return computed if named.quantization is None else f"{computed} with {named.quantization} weights"
 
 
 def _outcomes(student: PreTrainedModel, scorer: ScoringModel) -> int:
