@@ -46,8 +46,8 @@ demo-orders: orders ## rejection sampling on order e-mails, and a student that l
 demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short form)
 	$(BIN)/potstill run recipes/quickstart.yaml $(if $(SHORT),$(SHORT_FORM))
 
-test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm, wandb and gpu
-	$(BIN)/python -m pytest
+test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm, wandb and gpu, in two processes of one thread each
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(SETUP) ## a million prompts, 200 and 74 kills, 40,000 requests at 30 % faults: about half an hour
 	$(BIN)/python -m pytest -m soak -s

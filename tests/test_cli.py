@@ -38,6 +38,8 @@ def test_light_verbs_answer_in_under_a_second_without_torch(arguments: list[str]
     alone: list[float] = []
     for _ in range(3):  # the best of three: CI's cores are shared
         took.append(seconds_of([code, *arguments]))
+        if took[-1] < 1:
+            return
         alone.append(seconds_of([libraries]))
     # A slow machine takes longer for everything: as much longer as for the libraries alone.
     assert min(took) < max(1.0, 5 * min(alone)), (took, alone)

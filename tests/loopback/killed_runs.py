@@ -1,19 +1,14 @@
 """Processes that train, watched from outside and killed (SIGKILL) at a chosen moment.
 
-A life is a process of its own that runs a command line. It is forked off a process that has imported everything and
-done nothing: starting Python and torch anew would take five seconds a life.
+A life is a process of its own that runs a command line (`forks.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from potstill.cli import execute
-
-_IMPORTED = ("potstill.lessons", "peft", "transformers.models.llama.modeling_llama", "transformers.integrations.peft")
+from forks import Forker
 
 Seen = Callable[[Path, float], bool]
 """Whether the moment has come, from what lies in the run folder; what is older than that time is of an earlier life."""
@@ -62,60 +55,35 @@ class Lives:
     """One after the other; `with Lives() as lives`."""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, __file__]
-        self._forker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._forker = Forker().__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._forker.communicate(timeout=30)
+        self._forker.__exit__()
 
     def live(self, words: Sequence[str], witness: Witness, until: Moment | None = None) -> None:
         """Run a command line to its end, which must be a good one, or to the moment. Raises Missed."""
-        assert self._forker.stdin is not None and self._forker.stdout is not None
         born = time.time()
-        self._forker.stdin.write(json.dumps({"words": words, "cache": str(cache_of(witness.run))}) + "\n")
-        self._forker.stdin.flush()
-        pid = int(self._forker.stdout.readline())
-        while not self._over(0.002):
+        pid = self._forker.start(words, environment={"POTSTILL_CACHE": str(cache_of(witness.run))})
+        while not self._forker.over(0.002):
             witness.look()
             if until is not None and until.seen(witness.run, born) and self._killed(pid, witness.run, until, born):
                 return
-        code = int(self._forker.stdout.readline())
+        code = self._forker.code()
         assert code == 0, f"{' '.join(words)} ended with {code}"
         if until is not None:
             raise Missed("the process ended before its moment came")
 
-    def _over(self, patience: float) -> bool:
-        return bool(select.select([self._forker.stdout], [], [], patience)[0])
-
     def _killed(self, pid: int, run: Path, moment: Moment, born: float) -> bool:
-        if self._over(moment.delay):
+        if self._forker.over(moment.delay):
             return False
         os.kill(pid, signal.SIGSTOP)
         if not moment.seen(run, born):
             os.kill(pid, signal.SIGCONT)
             return False
         os.kill(pid, signal.SIGKILL)
-        assert self._forker.stdout is not None
-        assert int(self._forker.stdout.readline()) == -signal.SIGKILL
+        assert self._forker.code() == -signal.SIGKILL
         return True
-
-
-def _fork_at_command() -> None:
-    """A line of JSON in, the child's number out, and how it ended."""
-    for name in _IMPORTED:
-        importlib.import_module(name)
-    for line in sys.stdin:
-        if not (pid := os.fork()):
-            _live(**json.loads(line))
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
-def _live(words: list[str], cache: str) -> None:
-    os.environ["POTSTILL_CACHE"] = cache
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os._exit(execute(words))
 
 
 # what can be seen of a run
@@ -187,7 +155,3 @@ def result(run: Path) -> dict[str, Any]:
 
 def _timeless(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if "second" not in name}
-
-
-if __name__ == "__main__":
-    _fork_at_command()

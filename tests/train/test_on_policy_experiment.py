@@ -1,4 +1,4 @@
-"""The short form of docs/results/on_policy_experiment.md: three seeds, one pass over the prompts, three arms."""
+"""The short form of docs/results/on_policy_experiment.md: five seeds, one pass over the prompts, three arms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from on_policy_experiment import OFF, ON, SFT, START, Arm, Point, Seen, Trained,
 from on_policy_tasks import COLUMNS, Task, columns_task
 
 SHORT = replace(COLUMNS, exam=150, epochs=1, validations=1)
-SEEDS = range(3)
+SEEDS = range(5)
 
 
 @pytest.fixture(scope="module")
