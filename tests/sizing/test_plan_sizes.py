@@ -185,6 +185,8 @@ def test_more_work_never_takes_less_memory_and_more_gpus_never_more_on_each(
     assert total(replace(learning, pass_tokens=learning.pass_tokens + more), gpus) >= base
     assert total(replace(learning, teacher=teacher), gpus) > base  # cached is less than live
     assert total(replace(learning, slots=2, capacity=100), gpus) > base
+    mixing = replace(learning, slots=2, capacity=100, teacher=teacher)
+    assert total(replace(mixing, teacher_capacity=150), gpus) > total(mixing, gpus)  # the teacher has slots too
     assert total(replace(learning, averaged=True), gpus) >= base
     assert total(replace(learning, frozen_layers=learning.shape.layers - 1)) <= total(learning)
     assert total(learning, gpus + 1) <= base
