@@ -199,6 +199,8 @@ def test_more_work_never_takes_less_memory_and_more_gpus_never_more_on_each(
     int8 = replace(learning, teacher=teacher, teacher_int8=True)
     assert total(int8, gpus + 1) <= total(int8, gpus) and total(int8, gpus) > base
     assert total(replace(learning, slots=2, capacity=100), gpus) > base
+    mixing = replace(learning, slots=2, capacity=100, teacher=teacher)
+    assert total(replace(mixing, teacher_capacity=150), gpus) > total(mixing, gpus)  # the teacher has slots too
     assert total(replace(learning, averaged=True), gpus) >= base
     assert total(replace(learning, frozen_layers=learning.shape.layers - 1)) <= total(learning)
     assert total(learning, gpus + 1) <= base

@@ -13,6 +13,7 @@ from test_advantages import REVERSE, SEQUENCE, TOKEN, advantages, logp, opiniona
 from test_on_policy import SOFT, kl_on_own_text, recipe_on_policy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from conftest import CHATML
 from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts, TeacherMix
@@ -29,7 +30,7 @@ from potstill.train.methods import Logged, terms
 from potstill.train.own_answers import OwnAnswers
 from potstill.train.teaching import LiveTeacher
 
-SHARE = 0.5
+SHARE = 0.7
 ASKED: Ids = tuple(range(20, 30))
 TOLD: Ids = (40, 41, 42, *ASKED)
 
@@ -65,27 +66,42 @@ def drawn_together(student: PreTrainedModel, teacher: PreTrainedModel, count: in
     return [Row(prefix=ASKED, target=one.ids, teacher_prefix=TOLD, own=o) for one, o in zip(found, own, strict=True)]
 
 
+def plain_gradient(student: PreTrainedModel, teacher: PreTrainedModel, *, centred: bool) -> torch.Tensor:
+    """What tokens of the mixture give on average if nothing weighs them: over all there are."""
+    student.zero_grad()
+    q_V = student(torch.tensor([ASKED])).logits[0, -1].log_softmax(-1)
+    with torch.no_grad():
+        p_V = teacher(torch.tensor([TOLD])).logits[0, -1].log_softmax(-1)
+        mixture_V, gain_V = SHARE * p_V.exp() + (1 - SHARE) * q_V.exp(), p_V - q_V
+        gain_V -= (mixture_V * gain_V).sum() if centred else 0.0
+    (-(mixture_V * gain_V) * q_V).sum().backward()
+    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]).double()
+
+
 @pytest.mark.parametrize("method", [TOKEN, SEQUENCE], ids=["token", "sequence"])
 def test_weighed_tokens_give_the_exact_gradient_and_plain_ones_do_not(
     student: PreTrainedModel, teacher: PreTrainedModel, method: PolicyGradient
 ) -> None:
     """24 lots of 64 tokens drawn from the mixture, each a gradient; their mean against that of the whole
-    distribution's reverse KL, 3 sigma."""
+    distribution's reverse KL, 3 sigma, along it and along what it lacks to be the plain tokens' (enumerated)."""
     teach = LiveTeacher(teacher, [TOLD])
     exact, _ = gradient(student, [Row(prefix=ASKED, target=(5,), teacher_prefix=TOLD)], REVERSE, teach)
+    lacks = plain_gradient(student, teacher, centred=method.level == "sequence") - exact
     mixed = advantages(method, teacher, drawn_together(student, teacher, 24 * 64), samples=24 * 64)
 
-    def along(some: Sequence[Row]) -> tuple[float, float]:
-        lots = [gradient(student, some[i : i + 64], method, teach)[0] for i in range(0, len(some), 64)]
-        each = torch.stack(lots) @ (exact / exact.norm())
-        return each.mean().item(), each.std().item() / 24**0.5
+    def lots(some: Sequence[Row]) -> torch.Tensor:
+        return torch.stack([gradient(student, some[i : i + 64], method, teach)[0] for i in range(0, len(some), 64)])
 
-    mean, noise = along(mixed)
-    assert exact.norm().item() > 6 * noise
-    assert abs(mean - exact.norm().item()) < 3 * noise
+    def off(lots: torch.Tensor, way: torch.Tensor) -> float:
+        """By how many standard errors the mean differs from the exact gradient."""
+        each = (lots - exact) @ way
+        return abs(each.mean() / each.std()).item() * len(lots) ** 0.5
+
+    found = lots(mixed)
+    assert off(found, exact) < 3 and off(found, lacks) < 3
+    assert off(found - found.mean(0), exact) > 6  # no gradient at all would be seen
     plain = [replace(row, own=replace(row.own, drawn_logp=())) for row in mixed if row.own is not None]
-    mean, noise = along(plain)
-    assert abs(mean - exact.norm().item()) > 6 * noise
+    assert off(lots(plain), lacks) > 6
 
 
 def test_a_token_weighs_q_over_what_it_was_drawn_with_whatever_is_clipped(
@@ -191,10 +207,6 @@ MISTAKES = {
     "all teacher": (["train.on_policy.teacher_mix=1"], "teacher_mix"),
     "less than nothing": (["train.on_policy.teacher_mix=-0.1"], "teacher_mix"),
     "a server": ([f"train.scored_by={SERVED}", "train.on_policy.teacher_mix=0.2"], "a server does not give"),
-    "another end": (
-        ["train.on_policy.teacher_mix=0.2", "train.scored_by.template=TEMPLATE"],
-        "ends its turns with another token",
-    ),
 }
 
 
@@ -203,13 +215,17 @@ def test_a_mistake_is_one_sentence(
     name: str, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides, said = MISTAKES[name]
-    template = tmp_path / "plain.jinja"
-    template.write_text(
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
     path = recipe_on_policy(tmp_path, tiny_model, tiny_model)
-    if name == "another end":
-        kept_answers(load_recipe(path), tmp_path / "run")
-    filled = [one.replace("FOLDER", str(tiny_model)).replace("TEMPLATE", str(template)) for one in overrides]
+    filled = [one.replace("FOLDER", str(tiny_model)) for one in overrides]
     assert said in refusal("train", path, filled, capsys)
+
+
+def test_a_teacher_that_ends_its_turns_otherwise_does_not_mix_in(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = CHATML.replace("<|im_end|>", "<|endoftext|>")
+    scorer = {"model": str(tiny_model), "licence": "mit", "template": other}
+    path = recipe_on_policy(tmp_path, tiny_model, tiny_model, scored_by=scorer)
+    kept_answers(load_recipe(path), tmp_path / "run")
+    said = refusal("train", path, ["train.on_policy.teacher_mix=0.2"], capsys)
+    assert "ends its turns with another token than the student" in said
