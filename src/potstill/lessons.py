@@ -56,6 +56,8 @@ def _teach(recipe: DataRecipe, learner: Learner, place: Path, watch: Watch, worl
     rewards = recipe.train.on_policy is not None and recipe.train.on_policy.reward is not None
     values = recipe.model_dump(mode="json", include={"student", "train", "seed", *(["verify"] if rewards else [])})
     del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
+    if own := values["train"]["on_policy"]:
+        own["engine"] = own["engine"] is not None  # nor does another address of the server that writes
     fingerprint = hashlib.sha256(kept.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
     with open_data_run(place, recipe) if world.first else nullcontext() as requests:
         if world.told(lambda: _taught(place) == fingerprint):

@@ -157,6 +157,8 @@ def test_answers_in_hand_survive_a_stop(
     path = recipe_on_policy(tmp_path, tiny_model, teacher, epochs=2, checkpoint_seconds=1e-6, on_policy=own)
     recipe = load_recipe(path)
     whole = taught(recipe, tmp_path / "a")
+    moved = load_recipe(path, ["train.on_policy.engine.url=http://127.0.0.1:9/v1"])
+    assert teach(moved, folder=tmp_path / "a")  # done: another address makes no other student
     loads = vllm.loads
     assert equal(whole, taught(recipe, tmp_path / "b", stops=[2, 6, 7]))
     assert vllm.loads - loads == loads + 3  # nothing was written twice: each start looks once whether it can

@@ -47,7 +47,9 @@ def save_weights(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | N
     """Weights, of adapters too what they add, with their configuration and no tokenizer: what a server of the folder
     reads again."""
     weights = plain_weights(model)
-    model.save_pretrained(folder, state_dict={name: value.to(dtype) for name, value in weights.items()})
+    if dtype is not None:
+        weights = {name: value.to(dtype) for name, value in weights.items()}
+    model.save_pretrained(folder, state_dict=weights)
 
 
 @contextmanager
