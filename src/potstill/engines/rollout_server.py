@@ -110,7 +110,7 @@ class ServedRollouts:
         )
 
     async def _served_name(self, session: aiohttp.ClientSession, folder: Path) -> str:
-        """Raises InputError with the command that starts the server, where there is none."""
+        """Raises TeacherError with the command that starts the server, where there is none."""
         try:
             async with session.get(f"{self._server.url}/models", allow_redirects=False) as response:
                 return json.loads(await response.read())["data"][0]["id"]
