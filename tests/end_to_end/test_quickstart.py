@@ -88,7 +88,7 @@ def test_ten_kills_at_random_moments_change_no_score(
     kills = 0
     while kills < 10:
         pid = forker.start(words(folder))
-        if not forker.over(draw.random() * seconds / 5):
+        if not forker.over(draw.random() * seconds / 8):
             with contextlib.suppress(ProcessLookupError):  # it ended this very moment
                 os.kill(pid, signal.SIGKILL)
         if (code := forker.code()) == -signal.SIGKILL:

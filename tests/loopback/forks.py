@@ -6,10 +6,12 @@ seconds of a core.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,9 +38,11 @@ class Forker:
         # unbuffered: a line that was read ahead would not be seen by `over`
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self._said()  # everything is imported
+        self._running: int | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
         self._process.communicate(timeout=60)
 
     def start(
@@ -51,10 +55,12 @@ class Forker:
     ) -> int:
         """Begin `potstill WORDS` with these variables and with its output in these files; the process's number."""
         assert self._process.stdin is not None
+        self._end()
         files = [str(out or os.devnull), str(err) if err else None]
         job = {"words": list(words), "files": files, "environment": dict(environment or {})}
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
-        return self._said()
+        self._running = self._said()
+        return self._running
 
     def over(self, patience: float) -> bool:
         """Whether it has ended, or does so within so many seconds."""
@@ -62,13 +68,22 @@ class Forker:
 
     def code(self) -> int:
         """How it ended, once it does: the number of a signal with a minus."""
-        return self._said()
+        code = self._said()
+        self._running = None
+        return code
 
     def run(self, words: Sequence[str], folder: Path) -> tuple[int, str, str]:
         """To the end: exit code, standard output and standard error."""
         out, err = folder / "stdout", folder / "stderr"
         self.start(words, out=out, err=err)
         return self.code(), out.read_text(), err.read_text()
+
+    def _end(self) -> None:
+        """What a test that failed half-way left running must not answer for the next one."""
+        if self._running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._running, signal.SIGKILL)
+            self.code()
 
     def _said(self) -> int:
         assert self._process.stdout is not None
