@@ -120,11 +120,12 @@ def potstill(steps: int) -> Measured:
     from potstill.models.load import codec_of, load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
+    from potstill.on_policy_recipe import OnPolicy
     from potstill.recipe import LogitKd
     from potstill.records import Progress
     from potstill.store.checkpoints import Checkpoints
     from potstill.store.metrics import Metrics
-    from potstill.student_recipe import Lessons, OnPolicy
+    from potstill.student_recipe import Lessons
     from potstill.train import loop
     from potstill.train.own_answers import OwnAnswers
     from potstill.train.teaching import LiveTeacher

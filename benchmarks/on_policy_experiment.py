@@ -33,9 +33,9 @@ from potstill.evaluate.metrics import interval, resamples
 from potstill.losses import divergence
 from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
+from potstill.on_policy_recipe import OnPolicy
 from potstill.recipe import LogitKd, Sft
 from potstill.records import Score
-from potstill.student_recipe import OnPolicy
 from potstill.train.batch import Row
 from potstill.train.own_answers import OwnAnswers
 from potstill.train.teaching import LiveTeacher

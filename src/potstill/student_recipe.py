@@ -7,9 +7,10 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from potstill.on_policy_recipe import OnPolicy
 from potstill.prompt_file import PromptFile
-from potstill.recipe import Action, LogitKd, Loop, Sft
-from potstill.teacher_recipe import Http, Server
+from potstill.recipe import LogitKd, Loop, Sft
+from potstill.teacher_recipe import Server
 from potstill.values import Count, Positive, Probability, Values
 from potstill.verify_recipe import Check, Judge, Majority, RewardModel
 
@@ -220,75 +221,6 @@ class PolicyGradient(Values):
 
 
 LessonMethod = Annotated[Sft | LogitKd | PolicyGradient, Field(discriminator="kind")]
-
-
-class TaskReward(Values):
-    """What the recipe's own checks (`verify.checks`) say of the student's answers is a reward too: 1 where all pass, 0
-    where one fails or the answer was cut off, less the mean of the other answers. One that a check is undecided about
-    has none. Checks that cost money or compare answers (judges, reward models, majorities) are not asked."""
-
-    weight: Positive = Field(1.0, description="nats that a passed answer is worth more than a failed one, a token")
-
-
-class RolloutGuards(Values):
-    """What the student's own answers must keep to, as running means over steps; null leaves one out. Every value is in
-    metrics.jsonl under its name here; `docs/design/guards.md` says why each bound is where it is."""
-
-    action: Action = "stop"
-    patience: Count = Field(5, description="steps in a row beyond a bound that are a breach")
-    eos_rate: Probability | None = Field(
-        0.2, description="least share of answers that end by themselves, once it has been twice that"
-    )
-    rollout_length: Annotated[float, Field(gt=1)] | None = Field(
-        3.0, description="times that the mean length may leave the span of its start and the kept answers"
-    )
-    repetition: Probability | None = Field(0.5, description="most tokens, as a share, in a loop that an answer ends in")
-    student_entropy: Probability | None = Field(
-        0.1, description="least share of its start's and the teacher's entropy on the same text"
-    )
-    support_overlap: Probability | None = Field(
-        0.3, description="least share of tokens among the teacher's 20 most probable, once it has been twice that"
-    )
-    log_probability_gap: Positive | None = Field(
-        0.2, description="most nats a token between the engine that writes and the trainer"
-    )
-
-
-class RolloutServer(Http):
-    """A vLLM server that writes the student's answers. Before each call it takes the student's weights, in place, from
-    a folder that both see, for which it has to be started with VLLM_SERVER_DEV_MODE=1 on that folder."""
-
-    kind: Literal["vllm"]
-    in_flight: Count = Field(256, description="most requests at once")
-    weights_folder: str | None = Field(
-        None, description="by default `writer` in the run folder; one in memory, such as /dev/shm/writer, is faster"
-    )
-
-
-class OnPolicy(Values):
-    """The student answers the prompts itself while it learns, and the teacher scores every token that it wrote (Agarwal
-    et al. 2024, GKD): it learns from its own mistakes."""
-
-    share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="of a step's examples that are its own (GKD's lambda)"
-    )
-    warm_up: Probability = Field(0.2, description="share of the steps, at first, that learn the kept answers instead")
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: Count = 128
-    slots: Count = Field(32, description="answers written at once, in this process")
-    samples: Count = Field(1, description="answers to each prompt of a step")
-    steps_per_generation: Count = Field(
-        1, description="optimizer steps whose answers are written in one call, before the first of them"
-    )
-    engine: RolloutServer | None = Field(None, description="who writes; by default the student in this process")
-    teacher_mix: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="tokens are drawn from so much of the teacher's distribution and the rest of the student's own, "
-        "which keeps a weak student on sensible text (Gu et al. 2024, MiniLLM: 0.2)",
-    )
-    reward: TaskReward | None = None
-    guards: RolloutGuards | None = RolloutGuards()  # pyright: ignore[reportCallIssue]
 
 
 class Lessons(Loop):

@@ -22,11 +22,12 @@ from potstill.lessons import rewarding, teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.on_policy_recipe import OnPolicy, TaskReward
 from potstill.recipe import LogitKd
 from potstill.records import Message, Sample
 from potstill.store.metrics import Metrics
 from potstill.store.requests import Requests
-from potstill.student_recipe import LessonMethod, Lessons, OnPolicy, PolicyGradient, TaskReward
+from potstill.student_recipe import LessonMethod, Lessons, PolicyGradient
 from potstill.text.tokens import Ids
 from potstill.train.advantages import Advantages, judged, verdicts_by
 from potstill.train.batch import Own, Row, Whole, collate

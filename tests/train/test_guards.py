@@ -19,9 +19,9 @@ from potstill.cli import execute
 from potstill.data_recipe import load as load_recipe
 from potstill.harvest import harvest, sift
 from potstill.lessons import teach
+from potstill.on_policy_recipe import RolloutGuards
 from potstill.recipe import LossGuard, Train
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import RolloutGuards
 from potstill.train.batch import Own, Row
 from potstill.train.guards import Breach, Memory, Rules, Track, decided, look, loop
 from potstill.train.trainee import Trainee

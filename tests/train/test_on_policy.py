@@ -19,8 +19,8 @@ from potstill.engines.slots import Rollout, Rollouts
 from potstill.lessons import teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.on_policy_recipe import OnPolicy
 from potstill.records import Message
-from potstill.student_recipe import OnPolicy
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 from potstill.train.own_answers import OwnAnswers, WritesHere

@@ -21,9 +21,10 @@ from potstill.lessons import teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.on_policy_recipe import OnPolicy
 from potstill.recipe import LogitKd
 from potstill.records import Message
-from potstill.student_recipe import LessonMethod, OnPolicy, PolicyGradient
+from potstill.student_recipe import LessonMethod, PolicyGradient
 from potstill.text.tokens import Ids
 from potstill.train.batch import Own, Row, Whole, collate
 from potstill.train.methods import Logged, terms

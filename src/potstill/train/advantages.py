@@ -17,9 +17,10 @@ from potstill.engines.reply import Spoken, split_inline
 from potstill.errors import InputError
 from potstill.losses import Hidden
 from potstill.losses.estimators import leave_one_out, reward_to_go, sampled_logp, sequence_sums
+from potstill.on_policy_recipe import OnPolicy
 from potstill.recipe import LogitKd, Sft
 from potstill.records import Message, Sample
-from potstill.student_recipe import Lessons, OnPolicy, PolicyGradient
+from potstill.student_recipe import Lessons, PolicyGradient
 from potstill.text.tokens import Codec
 from potstill.train.batch import Own, Row
 from potstill.train.served import ServedTeacher

@@ -16,13 +16,13 @@ from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
+from potstill.on_policy_recipe import OnPolicy
 from potstill.recipe import LogitKd
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
 from potstill.store.sinks import sinks_of
-from potstill.student_recipe import OnPolicy
 from potstill.train.advantages import Reward, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.loop import Fitted, Job, Validate, fit
@@ -53,12 +53,7 @@ def train_student(  # noqa: PLR0913
     learner, model, codec = start.learner, start.model, start.codec
     adapted = None if learner.lora is None else adapt(model, learner.lora, seed=recipe.seed)
     freeze(model, embeddings=learner.keeps_embeddings, layers=learner.freeze_layers)
-    rows = conversation_rows(conversations, codec, reasoning=recipe.train.learn == "reasoning and answer")
-    teach = None
-    if recipe.scored_by is not None:
-        scorer = ScoringModel.of(recipe.scored_by)
-        rows = scored_rows(recipe, scorer, conversations, codec)
-        teach = teacher_of(recipe, scorer, rows, model, watch, world)
+    rows, teach = _rows_and_teacher(recipe, start, conversations, watch, world)
     learnt, held = apart(rows)
     longest_answer = max(len(row.target) for row in rows)
     ask = None if reward is None else verdicts_by(reward, codec, [asked for (*asked, _), _ in conversations])
@@ -101,6 +96,18 @@ def train_student(  # noqa: PLR0913
     save(start, longest=longest_answer, to=place / "model")
     job.checkpoints.clear()
     return fitted
+
+
+def _rows_and_teacher(
+    recipe: DataRecipe, start: Untaught, conversations: Sequence[Weighted], watch: Watch, world: World
+) -> tuple[list[Row], Teach | None]:
+    """The conversations in tokens, and who scores them, if anybody."""
+    if recipe.scored_by is None:
+        reasoning = recipe.train.learn == "reasoning and answer"
+        return conversation_rows(conversations, start.codec, reasoning=reasoning), None
+    scorer = ScoringModel.of(recipe.scored_by)
+    rows = scored_rows(recipe, scorer, conversations, start.codec)
+    return rows, teacher_of(recipe, scorer, rows, start.model, watch, world)
 
 
 def _own_answers(

@@ -17,12 +17,13 @@ from potstill.errors import GuardStopped
 from potstill.losses import NotFinite
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype
+from potstill.on_policy_recipe import RolloutGuards
 from potstill.recipe import Loop
 from potstill.records import Progress, Score, Watch
 from potstill.signals import Signal
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import LessonMethod, RolloutGuards
+from potstill.student_recipe import LessonMethod
 from potstill.text.tokens import Ids
 from potstill.train.batch import Batch, Row, Whole, collate, steps_of_epoch
 from potstill.train.best import Choice, Chosen, told
