@@ -288,11 +288,12 @@ def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
             in_time = shown(ratio(*arms[ON].right_in_time, less=arm.right_in_time), 100, "+.1f")
             lines.append(f"| {name} | {right} | {in_time} | {shown(ratio(*arms[ON].nats, less=arm.nats), 1, '+.4f')} |")
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    until = f", and {updates} more at a time until {plan.start_right:.0%} of the trial are right"
     said = (
         f"The teacher is right on {greedy(task.teacher, task).mean():.1%} of the {plan.exam} held-out prompts (taught "
         f"in {task.teacher_seconds:.0f} CPU s). A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates "
-        f"to the start at a rate of {plan.start_rate:g}, {updates * plan.epochs} more in every arm at {plan.rate:g}, "
-        f"{plan.batch} answers each. Threads: {torch.get_num_threads()}, {computed_in()}, "
+        f"to the start at a rate of {plan.start_rate:g}{until if plan.start_right else ''}; {updates * plan.epochs} in every "
+        f"arm at {plan.rate:g}, {plan.batch} answers each. Threads: {torch.get_num_threads()}, {computed_in()}, "
         f"Python {platform.python_version()}, {libraries}."
     )
     return "\n".join([*lines, "", said])
