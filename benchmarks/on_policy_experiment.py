@@ -292,8 +292,8 @@ def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
     said = (
         f"The teacher is right on {greedy(task.teacher, task).mean():.1%} of the {plan.exam} held-out prompts (taught "
         f"in {task.teacher_seconds:.0f} CPU s). A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates "
-        f"to the start at a rate of {plan.start_rate:g}{until if plan.start_right else ''}; {updates * plan.epochs} in every "
-        f"arm at {plan.rate:g}, {plan.batch} answers each. Threads: {torch.get_num_threads()}, {computed_in()}, "
+        f"to the start at a rate of {plan.start_rate:g}{until if plan.start_right else ''}; {updates * plan.epochs} in "
+        f"every arm at {plan.rate:g}, {plan.batch} answers each. Threads: {torch.get_num_threads()}, {computed_in()}, "
         f"Python {platform.python_version()}, {libraries}."
     )
     return "\n".join([*lines, "", said])
