@@ -13,7 +13,7 @@ SHORT_FORM := --set name=quickstart-short \
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders sums demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-dark-knowledge check format clean
+.PHONY: help setup data orders sums demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-guards bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -105,7 +105,11 @@ bench-on-policy: $(BENCH) ## a whole on-policy step beside TRL's: tokens a secon
 
 bench-on-policy-experiment: $(SETUP) ## what own answers add to a student: 5 seeds of a small task, 2 of order e-mails
 	$(BIN)/python benchmarks/on_policy_experiment.py columns --write docs/results/on_policy_experiment.md
-	$(BIN)/python benchmarks/on_policy_experiment.py orders --seeds 2 --write docs/results/on_policy_experiment.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/on_policy_experiment.py orders --seeds 2 --write docs/results/on_policy_experiment.md
+
+bench-guards: $(SETUP) ## what the guards measure in runs that are well and in sick ones, and what measuring costs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/guard_bounds.py columns --write docs/results/guards.md
+	$(BIN)/python benchmarks/observing.py
 
 bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds, under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dark_knowledge.py --write docs/results/dark_knowledge.md

@@ -11,6 +11,7 @@ Dimension key: S seeds, N held-out prompts, B resamples, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import copy
 import platform
 import sys
 import time
@@ -42,6 +43,9 @@ from potstill.train.teaching import LiveTeacher
 
 Array = NDArray[np.float64]
 
+_GOES = 10
+"""How often a start may go on learning."""
+
 START, SFT, OFF, OFF_REVERSE, ON = "start", "SFT continued", "off-policy KD", "off-policy KD, reverse KL", "on-policy"
 REVERSE = LogitKd(kind="logit_kd", divergence="reverse_kl", alpha=0.0)
 METHODS: dict[str, Sft | LogitKd] = {
@@ -65,7 +69,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A validation during training: seconds trained so far, and which greedy answers are right."""
+    """A validation during training: CPU seconds trained so far, and which greedy answers are right."""
 
     seconds: float
     right_N: Array
@@ -89,55 +93,75 @@ Seed = Mapping[str, Trained]
 
 
 class Curve:
-    """Greedy scores while a student learns. The clock stands still meanwhile."""
+    """Greedy scores while a student learns. The clock counts the CPU time of all threads, which work beside this does
+    not lengthen much, and stands still meanwhile."""
 
     def __init__(self, task: Task) -> None:
         self.points: list[Point] = []
-        self._task, self._start = task, time.perf_counter()
+        self._task, self._start = task, time.process_time()
 
     def __call__(self, student: PreTrainedModel) -> dict[str, Score]:
-        begin = time.perf_counter()
+        begin = time.process_time()
         right_N = greedy(half(student), self._task)
         self.points.append(Point(begin - self._start, right_N))
-        self._start += time.perf_counter() - begin
+        self._start += time.process_time() - begin
         return {"right": Score(value=float(right_N.mean()), n=len(right_N))}
 
 
 def one_seed(task: Task, plan: Plan, seed: int, arms: Sequence[str] = tuple(METHODS)) -> Seed:
     """The common start and every arm. The seed draws the prompts, their order and the answers that are drawn."""
-    rows = task.questions(seed)
-    begun = task.student(plan.layers)
-    how = lessons(METHODS[SFT], epochs=plan.start_epochs, batch=plan.batch, rate=plan.start_rate)
-    learn(begun, rows, how, seed=seed)
-    weights = begun.state_dict()
+    begun = start_of(task, plan, seed)
     found = {START: Trained(seen(half(begun), task, seed, right_N=greedy(half(begun), task)))}
     for arm in arms:
-        student = task.student(plan.layers)
-        student.load_state_dict(weights)
-        own = OnPolicy(warm_up=0.0, max_tokens=task.most, slots=plan.batch) if arm == ON else None
-        how = lessons(
-            METHODS[arm],
-            epochs=plan.epochs,
-            batch=plan.batch,
-            rate=plan.rate,
-            validations=plan.validations,
-            on_policy=own,
-        )
-        longest = max(len(row.prefix) for row in rows)
-        curve = Curve(task)
-        learn(
-            student,
-            rows,
-            how,
-            seed=seed + 1_000_000,  # another order than at first
-            teach=None if arm == SFT else LiveTeacher(task.teacher, [row.teacher_prefix for row in rows]),
-            own=own and OwnAnswers.here(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
-            validate=curve,
-        )
+        student, curve = copy.deepcopy(begun), Curve(task)
+        take(arm, student, task, plan, seed, validate=curve)
         last = curve.points[-1].right_N
         found[arm] = Trained(seen(half(student), task, seed, right_N=last), curve.points)
         print(f"seed {seed}, {arm}: {found[arm].seen.right_N.mean():.2f} right", file=sys.stderr, flush=True)
     return found
+
+
+def start_of(task: Task, plan: Plan, seed: int) -> PreTrainedModel:
+    """Fine-tuned on the seed's prompts and their right answers, for longer where it is not yet right often enough."""
+    student, rows, epochs = task.student(plan.layers), task.questions(seed), plan.start_epochs
+    for go in range(_GOES):
+        how = lessons(METHODS[SFT], epochs=epochs, batch=plan.batch, rate=plan.start_rate)
+        learn(student, rows, how, seed=seed + 1000 * go)
+        right = greedy(half(student), replace(task, exam=task.trial)).mean() if plan.start_right else 1.0
+        print(f"seed {seed}, start, go {go}: {right:.2f} of the trial right", file=sys.stderr, flush=True)
+        if right >= plan.start_right:
+            break
+        epochs = 1
+    return student
+
+
+def take(  # noqa: PLR0913
+    arm: str,
+    student: PreTrainedModel,
+    task: Task,
+    plan: Plan,
+    seed: int,
+    *,
+    validate: Callable[[PreTrainedModel], dict[str, Score]] = lambda _: {},
+    folder: Path | None = None,
+) -> None:
+    """Train a student that has begun, as `arm` does it, on the same prompts."""
+    rows = task.questions(seed)
+    own = OnPolicy(warm_up=0.0, max_tokens=task.most, slots=plan.batch) if arm == ON else None
+    how = lessons(
+        METHODS[arm], epochs=plan.epochs, batch=plan.batch, rate=plan.rate, validations=plan.validations, on_policy=own
+    )
+    longest = max(len(row.prefix) for row in rows)
+    learn(
+        student,
+        rows,
+        how,
+        seed=seed + 1_000_000,  # another order than at first
+        teach=None if arm == SFT else LiveTeacher(task.teacher, [row.teacher_prefix for row in rows]),
+        own=own and OwnAnswers.here(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
+        validate=validate,
+        folder=folder,
+    )
 
 
 def answers(model: PreTrainedModel, task: Task, sampling: Sampling) -> list[Row]:
@@ -240,7 +264,8 @@ def fastest(seed: Seed) -> float:
 def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
     arms, updates = arms_of(found), -(-plan.prompts // plan.batch)
     lines = [
-        f"| {len(found)} seeds | right, % | right in equal time, % | KL on own text, nats/token | ended | tokens | s |",
+        f"| {len(found)} seeds | right, % | right in equal time, % | KL on own text, nats/token | ended | tokens "
+        "| CPU s |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
 
@@ -263,16 +288,18 @@ def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
             in_time = shown(ratio(*arms[ON].right_in_time, less=arm.right_in_time), 100, "+.1f")
             lines.append(f"| {name} | {right} | {in_time} | {shown(ratio(*arms[ON].nats, less=arm.nats), 1, '+.4f')} |")
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    until = f", and {updates} more at a time until {plan.start_right:.0%} of the trial are right"
     said = (
         f"The teacher is right on {greedy(task.teacher, task).mean():.1%} of the {plan.exam} held-out prompts (taught "
-        f"in {task.teacher_seconds:.0f} s). A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates to "
-        f"the start, {updates * plan.epochs} more in every arm, {plan.batch} answers each. {torch.get_num_threads()} "
-        f"threads, {computed_in()}, Python {platform.python_version()}, {libraries}."
+        f"in {task.teacher_seconds:.0f} CPU s). A seed: {plan.prompts} prompts, {updates * plan.start_epochs} updates "
+        f"to the start at a rate of {plan.start_rate:g}{until if plan.start_right else ''}; {updates * plan.epochs} in "
+        f"every arm at {plan.rate:g}, {plan.batch} answers each. Threads: {torch.get_num_threads()}, {computed_in()}, "
+        f"Python {platform.python_version()}, {libraries}."
     )
     return "\n".join([*lines, "", said])
 
 
-TASKS: dict[str, tuple[Plan, Callable[[Plan], Task]]] = {
+TASKS: dict[str, tuple[Plan, Callable[[Plan, Path | None], Task]]] = {
     "columns": (COLUMNS, columns_task),
     "orders": (ORDER_MAILS, orders_task),
 }
@@ -285,13 +312,14 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=100, help="the settings were chosen on seeds below 100")
     for name in Plan.__dataclass_fields__:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, help="in place of the plan's")
+    parser.add_argument("--teacher", type=Path, help="a file of its weights, read where it is there, else written")
     parser.add_argument("--write", type=Path, help="a page whose table of this task is replaced")
     given = parser.parse_args()
     plan, make = TASKS[given.task]
     plan = replace(
         plan, **{n: type(getattr(plan, n))(v) for n in Plan.__dataclass_fields__ if (v := getattr(given, n))}
     )
-    task = make(plan)
+    task = make(plan, given.teacher)
     found = [one_seed(task, plan, given.first_seed + i) for i in range(given.seeds)]
     said = table(task, plan, found)
     print(said)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from potstill.models.load import codec_of, compute_dtype, load
@@ -60,6 +62,8 @@ class Plan:
     epochs: int
     rate: float
     validations: int = 4
+    start_right: float = 0.0
+    """Share of the trial's prompts that a start has to be right on: it learns an epoch at a time until it is."""
 
 
 COLUMNS = Plan(
@@ -67,17 +71,20 @@ COLUMNS = Plan(
     batch=16, start_epochs=3, start_rate=2e-3, epochs=2, rate=5e-4,
 )  # fmt: skip
 ORDER_MAILS = Plan(
-    taught=800, teacher_batch=8, teacher_rate=3e-4, layers=8, prompts=480, exam=100,
-    batch=8, start_epochs=4, start_rate=6e-4, epochs=1, rate=3e-4, validations=2,
+    taught=256, teacher_batch=8, teacher_rate=3e-4, layers=8, prompts=192, exam=60,
+    batch=8, start_epochs=3, start_rate=6e-4, epochs=1, rate=3e-4, validations=3,
+    start_right=0.4,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A teacher that can do it, what is held out, and where a seed's questions with their right answers come from."""
+    """A teacher that can do it, what is held out for the exam and for the choice of settings, and where a seed's
+    questions with their right answers come from."""
 
     teacher: PreTrainedModel
     exam: Sequence[Row]
+    trial: Sequence[Row]
     questions: Callable[[int], Sequence[Row]]
     end: int
     frozen_embeddings: bool
@@ -107,7 +114,7 @@ def sum_in_columns(draw: random.Random, columns: int = 6) -> Row:
     return Row(prefix=prefix, target=(*said, END), teacher_prefix=prefix)
 
 
-def columns_task(plan: Plan) -> Task:
+def columns_task(plan: Plan, kept: Path | None = None) -> Task:
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=12, hidden_size=256, intermediate_size=640, num_hidden_layers=3, num_attention_heads=8,
@@ -120,10 +127,11 @@ def columns_task(plan: Plan) -> Task:
         return [sum_in_columns(some) for _ in range(count)]
 
     exam = draw(plan.exam, "exam")  # 10^12 questions: none of these comes again
-    teacher, seconds = taught(LlamaForCausalLM(shape), draw(plan.taught, "teacher"), plan)
+    teacher, seconds = taught(LlamaForCausalLM(shape), draw(plan.taught, "teacher"), plan, kept)
     return Task(
         teacher=teacher,
         exam=exam,
+        trial=draw(plan.exam, "trial"),
         questions=lambda seed: draw(plan.prompts, f"student {seed}"),
         end=END,
         frozen_embeddings=False,
@@ -131,7 +139,7 @@ def columns_task(plan: Plan) -> Task:
     )
 
 
-def orders_task(plan: Plan) -> Task:
+def orders_task(plan: Plan, kept: Path | None = None) -> Task:
     start = load(locate(MODEL), dtype=torch.float32)
     codec = codec_of(start.folder, TEMPLATE, name="student")
 
@@ -144,17 +152,18 @@ def orders_task(plan: Plan) -> Task:
         found = conversation_rows([(messages, 1.0) for messages in asked], codec, reasoning=False)
         return [Row(prefix=row.prefix, target=row.target, teacher_prefix=row.prefix) for row in found]
 
-    exam = rows("orders_test", 0, test=plan.exam)
-    held = {row.prefix for row in exam}
+    exam, trial = (rows("orders_test", seed, test=plan.exam) for seed in (0, 7))
+    held = {row.prefix for row in (*exam, *trial)}
 
     def unseen(seed: int, count: int) -> list[Row]:
         return [row for row in rows("orders", seed, count=count) if row.prefix not in held]
 
     freeze(start.model, embeddings=True, layers=0)
-    teacher, seconds = taught(start.model, unseen(1, plan.taught), plan)
+    teacher, seconds = taught(start.model, unseen(1, plan.taught), plan, kept)
     return Task(
         teacher=teacher,
         exam=exam,
+        trial=trial,
         questions=lambda seed: unseen(1000 + seed, plan.prompts),
         end=codec.end_of_turn("x"),
         frozen_embeddings=True,
@@ -162,11 +171,24 @@ def orders_task(plan: Plan) -> Task:
     )
 
 
-def taught(model: PreTrainedModel, rows: Sequence[Row], plan: Plan) -> tuple[PreTrainedModel, float]:
-    """The teacher, in the precision in which it will be asked, and the seconds it took."""
-    begin = time.perf_counter()
-    learn(model, rows, lessons(Sft(kind="sft"), epochs=1, batch=plan.teacher_batch, rate=plan.teacher_rate), seed=0)
-    return half(model), time.perf_counter() - begin
+def taught(
+    model: PreTrainedModel, rows: Sequence[Row], plan: Plan, kept: Path | None = None
+) -> tuple[PreTrainedModel, float]:
+    """The teacher, in the precision in which it will be asked, and the CPU seconds it took. `kept`: a file of its
+    weights, read where it is there, else written."""
+    seconds = 0.0
+    if kept is not None and kept.exists():
+        model.load_state_dict(load_file(kept), strict=False)  # tied embeddings are written once
+        with safe_open(kept, "pt") as file:
+            seconds = float(file.metadata()["seconds"])
+    else:
+        begin = time.process_time()
+        how = lessons(Sft(kind="sft"), epochs=1, batch=plan.teacher_batch, rate=plan.teacher_rate)
+        learn(model, rows, how, seed=0)
+        seconds = time.process_time() - begin
+        if kept is not None:
+            save_model(model, str(kept), metadata={"seconds": str(seconds)})
+    return half(model), seconds
 
 
 def lessons(method: Sft | LogitKd, *, epochs: int, batch: int, rate: float, **more: Any) -> Lessons:
@@ -185,9 +207,10 @@ def learn(  # noqa: PLR0913
     teach: LiveTeacher | None = None,
     own: OwnAnswers | None = None,
     validate: Callable[[PreTrainedModel], dict[str, Score]] = lambda _: {},
+    folder: Path | None = None,
 ) -> None:
-    """Train in place by Potstill's loop."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Train in place by Potstill's loop; metrics.jsonl is kept where there is a `folder` for it."""
+    with tempfile.TemporaryDirectory() as passing:
         job = Job(
             arm="student",
             rows=rows,
@@ -198,8 +221,8 @@ def learn(  # noqa: PLR0913
             settings=how,
             seed=seed,
             fingerprint="",
-            checkpoints=Checkpoints(Path(folder) / "checkpoints"),
-            metrics=Metrics(Path(folder) / "metrics.jsonl"),
+            checkpoints=Checkpoints(Path(passing) / "checkpoints"),
+            metrics=Metrics((folder or Path(passing)) / "metrics.jsonl"),
             validate=validate,
             watch=unwatched,
         )

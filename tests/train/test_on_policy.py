@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,12 +19,17 @@ from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
 from potstill.lessons import teach
 from potstill.models.load import codec_of
-from potstill.models.student import first_layers
+from potstill.models.student import first_layers, freeze
 from potstill.on_policy_recipe import OnPolicy
-from potstill.records import Message
+from potstill.records import Message, unwatched
+from potstill.store.checkpoints import Checkpoints
+from potstill.store.metrics import Metrics
+from potstill.student_recipe import Lessons
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
+from potstill.train.loop import Job, fit
 from potstill.train.own_answers import OwnAnswers, WritesHere
+from potstill.train.teaching import LiveTeacher
 
 SOFT = {"kind": "logit_kd", "divergence": "reverse_kl", "alpha": 0.0}
 
@@ -132,6 +138,82 @@ def test_it_writes_with_the_weights_as_they_are(tiny_model: Path) -> None:
         model.base_model.norm.weight.fill_(1.0)
     first = model(torch.tensor([[5, 6]])).logits[0, -1].argmax().item()
     assert own(lambda _: rows(1), 5, 10)[0].target[0] == first
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gradient_of_every_step_is_that_of_float64_autograd(
+    frozen: bool,
+    tmp_path: Path,
+    tiny_model: Path,
+    make_tiny_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of a step, from the drawing to what the optimizer is given: several passes, answers that ended and answers
+    that were cut off, weights that have moved since the last writing, embeddings that learn and embeddings that do not.
+    """
+    folder = make_tiny_model(tmp_path / "teacher", seed=1)
+    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(2.0)
+    student = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
+    with torch.no_grad():
+        student.get_input_embeddings().weight[40] *= 5  # to be said again and again: some answers end, some are cut off
+    freeze(student, embeddings=frozen, layers=0)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    own = OnPolicy(samples=2, max_tokens=9, warm_up=0.0, slots=3)
+    given = [Row(prefix=(*range(i), 40), target=(9, 40), teacher_prefix=(7, 5, 6 + i)) for i in range(12)]
+    writer = OwnAnswers.here(student, own, end_of_turn=40, longest_prefix=12, seed=1)
+    seen: list[tuple[list[Row], dict[str, torch.Tensor]]] = []
+    gradients: list[list[torch.Tensor]] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def look(rows: Sequence[Row]) -> list[Row]:
+        seen.append((list(rows), {name: value.clone() for name, value in student.state_dict().items()}))
+        return list(rows)
+
+    def clipped(_: object, most: float) -> torch.Tensor:
+        gradients.append([p.grad.clone() for p in trained if p.grad is not None])
+        return clip(trained, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    how = Lessons.model_validate(
+        {"method": SOFT, "epochs": 1, "batch_size": 4, "learning_rate": 0.01, "pass_tokens": 60}
+    )
+    job = Job(
+        arm="student", rows=given, choices=(), method=how.method, settings=how, seed=0, fingerprint="",
+        teach=LiveTeacher(teacher, [row.teacher_prefix for row in given]), own=writer, judge=look,
+        checkpoints=Checkpoints(tmp_path / "checkpoints"), metrics=Metrics(tmp_path / "metrics.jsonl"),
+        validate=lambda _: {}, watch=unwatched,
+    )  # fmt: skip
+    fit(student, job)
+    assert len(seen) == 3
+    assert {row.own.cut_off for rows, _ in seen for row in rows if row.own} == {True, False}
+    for (rows, weights), found in zip(seen, gradients, strict=True):
+        wanted = gradient_by_definition(student, weights, teacher, rows)
+        assert (torch.cat([g.flatten() for g in found]).double() - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def gradient_by_definition(
+    student: PreTrainedModel, weights: dict[str, torch.Tensor], teacher: PreTrainedModel, rows: Sequence[Row]
+) -> torch.Tensor:
+    """Of the mean over own tokens of KL(student || teacher), one answer at a time; what was written as the writer says
+    it was on the way."""
+    reference, scorer = copy.deepcopy(student).double(), copy.deepcopy(teacher).double()
+    reference.load_state_dict(weights)
+    loss = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+
+        def logp(model: PreTrainedModel, prefix: Ids, row: Row = row) -> torch.Tensor:
+            return model(torch.tensor([[*prefix, *row.target[:-1]]])).logits[0, len(prefix) - 1 :].log_softmax(-1)
+
+        q, p = logp(reference, row.prefix), logp(scorer, row.teacher_prefix)
+        assert row.own is not None
+        said = q[torch.arange(len(row.target)), list(row.target)]
+        assert said.tolist() == pytest.approx(row.own.logp, abs=1e-4)
+        loss = loss + (q.exp() * (q - p)).sum() / sum(len(one.target) for one in rows)
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
 
 
 def test_on_policy_training_resumes_to_the_bit(
