@@ -7,12 +7,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from json_server import serving
 from student_runs import equal, kept_answers, logged, refusal, taught, weights
 from test_on_policy import recipe_on_policy
 from transformers import AutoModelForCausalLM
@@ -75,36 +75,17 @@ class Vllm:
 def vllm() -> Iterator[Vllm]:
     state, one_at_a_time = Vllm(), threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path == "/v1/models"
-            self.answer(200, {"data": [{"id": "student"}]})
+    def answer(path: str, asked: Any) -> tuple[int, object]:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "student"}]}
+        if path == state.refuses:
+            return 404, {"detail": "Not Found"}
+        with one_at_a_time:
+            return 200, state.reply(path, asked)
 
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if self.path == state.refuses:
-                self.answer(404, {"detail": "Not Found"})
-                return
-            with one_at_a_time:
-                said = state.reply(self.path, asked)
-            self.answer(200, said)
-
-        def answer(self, status: int, body: object) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda request, client_address: None  # who asked may have gone: the run was stopped
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield state
-    server.shutdown()
-    server.server_close()
+    with serving(answer) as address:
+        state.url = f"{address}/v1"
+        yield state
 
 
 def through(vllm: Vllm, **how: Any) -> dict[str, Any]:

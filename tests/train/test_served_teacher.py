@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from json_server import serving
 from test_on_policy import recipe_on_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -39,40 +39,25 @@ def served(teacher: Path) -> Iterator[tuple[str, list[int]]]:
     """Its address, and the status it gives to a request that it sees first (empty: always 200)."""
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
     faults: list[int] = []
-    seen: set[bytes] = set()
+    seen: set[str] = set()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            sent = self.rfile.read(int(self.headers["content-length"]))
-            if faults and sent not in seen:
-                seen.add(sent)
-                self.reply(faults[0], {"error": "busy"})
-                return
-            body = json.loads(sent)
-            ids, k = body["prompt"], body["prompt_logprobs"]
-            with torch.no_grad():
-                logp_LV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            listed: list[object] = [None]
-            for at, token in enumerate(ids[1:]):
-                order = logp_LV[at].argsort(descending=True).tolist()
-                wanted = {*order[:k], token}
-                listed.append({str(t): {"logprob": logp_LV[at, t].item(), "rank": order.index(t) + 1} for t in wanted})
-            self.reply(200, {"choices": [{"prompt_logprobs": listed}], "usage": {}})
+    def answer(_: str, asked: Any) -> tuple[int, object]:
+        words = json.dumps(asked)
+        if faults and words not in seen:
+            seen.add(words)
+            return faults[0], {"error": "busy"}
+        ids, k = asked["prompt"], asked["prompt_logprobs"]
+        with torch.no_grad():
+            logp_LV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        listed: list[object] = [None]
+        for at, token in enumerate(ids[1:]):
+            order = logp_LV[at].argsort(descending=True).tolist()
+            wanted = {*order[:k], token}
+            listed.append({str(t): {"logprob": logp_LV[at, t].item(), "rank": order.index(t) + 1} for t in wanted})
+        return 200, {"choices": [{"prompt_logprobs": listed}], "usage": {}}
 
-        def reply(self, status: int, body: object) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", faults
-    server.shutdown()
-    server.server_close()
+    with serving(answer) as address:
+        yield f"{address}/v1", faults
 
 
 def scored_by(url: str, model: Path, *, k: int) -> dict[str, object]:
