@@ -158,6 +158,26 @@ def test_nobody_there_is_told_how_to_start_it(
     assert (folder / "config.json").is_file()
 
 
+def test_a_folder_of_somebody_elses_is_not_replaced(
+    tmp_path: Path, tiny_model: Path, vllm: Vllm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = through(vllm)
+    own["engine"]["weights_folder"] = str(tmp_path / "theirs")
+    path = recipe_on_policy(tmp_path, tiny_model, tiny_model, epochs=1, on_policy=own)
+    kept_answers(load_recipe(path), tmp_path / "run")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("all of it")
+    said = refusal("train", path, [], capsys)
+    assert "holds something else and would be replaced" in said and not vllm.paths
+    assert (tmp_path / "theirs" / "thesis.txt").read_text() == "all of it"
+    (tmp_path / "theirs" / "thesis.txt").unlink()  # an empty one is fine, and so is the one that an earlier start made
+    recipe = load_recipe(path)
+    teach(recipe, folder=tmp_path / "run")
+    (tmp_path / "run" / "student.json").unlink()
+    teach(recipe, folder=tmp_path / "run")
+    assert (tmp_path / "theirs" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("path", ["/collective_rpc", "/reset_prefix_cache"])
 def test_a_server_without_its_development_mode_is_told_so(
     path: str, tmp_path: Path, tiny_model: Path, vllm: Vllm, capsys: pytest.CaptureFixture[str]

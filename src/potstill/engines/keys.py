@@ -45,10 +45,10 @@ def find_key(key_env: str | None, key_file: str | None) -> Key:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            raise InputError(f"teacher.engine.key_file has mode {mode:04o}: others can read it", way_out="chmod 600 it")
-        return Key(_usable(path.read_text(encoding="utf-8"), "the file teacher.engine.key_file"))
+            raise InputError(f"the recipe's key_file has mode {mode:04o}: others can read it", way_out="chmod 600 it")
+        return Key(_usable(path.read_text(encoding="utf-8"), "the recipe's key_file"))
     except (OSError, UnicodeDecodeError):
-        raise InputError("teacher.engine.key_file cannot be read", way_out="give a text file that is there") from None
+        raise InputError("the recipe's key_file cannot be read", way_out="give a text file that is there") from None
 
 
 def _usable(found: str, where: str) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from potstill.data_recipe import DataRecipe
 from potstill.engines.rollout_server import ServedRollouts
+from potstill.errors import InputError
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
 from potstill.models.lora import adapt, merged
@@ -35,6 +36,9 @@ from potstill.train.teaching import LiveTeacher, Teach
 from potstill.train.untaught import Untaught, save
 from potstill.train.validation import Quiz, apart, distance
 from potstill.train.world import ALONE, World
+
+_OWN = ".potstill-writer"
+"""Marks a folder that a server takes the student's weights from: it is replaced whole when a training starts."""
 
 
 def train_student(  # noqa: PLR0913
@@ -127,10 +131,23 @@ def _own_answers(
             seed=seed,
         )
     folder = Path(how.engine.weights_folder or place / "writer")
+    if how.engine.weights_folder is not None:
+        _require_own(folder)
     save(start, longest=how.max_tokens, to=folder)
+    (folder / _OWN).touch()
     server = ServedRollouts(how.engine, end_of_turn=end, vocabulary=vocabulary)
     server.take_weights(folder)  # that it can is known before the first step
     return OwnAnswers(how, WritesThere(model, server, folder), seed=seed)
+
+
+def _require_own(folder: Path) -> None:
+    """Raises InputError for a folder that would be replaced although it holds something else than an older writer."""
+    holds_something = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if holds_something and not (folder / _OWN).is_file():
+        raise InputError(
+            f"train.on_policy.engine.weights_folder is '{folder}', which holds something else and would be replaced",
+            way_out="name a folder that does not exist yet, such as one inside it",
+        )
 
 
 def _validation(
