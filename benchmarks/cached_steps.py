@@ -24,7 +24,8 @@ from pages import computed_in
 from potstill.models.load import Loaded, compute_dtype, load
 from potstill.models.locate import cache_folder, locate
 from potstill.models.student import first_layers
-from potstill.recipe import LogitKd, Sft, Train
+from potstill.recipe.choices import ChoiceTrain
+from potstill.recipe.methods import LogitKd, Sft
 from potstill.records import Progress, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm
@@ -93,7 +94,7 @@ def train(arm: int, baton: Baton, loaded: Loaded, teach: Teach | None, rows: Seq
         baton.hand_on(arm)
         baton.take(arm)
 
-    settings = Train(
+    settings = ChoiceTrain(
         method=Sft(kind="sft"),
         epochs=epochs,
         batch_size=BATCH,

@@ -31,12 +31,12 @@ from data_runs import write_recipe
 from pages import replace_table
 
 from loopback import loopback
-from potstill.data_recipe import load
 from potstill.engines.server import ServerSampler
 from potstill.generate.collect import Asking, collect, export, load_asks
+from potstill.recipe import load_recipe
+from potstill.recipe.teacher import Server
 from potstill.records import unwatched
 from potstill.store.run import open_data_run
-from potstill.teacher_recipe import Server
 
 IN_FLIGHT, DELAY = 1000, 0.5
 PEERS = {"bespokelabs-curator": "curator_peer.py", "distilabel": "distilabel_peer.py"}
@@ -70,7 +70,7 @@ def ours(url: str, prompts: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         engine = {"in_flight": IN_FLIGHT, "start_in_flight": IN_FLIGHT, "deadline": 60.0}
-        recipe = load(write_recipe(folder, url, prompts=prompts, engine=engine, n=1))
+        recipe = load_recipe(write_recipe(folder, url, prompts=prompts, engine=engine, n=1))
         assert isinstance(recipe.teacher.engine, Server)
         sampler = Watched(recipe.teacher, recipe.generate, recipe.teacher.engine)
         start = time.perf_counter()

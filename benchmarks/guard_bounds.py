@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 
 from potstill.engines.slots import Rollout
 from potstill.errors import GuardStopped
-from potstill.on_policy_recipe import OnPolicy, RolloutGuards
-from potstill.recipe import LossGuard
+from potstill.recipe.guards import LossGuard, RolloutGuards
+from potstill.recipe.on_policy import OnPolicy
 from potstill.store.metrics import Metrics
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row

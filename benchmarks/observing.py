@@ -24,7 +24,7 @@ from potstill.losses import CrossEntropy, Hidden, ReverseKl, linear_divergence
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers, freeze
-from potstill.on_policy_recipe import OnPolicy
+from potstill.recipe.on_policy import OnPolicy
 from potstill.signals import Signal
 from potstill.train.batch import Row
 from potstill.train.own_answers import OwnAnswers, WritesHere

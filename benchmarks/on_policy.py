@@ -120,12 +120,12 @@ def potstill(steps: int) -> Measured:
     from potstill.models.load import codec_of, load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
-    from potstill.on_policy_recipe import OnPolicy
-    from potstill.recipe import LogitKd
+    from potstill.recipe.methods import LogitKd
+    from potstill.recipe.on_policy import OnPolicy
+    from potstill.recipe.train import TrainSettings
     from potstill.records import Progress
     from potstill.store.checkpoints import Checkpoints
     from potstill.store.metrics import Metrics
-    from potstill.student_recipe import Lessons
     from potstill.train import loop
     from potstill.train.own_answers import OwnAnswers
     from potstill.train.teaching import LiveTeacher
@@ -136,7 +136,7 @@ def potstill(steps: int) -> Measured:
     student = first_layers(loaded.model, LAYERS)
     rows = rows_of(loaded.folder, orders(steps * BATCH))
     how = OnPolicy(max_tokens=LONGEST, slots=BATCH, warm_up=0.5 / steps)  # the first step learns the given answers
-    settings = Lessons(
+    settings = TrainSettings(
         method=LogitKd(kind="logit_kd", divergence="reverse_kl", alpha=0.0), on_policy=how, epochs=1, batch_size=BATCH,
         learning_rate=RATE, weight_decay=0.0, checkpoint_seconds=1e9, validations=1,
     )  # fmt: skip

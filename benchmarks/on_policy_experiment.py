@@ -34,8 +34,8 @@ from potstill.evaluate.metrics import interval, resamples
 from potstill.losses import divergence
 from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
-from potstill.on_policy_recipe import OnPolicy
-from potstill.recipe import LogitKd, Sft
+from potstill.recipe.methods import LogitKd, Sft
+from potstill.recipe.on_policy import OnPolicy
 from potstill.records import Score
 from potstill.train.batch import Row
 from potstill.train.own_answers import OwnAnswers

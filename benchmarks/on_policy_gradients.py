@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.models.forward import hidden_rows
-from potstill.on_policy_recipe import OnPolicy
+from potstill.recipe.on_policy import OnPolicy
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import compared, terms
 from potstill.train.own_answers import OwnAnswers

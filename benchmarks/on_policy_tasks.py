@@ -26,11 +26,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from potstill.models.load import codec_of, compute_dtype, load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers, freeze
-from potstill.recipe import LogitKd, Sft
+from potstill.recipe.methods import LogitKd, Sft
+from potstill.recipe.train import TrainSettings
 from potstill.records import Message, Score, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Lessons
 from potstill.train.batch import Row
 from potstill.train.loop import Job, fit
 from potstill.train.own_answers import OwnAnswers
@@ -191,8 +191,8 @@ def taught(
     return half(model), seconds
 
 
-def lessons(method: Sft | LogitKd, *, epochs: int, batch: int, rate: float, **more: Any) -> Lessons:
-    return Lessons(
+def lessons(method: Sft | LogitKd, *, epochs: int, batch: int, rate: float, **more: Any) -> TrainSettings:
+    return TrainSettings(
         method=method, epochs=epochs, batch_size=batch, learning_rate=rate,
         schedule="wsd", checkpoint_seconds=1e9, **more,
     )  # fmt: skip
@@ -201,7 +201,7 @@ def lessons(method: Sft | LogitKd, *, epochs: int, batch: int, rate: float, **mo
 def learn(  # noqa: PLR0913
     student: PreTrainedModel,
     rows: Sequence[Row],
-    how: Lessons,
+    how: TrainSettings,
     *,
     seed: int,
     teach: LiveTeacher | None = None,

@@ -37,7 +37,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from potstill.data_recipe import DataRecipe, load
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.evaluate.metrics import interval
@@ -46,6 +45,8 @@ from potstill.lessons import teach
 from potstill.models.load import codec_of
 from potstill.models.load import load as load_model
 from potstill.models.locate import locate
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 from potstill.records import Message, Progress
 from potstill.store.run import open_data_run
 
@@ -97,7 +98,7 @@ def main() -> None:
         asked.write.write_text(page + "".join(said.partition(READING)[1:]), encoding="utf-8")
 
 
-def recipe_of(work: Path, *more: str) -> DataRecipe:
+def recipe_of(work: Path, *more: str) -> Recipe:
     files = [
         f"prompts.source={work / 'orders.jsonl'}",
         f"evaluate.prompts.source={work / 'orders_test.jsonl'}",
@@ -107,7 +108,7 @@ def recipe_of(work: Path, *more: str) -> DataRecipe:
         f"student.layers={LAYERS}",
         "verify.processes=1",
     ]
-    return load(ROOT / "recipes" / "orders.yaml", [*files, *more])
+    return load_recipe(ROOT / "recipes" / "orders.yaml", [*files, *more])
 
 
 def answer_sets(work: Path, *, samples: int, seeds: int) -> dict[str, list[pa.Table]]:

@@ -33,12 +33,13 @@ import numpy as np
 import torch
 from pages import computed_in
 
-from potstill.data_recipe import DataRecipe, load
 from potstill.evaluate.exam import marked
 from potstill.evaluate.metrics import Array, interval, resamples
 from potstill.harvest import harvest, sift
 from potstill.lessons import examine, teach
 from potstill.models.load import codec_of
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 from potstill.store.answers import read_weighted
 from potstill.store.requests import Requests
 from potstill.train.rows import conversation_rows
@@ -77,7 +78,7 @@ class Taught:
     base: float
 
 
-def recipe_of(data: Path, seed: int, *overrides: str) -> DataRecipe:
+def recipe_of(data: Path, seed: int, *overrides: str) -> Recipe:
     files = {
         "prompts.source": "sums.jsonl",
         "teacher.engine.answers": "answers.jsonl",
@@ -85,7 +86,7 @@ def recipe_of(data: Path, seed: int, *overrides: str) -> DataRecipe:
         "evaluate.prompts.source": "sums_test.jsonl",
     }
     named = [f"{key}={data / name}" for key, name in files.items()]
-    return load(ROOT / "recipes" / "sums.yaml", [*named, f"seed={seed}", *overrides])
+    return load_recipe(ROOT / "recipes" / "sums.yaml", [*named, f"seed={seed}", *overrides])
 
 
 def prepare(work: Path, seed: int, size: Size) -> Path:
@@ -102,7 +103,7 @@ def prepare(work: Path, seed: int, size: Size) -> Path:
     return place
 
 
-def lengths(place: Path, recipe: DataRecipe, *, reasoning: bool) -> tuple[float, float]:
+def lengths(place: Path, recipe: Recipe, *, reasoning: bool) -> tuple[float, float]:
     """Tokens of an example, in the mean: read, and bearing loss."""
     assert recipe.student is not None
     codec = codec_of(place / "data" / "student", recipe.student.template, name="student")

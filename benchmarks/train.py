@@ -106,7 +106,8 @@ def potstill(system: str, count: int, warm: int) -> Measured:
     from potstill.models.load import load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
-    from potstill.recipe import LogitKd, Sft, Train
+    from potstill.recipe.choices import ChoiceTrain
+    from potstill.recipe.methods import LogitKd, Sft
     from potstill.records import Progress
     from potstill.store.checkpoints import Checkpoints
     from potstill.store.metrics import Metrics
@@ -130,7 +131,7 @@ def potstill(system: str, count: int, warm: int) -> Measured:
     def watch(_: Progress) -> None:
         clock.append(time.perf_counter())
 
-    settings = Train(
+    settings = ChoiceTrain(
         method=Sft(kind="sft"), epochs=1, batch_size=BATCH, learning_rate=RATE, checkpoint_seconds=1e9, validations=1
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from potstill import console, data_recipe
-from potstill.recipe import load
-from potstill.recipe_file import as_yaml
+from potstill import console
+from potstill.recipe import load_recipe
+from potstill.recipe.choices import load_choice_recipe
+from potstill.recipe.file import as_yaml
+from potstill.recipe.whole import is_data_recipe
 from potstill.records import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +58,7 @@ def test_every_recipe_loads_and_its_resolved_form_is_the_same_recipe(tmp_path: P
     recipes = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.name != "prices.yaml")
     assert recipes
     for path in recipes:
-        read = data_recipe.load if data_recipe.is_data_recipe(path) else load
+        read = load_recipe if is_data_recipe(path) else load_choice_recipe
         recipe = read(path)
         (tmp_path / path.name).write_text(as_yaml(recipe))
         assert read(tmp_path / path.name) == recipe

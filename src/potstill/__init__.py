@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill.errors import PotstillError
-from potstill.recipe import Recipe
-from potstill.recipe import load as _load
+from potstill.recipe.choices import ChoiceRecipe
+from potstill.recipe.choices import load_choice_recipe as _load
 
 if TYPE_CHECKING:
     from potstill.records import Stage, Watch
     from potstill.store.run import Run
 
-__all__ = ["PotstillError", "Recipe", "distill", "load_recipe"]
+__all__ = ["ChoiceRecipe", "PotstillError", "distill", "load_recipe"]
 __version__ = version("potstill")
 
 
-def load_recipe(path: str | Path, *overrides: str) -> Recipe:
+def load_recipe(path: str | Path, *overrides: str) -> ChoiceRecipe:
     """Read a recipe file; `overrides` are of the form "train.epochs=2". Raises InputError."""
     return _load(Path(path), overrides)
 
 
 def distill(
-    recipe: Recipe,
+    recipe: ChoiceRecipe,
     *,
     folder: Path | None = None,
     through: Stage = "report",

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from potstill import console
-from potstill.data_recipe import DataRecipe, is_data_recipe
-from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
 from potstill.processes import Process
-from potstill.recipe import Recipe, load
+from potstill.recipe import load_recipe
+from potstill.recipe.choices import ChoiceRecipe, load_choice_recipe
+from potstill.recipe.whole import Recipe, is_data_recipe
 from potstill.records import Stage, Watch
 from potstill.store.run import recipe_of
 
@@ -281,7 +281,7 @@ def _walk_data(
             show(as_json=options.json)
 
 
-def _data_stages(recipe: DataRecipe, stage: str | None) -> list[str]:
+def _data_stages(recipe: Recipe, stage: str | None) -> list[str]:
     """What is done: the stage alone, an exam with the report of it; None: all that the recipe has a section for."""
     if stage is not None:
         return [stage, "report"] if stage == "evaluate" else [stage]
@@ -290,7 +290,7 @@ def _data_stages(recipe: DataRecipe, stage: str | None) -> list[str]:
     return ["generate", *(name for name, section in sections.items() if section), "report"]
 
 
-def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
+def _data_stage(stage: str, recipe: Recipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
     """Do it; returns what shows the outcome."""
     from potstill import harvest
 
@@ -320,7 +320,7 @@ def _data_stage(stage: str, recipe: DataRecipe, folder: Path, limit: int | None,
             return partial(console.show_exam, lessons.examine(recipe, folder=folder, watch=watch))
 
 
-def _student_nats(recipe: DataRecipe) -> Nats | None:
+def _student_nats(recipe: Recipe) -> Nats | None:
     if recipe.select.prefer != "learnable":
         return None
     from potstill import lessons  # torch takes seconds
@@ -346,18 +346,18 @@ def _writes_data(target: Path) -> bool:
     return is_data_recipe(inside if inside.is_file() else target)
 
 
-def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> tuple[DataRecipe, Path]:
+def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> tuple[Recipe, Path]:
     if target.is_dir():
-        return load_data_recipe(target / "recipe.yaml", overrides), options.run or target
-    recipe = load_data_recipe(target, overrides)
+        return load_recipe(target / "recipe.yaml", overrides), options.run or target
+    recipe = load_recipe(target, overrides)
     return recipe, options.run or Path("runs") / recipe.name
 
 
-def _resolve(target: Path, options: Options) -> tuple[Recipe, Path]:
+def _resolve(target: Path, options: Options) -> tuple[ChoiceRecipe, Path]:
     """A recipe file, or a run folder with its own recipe."""
     if target.is_dir() and (target / "recipe.yaml").is_file():
-        return load(target / "recipe.yaml", options.set), options.run or target
-    recipe = load(target, options.set)
+        return load_choice_recipe(target / "recipe.yaml", options.set), options.run or target
+    recipe = load_choice_recipe(target, options.set)
     return recipe, options.run or Path("runs") / recipe.name
 
 

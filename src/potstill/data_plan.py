@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe
 from potstill.dispatch.money import DOLLAR, FREE, Price, prompt_bound
 from potstill.engines.sampler import Ask
 from potstill.errors import InputError
@@ -20,6 +19,7 @@ from potstill.generate.told import told_first
 from potstill.harvest import check_sections, harvest
 from potstill.licences import Policy
 from potstill.prompts.stream import described, stream_prompts
+from potstill.recipe.whole import Recipe
 from potstill.records import Watch, unwatched
 from potstill.sizing.job import Sizes, Text, sizes_of
 from potstill.store.requests import Requests
@@ -43,7 +43,7 @@ class DataPlan:
     `dollars` are upper bounds. The `sizes` of a recipe with a student are those of `text`, whose answers are as long as
     they may be until a probe knows better."""
 
-    recipe: DataRecipe
+    recipe: Recipe
     found: int
     prompts: int
     left_out: Mapping[str, int]
@@ -56,7 +56,7 @@ class DataPlan:
     sizes: Sizes | None
 
 
-def plan_data(recipe: DataRecipe, *, as_if: int | None = None) -> DataPlan:
+def plan_data(recipe: Recipe, *, as_if: int | None = None) -> DataPlan:
     """The plan for the prompts that there are, or as if there were so many like them. Raises a PotstillError for
     everything that can be known to be wrong before a request. Sends nothing."""
     if as_if is not None and as_if < 1:
@@ -84,7 +84,7 @@ def plan_data(recipe: DataRecipe, *, as_if: int | None = None) -> DataPlan:
     )
 
 
-def _text(recipe: DataRecipe, price: Price, left_out: Counter[str]) -> tuple[Text, int]:
+def _text(recipe: Recipe, price: Price, left_out: Counter[str]) -> tuple[Text, int]:
     """The prompts that there are, and the most that one answer to each can cost, in picodollars."""
     first = tuple(m.as_dict() for m in told_first(recipe.teacher))
     longest = recipe.generate.longest or recipe.generate.max_tokens
@@ -119,7 +119,7 @@ def as_probed(plan: DataPlan, probed: Probed) -> DataPlan:
     return replace(plan, text=text, sizes=sizes_of(plan.recipe, text))
 
 
-def probe(recipe: DataRecipe, folder: Path, prompts: int, *, total: int, watch: Watch = unwatched) -> Probed:
+def probe(recipe: Recipe, folder: Path, prompts: int, *, total: int, watch: Watch = unwatched) -> Probed:
     """Answer the first `prompts` prompts for real and say what all `total` will take."""
     found = harvest(recipe, folder=folder, limit=prompts, watch=watch)
     with Requests(folder / "ledger.sqlite") as requests:

@@ -17,20 +17,22 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe, Generate
 from potstill.engines.choose import sampler_for
 from potstill.errors import PotstillError
 from potstill.generate.collect import price_of
 from potstill.models.locate import facts, locate
-from potstill.prompt_file import AskColumns, PromptFile
+from potstill.recipe.checks import Judge, RewardModel
+from potstill.recipe.generate import Generate
+from potstill.recipe.prompts import Columns, PromptFile
+from potstill.recipe.select import Select
+from potstill.recipe.teacher import Local
+from potstill.recipe.whole import Recipe
 from potstill.records import Message, Progress, Watch
 from potstill.store.files import drafted
 from potstill.store.requests import Requests
-from potstill.teacher_recipe import Local
 from potstill.verify.late import Group, in_question, judged, questions, rewarded, with_findings
-from potstill.verify_recipe import Judge, RewardModel, Select
 
-Answered = Callable[[DataRecipe, Path, Watch], Mapping[str, int]]
+Answered = Callable[[Recipe, Path, Watch], Mapping[str, int]]
 """Has the prompts of a data recipe answered in a folder; returns its ledger's sums. It is `harvest`, handed down."""
 
 _AT_ONCE = 64  # times batch_size: prompts whose answers are batched by length together
@@ -40,7 +42,7 @@ _AT_ONCE = 64  # times batch_size: prompts whose answers are batched by length t
 class Grading:
     """Late checks, streamed. `totals`: the sums of the ledgers of the judges asked so far."""
 
-    recipe: DataRecipe
+    recipe: Recipe
     place: Path
     answered: Answered
     watch: Watch
@@ -95,7 +97,7 @@ class Grading:
                 yield with_findings(check, group, part, [rewarded(check, next(values)) for _ in part])
 
 
-def require_judges(recipe: DataRecipe) -> None:
+def require_judges(recipe: Recipe) -> None:
     """Raises a PotstillError for a judge that could not be asked: no key, no price, no model."""
     for check in recipe.verify.judges if recipe.verify else ():
         asking = _judging(recipe, check, Path("none"))
@@ -117,10 +119,10 @@ def _question_id(question: str) -> str:
     return hashlib.sha256(question.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def _judging(recipe: DataRecipe, check: Judge, file: Path) -> DataRecipe:
+def _judging(recipe: Recipe, check: Judge, file: Path) -> Recipe:
     """The recipe that has a judge's questions answered: once each, at temperature 0, with its own money."""
     prompts = PromptFile(
-        source=str(file), licence=recipe.prompts.licence, columns=AskColumns(text="text", id="id"), header=None
+        source=str(file), licence=recipe.prompts.licence, columns=Columns(text="text", id="id"), header=None
     )
     how = Generate(temperature=0.0, max_tokens=check.max_tokens, budget=check.budget, prices=check.prices)
     return recipe.model_copy(

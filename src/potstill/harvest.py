@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potstill.data_recipe import DataRecipe, Expand
 from potstill.dispatch.money import DOLLAR
 from potstill.engines.choose import sampler_for
 from potstill.errors import BudgetReached, InputError, TeacherError
@@ -24,15 +23,16 @@ from potstill.generate.waves import Wanted
 from potstill.grading import Grading, require_judges
 from potstill.licences import Policy, check_licence
 from potstill.models.locate import check_layers, facts, locate
-from potstill.prompt_file import AskColumns, PromptFile
 from potstill.prompts.stream import described, stream_prompts
+from potstill.recipe.prompts import Columns, Expand, PromptFile
+from potstill.recipe.student import Student
+from potstill.recipe.teacher import Batches, Canned, Server
+from potstill.recipe.whole import Recipe
 from potstill.records import Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
 from potstill.store.sinks import require_sinks
-from potstill.student_recipe import Learner
-from potstill.teacher_recipe import Batches, Canned, Server
 from potstill.text.template import Template
 from potstill.verify.programs import require_checks, require_package
 
@@ -53,7 +53,7 @@ class Harvest:
 
 
 def harvest(
-    recipe: DataRecipe,
+    recipe: Recipe,
     *,
     folder: Path | None = None,
     limit: int | None = None,
@@ -89,7 +89,7 @@ def harvest(
         return _harvest(place, answers, exported, requests)
 
 
-def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
+def check_sections(recipe: Recipe) -> dict[str, Policy]:
     """What can be known to be wrong with any section before the first is paid for. Returns what the licences allow, by
     their keys in the recipe; raises a PotstillError."""
     policies = {key: check_licence(licence, key=key) for key, licence in recipe.licensed.items()}
@@ -103,7 +103,7 @@ def check_sections(recipe: DataRecipe) -> dict[str, Policy]:
     return policies
 
 
-def check_learner(learner: Learner) -> None:
+def check_learner(learner: Student) -> None:
     """What the headers of its start, its template and the installed packages tell. Raises a PotstillError."""
     start = facts(locate(learner.start))
     listed = learner.layers if isinstance(learner.layers, tuple) else None
@@ -119,7 +119,7 @@ def check_learner(learner: Learner) -> None:
         require_package("peft", "lora", what="'student.lora'")
 
 
-def check_rescue(recipe: DataRecipe) -> None:
+def check_rescue(recipe: Recipe) -> None:
     """Prices, keys and files of whoever is asked again, before anybody is paid. Raises a PotstillError."""
     for number in range(1, len(recipe.rescue.tries) + 1 if recipe.rescue else 1):
         asked = asking_again(recipe, number, Path())
@@ -131,7 +131,7 @@ def check_rescue(recipe: DataRecipe) -> None:
 
 
 def sift(
-    recipe: DataRecipe, *, folder: Path | None = None, student_nats: Nats | None = None, watch: Watch = unwatched
+    recipe: Recipe, *, folder: Path | None = None, student_nats: Nats | None = None, watch: Watch = unwatched
 ) -> Verified:
     """Judge the answers that the ledger holds, those that rescue brought among them, and write the best. Sends nothing
     but what a judge of the recipe has not been asked yet; free to run again. `student_nats` (from `lessons`) goes with
@@ -152,17 +152,17 @@ def sift(
         return replace(found, judges=grading.totals)
 
 
-def grading_of(recipe: DataRecipe, place: Path, watch: Watch) -> Grading:
+def grading_of(recipe: Recipe, place: Path, watch: Watch) -> Grading:
     """The judges and reward models of the recipe whose run folder is `place`."""
 
-    def answered(judging: DataRecipe, folder: Path, heard: Watch) -> Mapping[str, int]:
+    def answered(judging: Recipe, folder: Path, heard: Watch) -> Mapping[str, int]:
         return harvest(judging, folder=folder, watch=heard).totals
 
     return Grading(recipe, place, answered, watch)
 
 
 @contextmanager
-def answered_run(recipe: DataRecipe, folder: Path | None) -> Generator[tuple[Path, Requests]]:
+def answered_run(recipe: Recipe, folder: Path | None) -> Generator[tuple[Path, Requests]]:
     """The run folder and its ledger, brought up to date with the recipe. Raises a PotstillError where there are no
     checks, no answers yet or a judge that could not be asked."""
     if recipe.verify is None:
@@ -182,7 +182,7 @@ def answered_run(recipe: DataRecipe, folder: Path | None) -> Generator[tuple[Pat
         yield place, requests
 
 
-def silent_prompts(recipe: DataRecipe, requests: Requests) -> Iterator[Prompt]:
+def silent_prompts(recipe: Recipe, requests: Requests) -> Iterator[Prompt]:
     """The prompts that were asked and have no usable answer."""
     return requests.unanswered(most=recipe.generate.n, cut_off=recipe.generate.truncated == "keep")
 
@@ -197,7 +197,7 @@ def _rescue_ledger(place: Path) -> Generator[Requests | None]:
         yield requests
 
 
-def _all_answers(recipe: DataRecipe, requests: Requests, rescued: Rescued) -> Iterator[tuple[Prompt, Sample]]:
+def _all_answers(recipe: Recipe, requests: Requests, rescued: Rescued) -> Iterator[tuple[Prompt, Sample]]:
     """Every prompt's own answers, then those that rescue brought it."""
     own = usable_answers(recipe, requests, most=recipe.generate.n)
     for _, group in groupby(own, key=lambda row: row[0].id):
@@ -221,7 +221,7 @@ def _harvest(folder: Path, answers: Path, exported: int, requests: Requests) -> 
     )
 
 
-def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> DataRecipe:
+def expanded(recipe: Recipe, source: Expand, place: Path, watch: Watch) -> Recipe:
     """The recipe with the prompts that its teacher wrote in place of the seeds, and with what is left of its budget.
 
     The writing is a run of its own in `expansion/`, with its own ledger: it resumes and is paid once, like any other.
@@ -250,16 +250,16 @@ def expanded(recipe: DataRecipe, source: Expand, place: Path, watch: Watch) -> D
         write_atomic(file, lines)
     watch(Progress(stage="generate", what="prompts written", done=len(found), total=source.to))
     licence = source.licence
-    prompts = PromptFile(source=str(file), licence=licence, columns=AskColumns(text="text"), header=None)
+    prompts = PromptFile(source=str(file), licence=licence, columns=Columns(text="text"), header=None)
     budget = recipe.generate.budget
     left = None if budget is None else max(1e-12, budget - spent / DOLLAR)
     how = recipe.generate.model_copy(update={"budget": left})
     return recipe.model_copy(update={"prompts": prompts, "generate": how})
 
 
-def _writing(recipe: DataRecipe, source: Expand, asks: Path) -> DataRecipe:
+def _writing(recipe: Recipe, source: Expand, asks: Path) -> Recipe:
     """The recipe that asks for prompts: one answer each, and without the teacher's instructions for the real ones."""
-    prompts = PromptFile(source=str(asks), licence=source.licence, columns=AskColumns(text="text"), header=None)
+    prompts = PromptFile(source=str(asks), licence=source.licence, columns=Columns(text="text"), header=None)
     plain = {"n": 1, "max_tokens": source.max_tokens, "truncated": "keep", "longest": None}
     return recipe.model_copy(
         update={

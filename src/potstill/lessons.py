@@ -15,12 +15,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from potstill.data_recipe import DataRecipe, Generate
 from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
 from potstill.evaluate.exam import Paper, compare_papers, marked
 from potstill.harvest import check_sections, harvest, silent_prompts
 from potstill.models.load import device
+from potstill.recipe.evaluate import Evaluate
+from potstill.recipe.generate import Generate
+from potstill.recipe.select import Select
+from potstill.recipe.student import Student
+from potstill.recipe.teacher import Local, Teacher
+from potstill.recipe.whole import Recipe
 from potstill.records import Finding, Message, Progress, Prompt, Sample, Watch, unwatched
 from potstill.report.wording import weights_kept
 from potstill.store.answers import read_weighted
@@ -28,8 +33,6 @@ from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
-from potstill.student_recipe import Exam, Learner
-from potstill.teacher_recipe import Local, Writer
 from potstill.text.tokens import Ids
 from potstill.train.advantages import Reward
 from potstill.train.answers import train_student
@@ -37,10 +40,9 @@ from potstill.train.untaught import Untaught, save, untaught
 from potstill.train.world import World, joined
 from potstill.verify.answers import Nats
 from potstill.verify.workers import checking_workers
-from potstill.verify_recipe import Select
 
 
-def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Path:
+def teach(recipe: Recipe, *, folder: Path | None = None, watch: Watch = unwatched) -> Path:
     """Train the student on the kept answers; returns its model folder. Finished work is not done again."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
     check_sections(recipe)
@@ -48,7 +50,7 @@ def teach(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwa
         return _teach(recipe, learner, place, watch, world)
 
 
-def _teach(recipe: DataRecipe, learner: Learner, place: Path, watch: Watch, world: World) -> Path:
+def _teach(recipe: Recipe, learner: Student, place: Path, watch: Watch, world: World) -> Path:
     kept = place / "examples" / ("answers.parquet" if recipe.verify is None else "selected.parquet")
     if not kept.is_file():
         verb = "generate" if recipe.verify is None else "verify"
@@ -88,7 +90,7 @@ def _teach(recipe: DataRecipe, learner: Learner, place: Path, watch: Watch, worl
     return place / "model"
 
 
-def student_nats(recipe: DataRecipe) -> Nats | None:
+def student_nats(recipe: Recipe) -> Nats | None:
     """What `select.prefer: learnable` asks the student before its first step: mean nats a token of each answer (its
     reasoning too where that is learnt) and of the end of the turn, in the student's own template. None where the recipe
     does not ask for it."""
@@ -115,7 +117,7 @@ def student_nats(recipe: DataRecipe) -> Nats | None:
 
 
 @contextmanager
-def rewarding(recipe: DataRecipe, requests: Requests) -> Generator[Reward]:
+def rewarding(recipe: Recipe, requests: Requests) -> Generator[Reward]:
     """What `train.on_policy.reward` and `train.predict_with_generate` ask: the recipe's checks of one answer, in
     processes that live as long as the training."""
     assert recipe.verify is not None
@@ -149,7 +151,7 @@ def _mark(sample: Sample, findings: Sequence[Finding]) -> float | None:
     return None if "undecided" in opinions else 1.0
 
 
-def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
+def examine(recipe: Recipe, *, folder: Path | None = None, watch: Watch = unwatched) -> dict[str, Any]:
     """Let teacher, student and base (the student before its first step) answer the exam's prompts; writes scores.json
     and returns it."""
     learner, place = _learner(recipe), folder or Path("runs") / recipe.name
@@ -177,7 +179,7 @@ def examine(recipe: DataRecipe, *, folder: Path | None = None, watch: Watch = un
     return scores
 
 
-def _learner(recipe: DataRecipe) -> Learner:
+def _learner(recipe: Recipe) -> Student:
     if recipe.student is None:
         raise InputError("the recipe has no 'student' section", way_out="add one: start, layers, licence")
     return recipe.student
@@ -191,7 +193,7 @@ def _taught(place: Path) -> str | None:
     return json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
 
 
-def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> DataRecipe:
+def _sitting(recipe: Recipe, exam: Evaluate, model: Path | None, mark: str) -> Recipe:
     """The data recipe that has the exam's prompts answered once, greedily: by the teacher, or by a model folder, whose
     answers are kept under `mark`."""
     greedy = {"n": 1, "temperature": 0.0, "max_tokens": exam.max_tokens, "truncated": "keep", "longest": None}
@@ -206,12 +208,12 @@ def _sitting(recipe: DataRecipe, exam: Exam, model: Path | None, mark: str) -> D
     }
     if model is not None:
         local = Local(kind="local", template=None, slots=exam.batch_size)
-        changes["teacher"] = Writer(model=str(model), revision=mark, licence=_learner(recipe).licence, engine=local)
+        changes["teacher"] = Teacher(model=str(model), revision=mark, licence=_learner(recipe).licence, engine=local)
         changes["generate"] = Generate.model_validate(greedy)
     return recipe.model_copy(update=changes)
 
 
-def _base(learner: Learner, place: Path, seed: int) -> tuple[Path, str]:
+def _base(learner: Student, place: Path, seed: int) -> tuple[Path, str]:
     """The folder of the student before its first step, made where it is missing, and its mark. It has the layers that
     the student in the run folder has."""
     layers = json.loads((place / "student.json").read_text(encoding="utf-8")).get("layers")
@@ -224,7 +226,7 @@ def _base(learner: Learner, place: Path, seed: int) -> tuple[Path, str]:
     return model, mark
 
 
-def _model_card(recipe: DataRecipe, start: Untaught, answers: int, place: Path) -> str:
+def _model_card(recipe: Recipe, start: Untaught, answers: int, place: Path) -> str:
     learner = start.learner
     how = f"fine-tuned by LoRA of rank {learner.lora.rank}" if learner.lora else "fine-tuned"
     kept = weights_kept(recipe.train.best, Metrics(place / "metrics.jsonl").rows("student"))

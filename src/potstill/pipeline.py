@@ -30,7 +30,7 @@ from potstill.models.load import fingerprint as model_fingerprint
 from potstill.models.load import folder_of
 from potstill.models.locate import facts, locate
 from potstill.prompts import load_prompts
-from potstill.recipe import Recipe
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.records import Message, Progress, Stage, Watch, unwatched
 from potstill.report.write import write_report
 from potstill.store.ledger import Ledger
@@ -45,7 +45,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 def distill(
-    recipe: Recipe,
+    recipe: ChoiceRecipe,
     *,
     folder: Path | None = None,
     through: Stage = "report",
@@ -156,7 +156,7 @@ class _Road:
         compare(run, ledger, ["teacher", "teacher_raw", *models, *self._encoders(), *floor], watch)
 
 
-def _fingerprints(recipe: Recipe) -> dict[Stage, str]:
+def _fingerprints(recipe: ChoiceRecipe) -> dict[Stage, str]:
     """Per stage, a hash of everything in the recipe that its result depends on."""
     values = recipe.model_dump(mode="json")
     del values["train"]["report_to"]  # curves that are drawn elsewhere too make no other student
@@ -176,7 +176,7 @@ def _fingerprints(recipe: Recipe) -> dict[Stage, str]:
     }
 
 
-def _encoder_fingerprint(recipe: Recipe) -> str:
+def _encoder_fingerprint(recipe: ChoiceRecipe) -> str:
     """What the encoder depends on beyond the other arms: its section, and the weights it starts from."""
     encoder = recipe.encoder
     if encoder is None:

@@ -16,7 +16,7 @@ import numpy as np
 from potstill.licences import Policy, check_licence
 from potstill.models.locate import Facts, check_layers, facts, locate
 from potstill.prompts import load_prompts
-from potstill.recipe import Recipe
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.store.sinks import require_sinks
 from potstill.text.template import Template
 
@@ -39,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    recipe: Recipe
+    recipe: ChoiceRecipe
     prompts: Mapping[str, int]
     left_out: Mapping[str, int]
     work: tuple[Work, ...]
@@ -48,7 +48,7 @@ class Plan:
     licences: Mapping[str, Policy]
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: ChoiceRecipe) -> Plan:
     """Raises a PotstillError for everything that can be known to be wrong before weights are loaded."""
     licences = {
         f"{what} ({licence})": check_licence(licence, key=f"{what}.licence")
@@ -83,7 +83,7 @@ def plan(recipe: Recipe) -> Plan:
     )
 
 
-def _work(recipe: Recipe, teacher: Facts | None, mean_tokens: float) -> tuple[Work, ...]:
+def _work(recipe: ChoiceRecipe, teacher: Facts | None, mean_tokens: float) -> tuple[Work, ...]:
     split, settings = recipe.prompts.split, recipe.train
     arms = ["student", *(c for c in ("from_scratch", "hard_labels") if c in recipe.controls)]
     asked = round(split.total * mean_tokens)
@@ -125,7 +125,7 @@ def _work(recipe: Recipe, teacher: Facts | None, mean_tokens: float) -> tuple[Wo
     )
 
 
-def _encoder_work(recipe: Recipe, mean_tokens: float) -> tuple[Work, ...]:
+def _encoder_work(recipe: ChoiceRecipe, mean_tokens: float) -> tuple[Work, ...]:
     if recipe.encoder is None:
         return ()
     examples, epochs = recipe.prompts.split.train, recipe.encoder.epochs

@@ -9,11 +9,11 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.generate.again import asking_again, write_asks
 from potstill.generate.collect import usable_answers
 from potstill.harvest import answered_run, check_rescue, check_sections, grading_of, harvest, sift, silent_prompts
+from potstill.recipe.whole import Recipe
 from potstill.records import Progress, Watch, unwatched
 from potstill.store.requests import Requests
 from potstill.store.run import open_data_run
@@ -21,7 +21,7 @@ from potstill.verify.answers import Grade, Nats, Verified, unsolved
 
 
 def rescue(
-    recipe: DataRecipe, *, folder: Path | None = None, student_nats: Nats | None = None, watch: Watch = unwatched
+    recipe: Recipe, *, folder: Path | None = None, student_nats: Nats | None = None, watch: Watch = unwatched
 ) -> Verified:
     """Ask again where no answer passed, try after try, and verify everything (`harvest.sift`).
 
@@ -46,7 +46,7 @@ def rescue(
     return sift(recipe, folder=folder, student_nats=student_nats, watch=watch)
 
 
-def _write_lost(place: Path, number: int, recipe: DataRecipe, requests: Requests, grade: Grade, watch: Watch) -> int:
+def _write_lost(place: Path, number: int, recipe: Recipe, requests: Requests, grade: Grade, watch: Watch) -> int:
     """The prompts for the try `number`: those that have no answer or of which none passed."""
     answers = usable_answers(recipe, requests, most=recipe.generate.n)
     lost = chain(silent_prompts(recipe, requests), unsolved(recipe, answers, grade))

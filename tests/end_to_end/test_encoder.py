@@ -16,8 +16,8 @@ import potstill
 from potstill.errors import InputError, LicenceRefused
 from potstill.models.load import fingerprint
 from potstill.plan import plan
-from potstill.recipe import Recipe
-from potstill.recipe_file import as_yaml
+from potstill.recipe.choices import ChoiceRecipe
+from potstill.recipe.file import as_yaml
 from potstill.records import Progress
 from potstill.store.ledger import Ledger
 
@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[2]
 @dataclass(frozen=True)
 class Made:
     folder: Path
-    recipe: Recipe
+    recipe: ChoiceRecipe
     teacher: Path
     teacher_before: str
 
 
-def small(folder: Path, teacher: Path, *more: str) -> Recipe:
+def small(folder: Path, teacher: Path, *more: str) -> ChoiceRecipe:
     """recipes/reviews_encoder.yaml with a tiny teacher and made-up reviews."""
     draw = random.Random(3)
     words = "film plot actor scene light music quiet loud slow fast warm cold clever dull brave small".split()  # noqa: SIM905

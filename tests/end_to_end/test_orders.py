@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from potstill.data_recipe import load
 from potstill.harvest import harvest, sift
+from potstill.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def test_forty_orders(tmp_path: Path) -> None:
         f"select.evaluation.source={tmp_path / 'orders_test.jsonl'}",
         f"evaluate.prompts.source={tmp_path / 'orders_test.jsonl'}",
     ]
-    recipe = load(ROOT / "recipes" / "orders.yaml", [*files, "generate.n=4"])
+    recipe = load_recipe(ROOT / "recipes" / "orders.yaml", [*files, "generate.n=4"])
     done = harvest(recipe, folder=tmp_path / "run")
     found = sift(recipe, folder=tmp_path / "run")
     examples = tmp_path / "run" / "examples"

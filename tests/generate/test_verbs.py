@@ -12,8 +12,8 @@ from data_runs import generate, query, write_recipe
 
 from loopback import loopback
 from potstill.cli import execute
-from potstill.data_recipe import load
 from potstill.harvest import harvest
+from potstill.recipe import load_recipe
 
 
 def potstill(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -60,8 +60,8 @@ def test_procedural_prompts_are_the_same_for_the_same_seed(tmp_path: Path) -> No
     with loopback() as server:
         path = write_recipe(tmp_path, server.url, prompts=1)
         gym = "prompts={kind: reasoning_gym, task: chain_sum, size: 8, config: {max_terms: 2, seed: 5}}"
-        assert harvest(load(path, [gym]), folder=tmp_path / "run").exported == 8
-        assert harvest(load(path, [gym]), folder=tmp_path / "run").exported == 8 and server.attempts() == 8
+        assert harvest(load_recipe(path, [gym]), folder=tmp_path / "run").exported == 8
+        assert harvest(load_recipe(path, [gym]), folder=tmp_path / "run").exported == 8 and server.attempts() == 8
     asked = query(tmp_path / "run", "SELECT messages FROM questions ORDER BY id")
     assert all("arithmetic" in body for (body,) in asked)
 

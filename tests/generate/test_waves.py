@@ -10,14 +10,15 @@ import pytest
 from data_runs import query, write_recipe
 
 from loopback import Loopback, loopback
-from potstill.data_recipe import DataRecipe, load
 from potstill.errors import InputError, TeacherError
 from potstill.harvest import harvest
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 from potstill.records import Prompt, Sample
 
 
-def recipe(folder: Path, server: Loopback, *more: str, prompts: int = 10, **generate: object) -> DataRecipe:
-    return load(write_recipe(folder, server.url, prompts=prompts, engine={"attempts": 3}, **generate), more)
+def recipe(folder: Path, server: Loopback, *more: str, prompts: int = 10, **generate: object) -> Recipe:
+    return load_recipe(write_recipe(folder, server.url, prompts=prompts, engine={"attempts": 3}, **generate), more)
 
 
 def test_more_is_asked_only_where_it_is_wanted(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_what_failed_too_often_is_tried_again_by_the_next_run(tmp_path: Path) ->
         found = harvest(asked, folder=tmp_path / "run")
         assert found.settled == {"failed": 10} and found.exported == 0 and server.attempts() == 30
     with loopback() as server:
-        moved = load(tmp_path / "recipe.yaml", [f"teacher.engine.url={server.url}"])
+        moved = load_recipe(tmp_path / "recipe.yaml", [f"teacher.engine.url={server.url}"])
         found = harvest(moved, folder=tmp_path / "run")
         assert found.settled == {"done": 10} and found.exported == 10 and server.attempts() == 10
 
@@ -127,7 +128,7 @@ def test_prompts_that_ask_the_same_are_asked_once(tmp_path: Path) -> None:
         rows = [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(InputError, match="the id 'a' stands on two different prompts"):
-            harvest(load(tmp_path / "recipe.yaml", ["prompts.columns.id=id"]), folder=tmp_path / "run")
+            harvest(load_recipe(tmp_path / "recipe.yaml", ["prompts.columns.id=id"]), folder=tmp_path / "run")
 
 
 def test_a_reply_that_was_kept_but_not_read_is_read_and_not_asked_again(

@@ -13,16 +13,17 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.data_recipe import DataRecipe, load
 from potstill.harvest import harvest, sift
 from potstill.lessons import teach
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 from potstill.records import Progress
 from potstill.store.metrics import Metrics
 
 FILMS = ["good", "bad", "dull", "nap", "idea", "film", "actors", "script"]
 
 
-def recipe_in(folder: Path, model: Path, **changes: Any) -> DataRecipe:
+def recipe_in(folder: Path, model: Path, **changes: Any) -> Recipe:
     """Prompts "say X" whose canned answers are right twice and wrong once; the exam asks the same kind of thing."""
     prompts = [f"say {a} {b}" for a in FILMS for b in FILMS if a != b]
     learn, test = prompts[:40], prompts[40:]
@@ -54,10 +55,10 @@ def recipe_in(folder: Path, model: Path, **changes: Any) -> DataRecipe:
     path = folder / "recipe.yaml"
     with path.open("w") as file:
         YAML().dump(values, file)
-    return load(path)
+    return load_recipe(path)
 
 
-def kept_answers(recipe: DataRecipe, run: Path) -> None:
+def kept_answers(recipe: Recipe, run: Path) -> None:
     harvest(recipe, folder=run)
     sift(recipe, folder=run)
 
@@ -76,7 +77,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
-def taught(recipe: DataRecipe, run: Path, *, stops: Sequence[int] = ()) -> dict[str, torch.Tensor]:
+def taught(recipe: Recipe, run: Path, *, stops: Sequence[int] = ()) -> dict[str, torch.Tensor]:
     """Weights of the student of a new run that was stopped after each of the steps and went on each time."""
     kept_answers(recipe, run)
     for step in stops:

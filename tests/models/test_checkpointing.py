@@ -15,7 +15,7 @@ from potstill.models.documents import Documents, last_hidden, packs
 from potstill.models.forward import hidden_rows
 from potstill.models.lora import adapt
 from potstill.models.shapes import Shape
-from potstill.student_recipe import Lora
+from potstill.recipe.student import Lora
 
 TOKENS = Documents.of([tuple(range(1, 1 + n)) for n in (3, 9, 20, 21)], torch.device("cpu"))
 READ = torch.tensor([2, 5, 11, 40, 52])

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from potstill.errors import InputError
 from potstill.models.documents import Documents, packs
 from potstill.models.student import block_influence, ranked_layers, spaced, take_layers
-from potstill.student_recipe import Learner, spoken_layers
+from potstill.recipe.student import Student, spoken_layers
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -177,7 +177,7 @@ def test_layers_in_words(layers: tuple[int, ...], of: int | None, said: str) -> 
     ("layers", "taken"), [("null", None), ("3", 3), ("[5, 2]", 2), ('{"spaced": 4}', 4), ('{"ranked": 1}', 1)]
 )
 def test_a_recipe_says_layers_in_five_ways_and_comes_back(layers: str, taken: int | None) -> None:
-    learner = Learner.model_validate_json(f'{{"start": "a/b", "licence": "mit", "layers": {layers}}}')
+    learner = Student.model_validate_json(f'{{"start": "a/b", "licence": "mit", "layers": {layers}}}')
     assert learner.taken == taken
-    assert Learner.model_validate_json(learner.model_dump_json()) == learner
+    assert Student.model_validate_json(learner.model_dump_json()) == learner
     assert learner.model_copy(update={"layers": learner.layers}) == learner

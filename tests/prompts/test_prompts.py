@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from potstill.errors import InputError
 from potstill.prompts import PromptSet, load_prompts
-from potstill.recipe import Recipe
+from potstill.recipe.choices import ChoiceRecipe
 
 ROWS = [{"id": str(i), "text": f"film number {i}", "rating": (-1) ** i * 2.5} for i in range(40)]
 
 
-def recipe(source: Path, *, train: int = 20, **prompts: Any) -> Recipe:
+def recipe(source: Path, *, train: int = 20, **prompts: Any) -> ChoiceRecipe:
     values = {
         "name": "t",
         "prompts": {
@@ -34,7 +34,7 @@ def recipe(source: Path, *, train: int = 20, **prompts: Any) -> Recipe:
         "student": {"layers": 1},
         "train": {"method": {"kind": "sft"}},
     }
-    return Recipe.model_validate_json(json.dumps(values))
+    return ChoiceRecipe.model_validate_json(json.dumps(values))
 
 
 def write(folder: Path, kind: str) -> Path:

@@ -11,11 +11,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from potstill.data_recipe import DataRecipe, load
 from potstill.evaluate.exam import compare_papers, marked
 from potstill.harvest import harvest, sift
 from potstill.lessons import _sitting  # pyright: ignore[reportPrivateUsage]
-from potstill.teacher_recipe import Canned, Writer
+from potstill.recipe import load_recipe
+from potstill.recipe.teacher import Canned, Teacher
+from potstill.recipe.whole import Recipe
 
 NAMES = ("Ana Ruiz", "Tom Becker", "Lena Novak", "Omar Haddad", "Grace Lim", "Paulo Reis")
 ITEMS = ("desk lamps", "office chairs", "coffee mugs", "garden hoses", "wall clocks")
@@ -62,7 +63,7 @@ def write_lines(path: Path, rows: Sequence[object]) -> Path:
 
 def recipe_in(
     folder: Path, *, prompts: int = 30, tests: int = 40, n: int = 4, hostile: str = "", **changes: Any
-) -> DataRecipe:
+) -> Recipe:
     """`hostile` stands in every prompt and every answer of the training prompts, and in the exam's."""
     made = orders(prompts + tests, seed=3)
     for row in made:
@@ -103,10 +104,10 @@ def recipe_in(
     path = folder / "orders.yaml"
     with path.open("w") as file:
         YAML().dump({key: value for key, value in values.items() if value is not None}, file)
-    return load(path)
+    return load_recipe(path)
 
 
-def made_run(folder: Path, recipe: DataRecipe, *, student: bool = True, exam: bool = True) -> Path:
+def made_run(folder: Path, recipe: Recipe, *, student: bool = True, exam: bool = True) -> Path:
     """The run folder under `folder`, as far as asked for."""
     run = folder / "run"
     harvest(recipe, folder=run)
@@ -135,13 +136,13 @@ def made_run(folder: Path, recipe: DataRecipe, *, student: bool = True, exam: bo
     return run
 
 
-def sit(folder: Path, recipe: DataRecipe, run: Path) -> None:
+def sit(folder: Path, recipe: Recipe, run: Path) -> None:
     """As `lessons.examine` does, with canned arms."""
     assert recipe.evaluate is not None
     papers: dict[str, Any] = {}
     for arm in SKILL:
         canned = Canned(kind="canned", answers=str(folder / f"{arm}.jsonl"))
-        writer = Writer(model=arm, licence="apache-2.0", engine=canned)
+        writer = Teacher(model=arm, licence="apache-2.0", engine=canned)
         sitting = _sitting(recipe, recipe.evaluate, None, "").model_copy(update={"teacher": writer})
         harvest(sitting, folder=run / "exam" / arm)
         papers[arm] = marked(run / "exam" / arm, recipe.evaluate)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from potstill import recipe_file
 from potstill.evaluate.compare import score_arms
 from potstill.evaluate.metrics import Answers
-from potstill.recipe import Recipe
+from potstill.recipe import file as recipe_file
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.records import Message, Prompt, Score, Split, Verdict
 from potstill.report.page import ReportData
 
@@ -56,8 +56,8 @@ ENDINGS = (
 )
 
 
-def sample_recipe(controls: Sequence[str] = CONTROLS, *, name: str = "quickstart") -> Recipe:
-    return Recipe.model_validate_json(
+def sample_recipe(controls: Sequence[str] = CONTROLS, *, name: str = "quickstart") -> ChoiceRecipe:
+    return ChoiceRecipe.model_validate_json(
         recipe_file._json(  # pyright: ignore[reportPrivateUsage]
             {
                 "name": name,

@@ -15,9 +15,10 @@ from potstill.models.load import compute_dtype
 from potstill.models.lora import adapt
 from potstill.models.shapes import Shape
 from potstill.models.student import freeze
-from potstill.recipe import Sft, Train
+from potstill.recipe.choices import ChoiceTrain
+from potstill.recipe.methods import Sft
+from potstill.recipe.student import Lora
 from potstill.sizing.memory import Learning, training_memory
-from potstill.student_recipe import Lora
 from potstill.train.batch import Row, Whole, collate, passes
 from potstill.train.methods import terms
 from potstill.train.trainee import Trainee
@@ -39,7 +40,7 @@ def main(kind: str, tokens: int) -> None:
     lora = Lora(rank=8, alpha=16) if kind == "lora" else None
     again = kind == "checkpointed"
     learning = Learning(shape=SHAPE, pass_tokens=tokens, lora=lora, averaged=kind == "averaged", checkpointed=again)
-    settings = Train(method=Sft(kind="sft"), pass_tokens=tokens, gradient_checkpointing=again)  # pyright: ignore[reportCallIssue]
+    settings = ChoiceTrain(method=Sft(kind="sft"), pass_tokens=tokens, gradient_checkpointing=again)  # pyright: ignore[reportCallIssue]
     rows = [Row(prefix=(1,), target=tuple(range(2, 257))) for _ in range(2 * tokens // 256)]
     half = compute_dtype().itemsize
     steps(learning, [rows[:1]], settings)  # what the first use of everything takes is no part of the job
@@ -48,7 +49,7 @@ def main(kind: str, tokens: int) -> None:
     print(json.dumps({"measured": peak.added_bytes, "promised": training_memory(learning, half=half).total}))
 
 
-def steps(learning: Learning, batches: list[list[Row]], settings: Train) -> None:
+def steps(learning: Learning, batches: list[list[Row]], settings: ChoiceTrain) -> None:
     model = AutoModelForCausalLM.from_config(config_of(learning.shape), dtype=torch.float32)
     if learning.lora is not None:
         adapt(model, learning.lora, seed=0)

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loopback import loopback
 from potstill.cli import execute
-from potstill.data_recipe import load
 from potstill.losses.linear import _chunk
 from potstill.models.documents import Documents
 from potstill.models.forward import hidden_rows
@@ -28,11 +27,13 @@ from potstill.models.int8 import to_int8
 from potstill.models.lora import adapt
 from potstill.models.shapes import Shape
 from potstill.models.student import freeze
-from potstill.recipe import Sft, Train
+from potstill.recipe import load_recipe
+from potstill.recipe.choices import ChoiceTrain
+from potstill.recipe.methods import Sft
+from potstill.recipe.student import Lora
 from potstill.signals import Hidden, Sampled
 from potstill.sizing.memory import LOSS_BYTES, Learning, activation_bytes, scoring_memory, training_memory
 from potstill.sizing.pace import learning_flops
-from potstill.student_recipe import Lora
 from potstill.train.trainee import Trainee
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -76,7 +77,7 @@ KINDS = [
 @pytest.mark.parametrize("learning", KINDS)
 def test_weights_gradients_and_moments_are_those_of_a_real_trainee(learning: Learning) -> None:
     model = built(learning)
-    trainee = Trainee(model, Train(method=Sft(kind="sft")))  # pyright: ignore[reportCallIssue]
+    trainee = Trainee(model, ChoiceTrain(method=Sft(kind="sft")))  # pyright: ignore[reportCallIssue]
     model(torch.arange(1, 60).unsqueeze(0)).logits.sum().backward()
     trainee._lookups.add_gradients()
     said = training_memory(learning)
@@ -304,7 +305,7 @@ def test_every_recipe_of_real_size_is_planned_and_says_its_duties(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    recipe = load(ROOT / "recipes" / name)
+    recipe = load_recipe(ROOT / "recipes" / name)
     sizes = planned(capsys, f"recipes/{name}")["sizes"]
     assert all(model["parameters"] for model in sizes["models"])
     assert {80, 141} <= {fit["gigabytes"] for fit in sizes["gpus"] if fit["count"] == 1}

@@ -13,7 +13,6 @@ from test_soft_targets import TOLD, rows
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
-from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.errors import InputError
@@ -22,12 +21,13 @@ from potstill.lessons import rewarding, teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
-from potstill.on_policy_recipe import OnPolicy, TaskReward
-from potstill.recipe import LogitKd
+from potstill.recipe import load_recipe
+from potstill.recipe.methods import LogitKd, Method, PolicyGradient
+from potstill.recipe.on_policy import OnPolicy, TaskReward
+from potstill.recipe.train import TrainSettings
 from potstill.records import Message, Sample
 from potstill.store.metrics import Metrics
 from potstill.store.requests import Requests
-from potstill.student_recipe import LessonMethod, Lessons, PolicyGradient
 from potstill.text.tokens import Ids
 from potstill.train.advantages import Advantages, judged, verdicts_by
 from potstill.train.batch import Own, Row, Whole, collate
@@ -134,7 +134,7 @@ def stale(row: Row, seed: int) -> Row:
     return replace(row, own=replace(row.own, logp=tuple((torch.tensor(row.own.logp) + off).tolist())))
 
 
-METHODS: dict[str, LessonMethod] = {
+METHODS: dict[str, Method] = {
     "token": PolicyGradient(kind="policy_gradient", discount=0.5, clip=0.1),
     "sequence": SEQUENCE,
     "answers": PolicyGradient(kind="policy_gradient", mean="answers", clip=None),
@@ -142,9 +142,7 @@ METHODS: dict[str, LessonMethod] = {
 }
 
 
-def by_definition(
-    method: LessonMethod, student: PreTrainedModel, teacher: PreTrainedModel, some: list[Row]
-) -> torch.Tensor:
+def by_definition(method: Method, student: PreTrainedModel, teacher: PreTrainedModel, some: list[Row]) -> torch.Tensor:
     """In float64, one answer at a time."""
     weights = [row.weight for row in some]
     whole = sum(w * len(row.target) for w, row in zip(weights, some, strict=True))
@@ -208,7 +206,7 @@ def test_drawn_tokens_give_the_gradient_of_the_whole_distribution(teacher: PreTr
     student, asked = first_layers(teacher, 2), tuple(range(20, 30))
     teach = LiveTeacher(teacher, [asked])
 
-    def gradient(some: Sequence[Row], method: LessonMethod) -> torch.Tensor:
+    def gradient(some: Sequence[Row], method: Method) -> torch.Tensor:
         student.zero_grad()
         batch = collate(some, (), whole=Whole.of(some), device=torch.device("cpu"))
         signal = teach(some) if isinstance(method, LogitKd) else None
@@ -374,7 +372,7 @@ def test_a_prompt_that_is_gone_is_named(tmp_path: Path, tiny_model: Path) -> Non
 def test_a_reward_that_nobody_gives_is_refused(teacher: PreTrainedModel) -> None:
     teach = LiveTeacher(teacher, [(5, 6)])
     how = OnPolicy(reward=TaskReward())  # pyright: ignore[reportCallIssue]
-    train = Lessons(method=TOKEN, on_policy=how)  # pyright: ignore[reportCallIssue]
+    train = TrainSettings(method=TOKEN, on_policy=how)  # pyright: ignore[reportCallIssue]
     with pytest.raises(InputError, match="hand down `reward`"):
         judged(train, how, teach, None)
 

@@ -23,11 +23,12 @@ from potstill.errors import DiskError, GuardStopped
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
-from potstill.recipe import Best, Sft, Train
+from potstill.recipe.choices import ChoiceTrain
+from potstill.recipe.methods import Sft
+from potstill.recipe.train import Best, TrainSettings
 from potstill.records import Progress, Score, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Lessons
 from potstill.train.answers import held_back_nats
 from potstill.train.batch import Row
 from potstill.train.best import Choice
@@ -48,10 +49,10 @@ def rows(n: int, *, seed: int) -> list[Row]:
     return [Row(prefix=some(4), target=(7, *some(2), 2)) for _ in range(n)]
 
 
-def settings(**best: Any) -> Train:
+def settings(**best: Any) -> ChoiceTrain:
     chosen = Best(metric="nats_a_token", **best)
     often = {"validations": STEPS, "epochs": STEPS, "batch_size": 8, "checkpoint_seconds": 1e9, "warmup": 0.0}
-    return Train(method=SFT, learning_rate=0.03, best=chosen, **often)  # pyright: ignore[reportArgumentType]
+    return ChoiceTrain(method=SFT, learning_rate=0.03, best=chosen, **often)  # pyright: ignore[reportArgumentType]
 
 
 class Killed(BaseException):
@@ -59,7 +60,7 @@ class Killed(BaseException):
 
 
 def train(
-    start: PreTrainedModel, folder: Path, how: Train, *, kill_at: int | None = None, seen: list[Any] | None = None
+    start: PreTrainedModel, folder: Path, how: ChoiceTrain, *, kill_at: int | None = None, seen: list[Any] | None = None
 ) -> tuple[PreTrainedModel, Fitted]:
     """Eight examples, random in part. What they have in common is learnt first and helps with others; then the rest is
     learnt by heart and does not."""
@@ -176,7 +177,7 @@ def test_patience_and_best_are_those_of_hugging_face(
 ) -> None:
     best = Best(metric=metric, early_stopping_patience=patience, early_stopping_threshold=threshold)
     trainee: Any = SimpleNamespace(step=0, scores=[])
-    choice = Choice(Train(method=SFT, validations=100, best=best), trainee)
+    choice = Choice(ChoiceTrain(method=SFT, validations=100, best=best), trainee)
     improved = 0
     for number, score in enumerate(scores):
         trainee.step = number
@@ -190,17 +191,17 @@ def test_patience_and_best_are_those_of_hugging_face(
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "averaged": (
-        lambda: Train(method=SFT, average=0.5, best=Best(metric="accuracy")),
+        lambda: ChoiceTrain(method=SFT, average=0.5, best=Best(metric="accuracy")),
         "'average' is the mean of the last steps and 'best' takes one of them",
     ),
     "patient for ever": (
-        lambda: Train(method=SFT, validations=4, best=Best(metric="accuracy", early_stopping_patience=3)),
+        lambda: ChoiceTrain(method=SFT, validations=4, best=Best(metric="accuracy", early_stopping_patience=3)),
         "3 never stops anything in 4 'validations': take at least 5",
     ),
     "unread": (lambda: Best(metric="kd", early_stopping_threshold=0.1), "is read with 'early_stopping_patience' alone"),
-    "no teacher": (lambda: Lessons(best=Best(metric="kd")), "'method' sft has none to read"),
-    "no answers": (lambda: Lessons(best=Best(metric="pass_rate")), "set 'predict_with_generate' to true"),
-    "no choices": (lambda: Lessons(best=Best(metric="accuracy")), "take nats_a_token, kd or pass_rate"),
+    "no teacher": (lambda: TrainSettings(best=Best(metric="kd")), "'method' sft has none to read"),
+    "no answers": (lambda: TrainSettings(best=Best(metric="pass_rate")), "set 'predict_with_generate' to true"),
+    "no choices": (lambda: TrainSettings(best=Best(metric="accuracy")), "take nats_a_token, kd or pass_rate"),
 }
 
 

@@ -16,11 +16,11 @@ from test_on_policy import recipe_on_policy
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.data_recipe import load as load_recipe
 from potstill.harvest import harvest, sift
 from potstill.lessons import teach
-from potstill.on_policy_recipe import RolloutGuards
-from potstill.recipe import LossGuard, Train
+from potstill.recipe import load_recipe
+from potstill.recipe.choices import ChoiceTrain
+from potstill.recipe.guards import LossGuard, RolloutGuards
 from potstill.store.metrics import Metrics
 from potstill.train.batch import Own, Row
 from potstill.train.guards import Breach, Memory, Rules, Track, decided, look, loop
@@ -142,7 +142,7 @@ def test_lowering_halves_the_rate_and_stops_where_nothing_is_left_of_it() -> Non
 
 def test_a_gradient_that_is_not_finite_moves_nothing(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    trainee = Trainee(model, Train.model_validate({"method": {"kind": "sft"}}))
+    trainee = Trainee(model, ChoiceTrain.model_validate({"method": {"kind": "sft"}}))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     next(model.parameters()).grad[0, 0] = float("inf")

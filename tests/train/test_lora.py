@@ -13,7 +13,6 @@ from student_runs import equal, kept_answers, losses_of, recipe_in, refusal, sto
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
-from potstill.data_recipe import load
 from potstill.errors import InputError
 from potstill.lessons import examine, teach
 from potstill.models.documents import Documents
@@ -21,8 +20,9 @@ from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import fingerprint
 from potstill.models.lora import adapt, merged
 from potstill.models.student import take_layers
+from potstill.recipe import load_recipe
+from potstill.recipe.student import Lora
 from potstill.store.checkpoints import Checkpoints
-from potstill.student_recipe import Lora
 
 LORA = {"rank": 4, "alpha": 8}
 OFTEN = {"epochs": 3, "batch_size": 8, "learning_rate": 0.02, "average": 0.5, "checkpoint_seconds": 1e-6}
@@ -227,7 +227,7 @@ def test_without_peft_the_way_to_get_it_is_said_before_anything_is_paid(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe_in(tmp_path, tiny_model, student=student(tiny_model))
-    assert load(tmp_path / "recipe.yaml").student is not None
+    assert load_recipe(tmp_path / "recipe.yaml").student is not None
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert execute(["generate", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")]) == 3
     assert "'student.lora' needs the package peft; pip install 'potstill[lora]'" in capsys.readouterr().err

@@ -14,17 +14,17 @@ import torch
 from student_runs import FILMS, equal, kept_answers, logged, losses_of, recipe_in, refusal, taught
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
 from potstill.lessons import teach
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers, freeze
-from potstill.on_policy_recipe import OnPolicy
+from potstill.recipe import load_recipe
+from potstill.recipe.on_policy import OnPolicy
+from potstill.recipe.train import TrainSettings
 from potstill.records import Message, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Lessons
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 from potstill.train.loop import Job, fit
@@ -177,7 +177,7 @@ def test_the_gradient_of_every_step_is_that_of_float64_autograd(
         return clip(trained, most)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
-    how = Lessons.model_validate(
+    how = TrainSettings.model_validate(
         {"method": SOFT, "epochs": 1, "batch_size": 4, "learning_rate": 0.01, "pass_tokens": 60}
     )
     job = Job(

@@ -10,13 +10,14 @@ import torch
 from data_runs import write_recipe
 
 from loopback import loopback
-from potstill.data_recipe import DataRecipe, load
 from potstill.harvest import harvest
 from potstill.models.load import codec_of
 from potstill.models.load import load as load_model
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
-from potstill.recipe import LogitKd, Method, Sft, Train
+from potstill.recipe import Recipe, load_recipe
+from potstill.recipe.choices import ChoiceMethod, ChoiceTrain
+from potstill.recipe.methods import LogitKd, Sft
 from potstill.records import Example, Message, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
@@ -26,7 +27,7 @@ from potstill.train.loop import Job, fit
 from potstill.train.rows import training_rows
 
 CHOICES = ("good", "bad")
-METHODS: tuple[Method, ...] = (
+METHODS: tuple[ChoiceMethod, ...] = (
     Sft(kind="sft"),
     LogitKd(kind="logit_kd", temperature=1.0, alpha=1.0),
     LogitKd(kind="logit_kd", temperature=4.0, alpha=0.0),
@@ -56,7 +57,7 @@ def examples(ledger: Path) -> list[Example]:
 
 def test_three_methods_from_one_ledger_send_no_new_request(tmp_path: Path, tiny_model: Path) -> None:
     with loopback() as server:
-        recipe: DataRecipe = load(write_recipe(tmp_path, server.url, prompts=12, n=4, temperature=0.7))
+        recipe: Recipe = load_recipe(write_recipe(tmp_path, server.url, prompts=12, n=4, temperature=0.7))
         harvest(recipe, folder=tmp_path / "run")
         paid = server.attempts()
         assert paid == 48
@@ -73,7 +74,7 @@ def test_three_methods_from_one_ledger_send_no_new_request(tmp_path: Path, tiny_
                 rows=training_rows(found, codec, CHOICES),
                 choices=choice_ids(codec, CHOICES),
                 method=method,
-                settings=Train(method=method, epochs=2, batch_size=4, learning_rate=3e-3, validations=1),
+                settings=ChoiceTrain(method=method, epochs=2, batch_size=4, learning_rate=3e-3, validations=1),
                 seed=0,
                 fingerprint=str(number),
                 checkpoints=Checkpoints(tmp_path / f"checkpoints-{number}"),

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from potstill.engines.slots import Rollout
 from potstill.models.load import codec_of
-from potstill.on_policy_recipe import OnPolicy
+from potstill.recipe.on_policy import OnPolicy
 from potstill.train.batch import Row
 from potstill.train.own_text import Told, own_text, pieces, summary
 from potstill.train.teaching import LiveTeacher

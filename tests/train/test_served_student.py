@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
 from potstill.data_plan import plan_data
-from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.lessons import teach
 from potstill.models.lora import adapt, merged, plain_weights
 from potstill.models.save import save_weights
 from potstill.models.student import take_layers
-from potstill.student_recipe import Lora
+from potstill.recipe import load_recipe
+from potstill.recipe.student import Lora
 
 LORA = {"rank": 4, "alpha": 8}
 

@@ -14,10 +14,10 @@ from test_on_policy import recipe_on_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.data_recipe import load as load_recipe
 from potstill.harvest import harvest, sift
 from potstill.lessons import teach
 from potstill.models.load import fingerprint
+from potstill.recipe import load_recipe
 from potstill.store.metrics import Metrics
 
 SOFT = {"kind": "logit_kd", "divergence": "forward_kl", "alpha": 0.0}

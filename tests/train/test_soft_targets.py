@@ -14,14 +14,14 @@ from student_runs import equal, kept_answers, logged, losses_of, recipe_in, refu
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
-from potstill.data_recipe import load as load_recipe
 from potstill.errors import InputError
 from potstill.lessons import teach
 from potstill.losses import Hidden, Name, Sampled, divergence
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, fingerprint
 from potstill.models.student import first_layers
-from potstill.recipe import Divergence, LogitKd
+from potstill.recipe import load_recipe
+from potstill.recipe.methods import Divergence, LogitKd
 from potstill.records import Message, Progress
 from potstill.store.packing import Form, HiddenForm, SampledForm
 from potstill.store.signals import Identity, SignalsCache

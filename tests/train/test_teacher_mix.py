@@ -14,17 +14,16 @@ from test_on_policy import SOFT, kl_on_own_text, recipe_on_policy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import CHATML
-from potstill.data_recipe import load as load_recipe
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts, TeacherMix
 from potstill.lessons import teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
-from potstill.on_policy_recipe import OnPolicy
-from potstill.recipe import LogitKd
+from potstill.recipe import load_recipe
+from potstill.recipe.methods import LogitKd, Method, PolicyGradient
+from potstill.recipe.on_policy import OnPolicy
 from potstill.records import Message
-from potstill.student_recipe import LessonMethod, PolicyGradient
 from potstill.text.tokens import Ids
 from potstill.train.batch import Own, Row, Whole, collate
 from potstill.train.methods import Logged, terms
@@ -48,7 +47,7 @@ def student(tiny_model: Path) -> PreTrainedModel:
 
 
 def gradient(
-    student: PreTrainedModel, some: Sequence[Row], method: LessonMethod, teach: LiveTeacher
+    student: PreTrainedModel, some: Sequence[Row], method: Method, teach: LiveTeacher
 ) -> tuple[torch.Tensor, Logged]:
     student.zero_grad()
     batch = collate(some, (), whole=Whole.of(some), device=torch.device("cpu"))

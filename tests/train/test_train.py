@@ -18,7 +18,8 @@ from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
-from potstill.recipe import LogitKd, Sft, Train
+from potstill.recipe.choices import ChoiceTrain
+from potstill.recipe.methods import LogitKd, Sft
 from potstill.records import Progress, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
@@ -54,7 +55,7 @@ def model(tiny_model: Path) -> PreTrainedModel:
 
 
 def job(folder: Path, choices: tuple[Ids, ...] = ONE_TOKEN, **changed: Any) -> Job:
-    settings = Train(
+    settings = ChoiceTrain(
         method=KD,
         epochs=3,
         batch_size=5,
@@ -163,20 +164,20 @@ def test_a_step_is_the_same_in_one_pass_and_in_many(tiny_model: Path, tmp_path: 
 
 
 def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
-    rates = [schedule(step, 100, Train(method=KD, warmup=0.1)) for step in range(100)]
+    rates = [schedule(step, 100, ChoiceTrain(method=KD, warmup=0.1)) for step in range(100)]
     assert rates[0] < rates[5] < rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
 def test_the_other_schedule_is_flat_and_then_falls_to_nothing() -> None:
-    rates = [schedule(step, 100, Train(method=KD, warmup=0.1, schedule="wsd")) for step in range(100)]
+    rates = [schedule(step, 100, ChoiceTrain(method=KD, warmup=0.1, schedule="wsd")) for step in range(100)]
     assert rates[9] < 1.0 and set(rates[10:80]) == {1.0}
     assert rates[80:] == sorted(rates[80:], reverse=True) and rates[-1] == pytest.approx(0.05)
 
 
 def test_training_brings_the_student_to_the_teacher(model: PreTrainedModel, tmp_path: Path) -> None:
-    settings = Train(method=KD, epochs=40, batch_size=8, learning_rate=3e-3, validations=1)
+    settings = ChoiceTrain(method=KD, epochs=40, batch_size=8, learning_rate=3e-3, validations=1)
     work = job(tmp_path, settings=settings)
     fitted = fit(model, work)
     logged = work.metrics.rows("student")

@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from potstill.recipe import Sft
+from potstill.recipe.methods import Sft
+from potstill.recipe.train import TrainSettings
 from potstill.records import unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import Lessons
 from potstill.train.batch import Row
 from potstill.train.loop import Job, fit
 
 
 def test_afterwards_what_is_looked_up_has_its_gradient(tmp_path: Path, tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    settings = Lessons(method=Sft(kind="sft"), epochs=1, batch_size=2, validations=1)
+    settings = TrainSettings(method=Sft(kind="sft"), epochs=1, batch_size=2, validations=1)
     job = Job(
         arm="student",
         rows=[Row(prefix=(5, 6 + i), target=(9, 2)) for i in range(4)],

@@ -17,7 +17,7 @@ from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import codec_of, compute_dtype
 from potstill.models.student import first_layers, freeze
-from potstill.recipe import Divergence, LogitKd
+from potstill.recipe.methods import Divergence, LogitKd
 from potstill.records import Message, Sample, Score
 from potstill.train.advantages import verdicts_by
 from potstill.train.rows import conversation_rows

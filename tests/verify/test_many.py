@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from potstill.data_recipe import load
 from potstill.harvest import harvest, sift
+from potstill.recipe import load_recipe
 
 
 @pytest.mark.soak
@@ -45,12 +45,12 @@ def test_a_hundred_thousand(tmp_path: Path) -> None:
         "select": {"keep": 2, "pairs": True},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    done = harvest(load(tmp_path / "recipe.yaml"), folder=tmp_path / "run")
+    done = harvest(load_recipe(tmp_path / "recipe.yaml"), folder=tmp_path / "run")
     assert done.exported == count * n
     (tmp_path / "answers.jsonl").unlink()  # whoever asks the teacher now fails
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    found = sift(load(tmp_path / "recipe.yaml"), folder=tmp_path / "run")
+    found = sift(load_recipe(tmp_path / "recipe.yaml"), folder=tmp_path / "run")
     seconds = time.monotonic() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{found.reasons.total():,} samples in {seconds:.1f} s, {grown:.0f} MB more at most, {found.reasons}")

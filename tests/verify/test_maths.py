@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from potstill.recipe.checks import Maths
 from potstill.records import Prompt, Sample
 from potstill.verify.check import look
 from potstill.verify.workers import checked
-from potstill.verify_recipe import Maths
 
 # gold, answers that equal it, answers that do not
 TABLE: list[tuple[str, list[str], list[str]]] = [

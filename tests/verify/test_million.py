@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from potstill.data_recipe import load
 from potstill.generate.collect import load_asks
+from potstill.recipe import load_recipe
 from potstill.store.requests import Written
 from potstill.store.run import open_data_run
 
@@ -51,8 +51,8 @@ def verified(folder: Path, samples: int, **select: object) -> Verified:
     }
     path, run = folder / "recipe.yaml", folder / "run"
     path.write_text(json.dumps(recipe))
-    with open_data_run(run, load(path)) as requests:
-        load_asks(load(path), requests)
+    with open_data_run(run, load_recipe(path)) as requests:
+        load_asks(load_recipe(path), requests)
         asked = [(one.question, one.prompt_id) for one in requests.open_asks()]
         with requests.transaction():
             requests.put_written(

@@ -14,10 +14,11 @@ from ruamel.yaml import YAML
 
 from loopback import loopback
 from potstill.cli import execute
-from potstill.data_recipe import DataRecipe, load
 from potstill.errors import BudgetReached, InputError, LicenceRefused, PotstillError
 from potstill.generate.again import asking_again
 from potstill.harvest import check_sections, harvest, sift
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 from potstill.report.harvested import gather_data_run
 from potstill.rescue import rescue
 
@@ -31,7 +32,7 @@ def canned(path: Path, answers: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {"kind": "canned", "answers": str(path)}
 
 
-def recipe_in(folder: Path, **changes: Any) -> DataRecipe:
+def recipe_in(folder: Path, **changes: Any) -> Recipe:
     """Three prompts: the teacher knows the first, another teacher the second, nobody the third."""
     (folder / "prompts.jsonl").write_text(
         "".join(json.dumps({"id": f"p{i}", "q": q, "a": a}) + "\n" for i, (q, a) in enumerate(GOLD.items()))
@@ -63,7 +64,7 @@ def recipe_in(folder: Path, **changes: Any) -> DataRecipe:
     path = folder / "recipe.yaml"
     with path.open("w") as file:
         YAML().dump(values, file)
-    return load(path)
+    return load_recipe(path)
 
 
 def rows(run: Path, name: str) -> list[dict[str, Any]]:
@@ -113,7 +114,7 @@ def test_a_try_that_changed_brings_nothing_until_it_is_asked(tmp_path: Path) -> 
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     harvest(recipe, folder=run)
     rescue(recipe, folder=run)
-    other = load(tmp_path / "recipe.yaml", ["rescue.tries=[{samples: 2, hint: 'Guess.'}]"])
+    other = load_recipe(tmp_path / "recipe.yaml", ["rescue.tries=[{samples: 2, hint: 'Guess.'}]"])
     assert sift(other, folder=run).prompts == {"kept": 1, "lost": 2, "unanswered": 0}
     assert sift(recipe, folder=run).prompts["rescued"] == 1  # and what was paid for is still there
 
@@ -122,7 +123,7 @@ def test_checks_that_became_milder_need_no_rescue(tmp_path: Path) -> None:
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     harvest(recipe, folder=run)
     rescue(recipe, folder=run)
-    mild = load(tmp_path / "recipe.yaml", ["verify.checks=[{kind: length}]"])
+    mild = load_recipe(tmp_path / "recipe.yaml", ["verify.checks=[{kind: length}]"])
     found = sift(mild, folder=run)
     assert found.prompts["kept"] == 3 and found.reasons["rescue was not needed"] == 2 * (3 + 2)
     assert all(row["rescue"] == 0 for row in rows(run, "selected"))

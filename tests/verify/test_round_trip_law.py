@@ -16,7 +16,7 @@ from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask
 from potstill.models.load import codec_of
 from potstill.prompts.columns import messages_of
-from potstill.recipe import TextColumns
+from potstill.recipe.prompts import TextColumns
 from potstill.records import Message, Prompt
 from potstill.store.answers import read_conversations, write_answers
 from potstill.store.requests import Requests, Written

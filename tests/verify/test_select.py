@@ -5,12 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from potstill.recipe.checks import Length, Majority, Verify
+from potstill.recipe.select import Select
 from potstill.records import Finding, Message, Prompt, Sample
 from potstill.verify.select import KEPT, Judged, choose, with_majority
-from potstill.verify_recipe import Length, Majority, Select, Verification
 
 PROMPT = Prompt(id="p", split="train", messages=(Message(role="user", content="?"),))
-ALL_MAY = Verification(checks=(Length(kind="length"),))
+ALL_MAY = Verify(checks=(Length(kind="length"),))
 
 
 def judged(index: int, opinion: str = "passed", *, text: str = "a", score: float | None = None) -> Judged:
@@ -22,7 +23,7 @@ def open_gate(_: Prompt, __: Sample) -> str:
     return ""
 
 
-def kept(group: list[Judged], verification: Verification = ALL_MAY, **select: object) -> list[int]:
+def kept(group: list[Judged], verification: Verify = ALL_MAY, **select: object) -> list[int]:
     settled, _ = choose(group, verification, Select(**select), open_gate)  # pyright: ignore[reportArgumentType]
     return [one.sample.index for one in settled if one.kept]
 
@@ -33,7 +34,7 @@ opinions = st.lists(st.sampled_from(["passed", "failed", "undecided"]), min_size
 @given(opinions=opinions, keep=st.integers(1, 4), undecided=st.sampled_from(["drop", "keep"]))
 def test_every_answer_has_its_place_and_a_reason(opinions: list[str], keep: int, undecided: str) -> None:
     group = [judged(i, opinion) for i, opinion in enumerate(opinions)]
-    verification = Verification(checks=ALL_MAY.checks, undecided=undecided)  # pyright: ignore[reportArgumentType]
+    verification = Verify(checks=ALL_MAY.checks, undecided=undecided)  # pyright: ignore[reportArgumentType]
     settled, pair = choose(group, verification, Select(keep=keep), open_gate)
     assert [one.sample for one in settled] == [one.sample for one in group]
     assert all(one.reason for one in settled)
@@ -67,7 +68,7 @@ def test_the_next_best_takes_the_place_of_one_that_the_gate_refuses() -> None:
 
 
 def test_a_majority_outvotes_and_a_tie_does_not() -> None:
-    vote = Verification(checks=(Majority(kind="majority", extract=r"= (\d+)", share=0.5),))
+    vote = Verify(checks=(Majority(kind="majority", extract=r"= (\d+)", share=0.5),))
 
     def group(*answers: str) -> list[Judged]:
         return [

@@ -15,22 +15,24 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.data_recipe import DataRecipe, load
 from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
 from potstill.harvest import harvest, sift
 from potstill.lessons import student_nats
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.recipe import load_recipe
+from potstill.recipe.checks import Length, Verify
+from potstill.recipe.select import Select
+from potstill.recipe.whole import Recipe
 from potstill.records import Finding, Message, Prompt, Sample
 from potstill.store.answers import read_conversations, read_weighted
 from potstill.verify.select import Judged, choose, weight_of
-from potstill.verify_recipe import Length, Select, Verification
 
 ANSWERS = ["good", "bad film nap", "zzyzx qqq", "the script gives them nothing", "a <|im_end|> b", ""]
 
 
-def recipe_in(folder: Path, model: Path, **select: Any) -> DataRecipe:
+def recipe_in(folder: Path, model: Path, **select: Any) -> Recipe:
     prompts = [f"say something {i}" for i in range(12)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"q": p}) + "\n" for p in prompts))
     lines = [{"prompt": p, "answer": a} for p in prompts for a in ANSWERS]
@@ -51,7 +53,7 @@ def recipe_in(folder: Path, model: Path, **select: Any) -> DataRecipe:
     path = folder / "recipe.yaml"
     with path.open("w") as file:
         YAML().dump(values, file)
-    return load(path)
+    return load_recipe(path)
 
 
 def rows(run: Path, name: str) -> list[dict[str, Any]]:
@@ -103,8 +105,8 @@ def test_without_a_student_nobody_can_be_asked(tmp_path: Path, tiny_model: Path)
     with pytest.raises(InputError, match=r"hand down lessons\.student_nats"):
         sift(recipe, folder=tmp_path / "run")
     with pytest.raises(InputError, match="is the student's own opinion of the answers: add 'student'"):
-        load(tmp_path / "recipe.yaml", ["student=null"])
-    assert student_nats(load(tmp_path / "recipe.yaml", ["select.prefer=first"])) is None
+        load_recipe(tmp_path / "recipe.yaml", ["student=null"])
+    assert student_nats(load_recipe(tmp_path / "recipe.yaml", ["select.prefer=first"])) is None
 
 
 def test_weights_stand_in_every_row_and_come_back(tmp_path: Path, tiny_model: Path) -> None:
@@ -114,7 +116,7 @@ def test_weights_stand_in_every_row_and_come_back(tmp_path: Path, tiny_model: Pa
     selected = run / "examples" / "selected.parquet"
     assert {weight for _, weight in read_weighted(selected)} == {1.0}
     assert {weight for _, weight in read_weighted(run / "examples" / "answers.parquet")} == {1.0}
-    weighted = load(tmp_path / "recipe.yaml", ["select.weight=pass_rate"])
+    weighted = load_recipe(tmp_path / "recipe.yaml", ["select.weight=pass_rate"])
     sift(weighted, folder=run)
     passed: dict[str, int] = {}
     for verdict in rows(run, "verdicts"):
@@ -140,6 +142,6 @@ def test_harder_prompts_weigh_more_and_none_weighs_nothing(answers: int, data: s
         )
         for i in range(answers)
     ]
-    checks = Verification(checks=(Length(kind="length"),))
+    checks = Verify(checks=(Length(kind="length"),))
     settled, _ = choose(group, checks, Select(keep=answers, weight="pass_rate"), lambda _, __: "")
     assert {one.weight for one in settled if one.kept} == {weight_of(passed, answers)}

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from potstill.recipe.checks import Check
 from potstill.records import Message, Prompt, Sample
 from potstill.verify.check import look
 from potstill.verify.text import code_of, extracted, last_number, normalised, parsed
-from potstill.verify_recipe import Check
 
 ADAPTER: TypeAdapter[Check] = TypeAdapter(Check)
 ORDER = "Hi, I am Ana Ruiz from Lisbon. Please send 3 red lamps and 1,250 cables. Total 41.50 euros."

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.recipe import Verify
+from potstill.recipe.choices import ChoiceVerify
 from potstill.records import Sample
 from potstill.verify.calibrate import Calibration, fit_bias, fit_temperature, log_softmax
 from potstill.verify.choices import judge
@@ -52,7 +52,7 @@ def test_each_limit_has_its_own_reason_and_the_top_answer_is_kept() -> None:
         Sample(prompt_id=str(i), text="a", choice_logp=lp) for i, lp in enumerate([(-0.1, -9), (-5, -6), (-1, -1)])
     ]
     calibrated = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.45, 0.55]]))
-    verdicts = judge(samples, calibrated, ("a", "b"), Verify(min_allowed_mass=0.5, min_confidence=0.7))
+    verdicts = judge(samples, calibrated, ("a", "b"), ChoiceVerify(min_allowed_mass=0.5, min_confidence=0.7))
     assert [(v.reason, v.answer, v.accepted) for v in verdicts] == [
         ("accepted", "a", True),
         ("little mass on the allowed answers", "a", False),

@@ -7,9 +7,9 @@ import signal
 import time
 from collections.abc import Iterator
 
+from potstill.recipe.checks import Function, Length
 from potstill.records import Prompt, Sample
 from potstill.verify.workers import checked
-from potstill.verify_recipe import Function, Length
 
 ASK = Prompt(id="p", split="train", messages=())
 

@@ -14,12 +14,12 @@ from typing import Any, Self, cast
 
 import aiohttp
 
-from potstill.data_recipe import Generate
 from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.engines.server import failure_of
-from potstill.teacher_recipe import Batches, Writer
+from potstill.recipe.generate import Generate
+from potstill.recipe.teacher import Batches, Teacher
 
 _MARK = "potstill"
 _OVER = ("completed", "failed", "expired", "cancelled")
@@ -30,7 +30,7 @@ _GATHER = 0.2  # seconds without a new request after which a file is closed
 class BatchSampler:
     """`ask` returns when the batch that holds it is done: minutes, or a day."""
 
-    def __init__(self, writer: Writer, how: Generate, batches: Batches) -> None:
+    def __init__(self, writer: Teacher, how: Generate, batches: Batches) -> None:
         self._batches, self._key = batches, key_for(batches)
         self._constant: dict[str, object] = {
             "model": writer.model,

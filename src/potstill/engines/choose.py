@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_never
 
-from potstill.data_recipe import DataRecipe
 from potstill.engines.canned import canned_from
 from potstill.engines.sampler import Sampler
 from potstill.errors import InputError
 from potstill.models.locate import facts, locate
-from potstill.teacher_recipe import Batches, Canned, Gguf, Local, Server
+from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server
+from potstill.recipe.whole import Recipe
 
 
-def sampler_for(recipe: DataRecipe) -> Sampler:
+def sampler_for(recipe: Recipe) -> Sampler:
     """Raises a PotstillError for everything that can be known to be wrong before a request. Sends nothing."""
     writer, how = recipe.teacher, recipe.generate
     match writer.engine:

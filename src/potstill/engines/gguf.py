@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from potstill.data_recipe import Generate
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.errors import MissingEnvironment
-from potstill.teacher_recipe import Gguf
+from potstill.recipe.generate import Generate
+from potstill.recipe.teacher import Gguf
 
 
 class GgufSampler:

@@ -11,7 +11,7 @@ import aiohttp
 from potstill.engines.address import GuardedResolver, check_address
 from potstill.engines.keys import Key, find_key
 from potstill.engines.sampler import Failure
-from potstill.teacher_recipe import Http
+from potstill.recipe.teacher import Http
 
 
 def key_for(http: Http) -> Key:

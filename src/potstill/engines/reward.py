@@ -15,9 +15,9 @@ from potstill.engines.local import plan_batches
 from potstill.errors import InputError
 from potstill.models.load import codec_of, compute_dtype, device, folder_of
 from potstill.models.locate import Located, classifier_labels, locate, require_label
+from potstill.recipe.checks import RewardModel
 from potstill.records import Message
 from potstill.text.tokens import Ids
-from potstill.verify_recipe import RewardModel
 
 
 class RewardScorer:

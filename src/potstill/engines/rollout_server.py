@@ -19,7 +19,7 @@ from potstill.engines.sampler import Failure
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout
 from potstill.errors import TeacherError
-from potstill.on_policy_recipe import RolloutServer
+from potstill.recipe.on_policy import RolloutServer
 from potstill.text.tokens import Ids
 
 _REPLY_BYTES = 64 << 20

@@ -18,8 +18,8 @@ from potstill.engines.http import key_for, open_session, replied
 from potstill.engines.sampler import Failure
 from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
+from potstill.recipe.teacher import Server, Teacher
 from potstill.signals import TopK
-from potstill.teacher_recipe import Server, Writer
 
 _BYTES_A_CANDIDATE = 100
 
@@ -27,7 +27,7 @@ _BYTES_A_CANDIDATE = 100
 class ServerScorer:
     """`k` candidates a position. Raises TeacherError where the server cannot do what is asked."""
 
-    def __init__(self, writer: Writer, server: Server, *, k: int) -> None:
+    def __init__(self, writer: Teacher, server: Server, *, k: int) -> None:
         self._model, self._server, self._k = writer.model, server, k
         self._key = key_for(server)
 

@@ -11,11 +11,11 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
-from potstill.data_recipe import Generate
 from potstill.engines.http import bounded, key_for, named_failures, open_session
 from potstill.engines.reply import read_anthropic, read_openai
 from potstill.engines.sampler import Ask, Failure, FailureKind, Reading
-from potstill.teacher_recipe import Server, Writer
+from potstill.recipe.generate import Generate
+from potstill.recipe.teacher import Server, Teacher
 
 _KINDS: dict[int, FailureKind] = {
     **dict.fromkeys((400, 409, 413, 415, 422, 451), "refused"),
@@ -32,7 +32,7 @@ _USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
 class ServerSampler:
     """One `ask` is one POST."""
 
-    def __init__(self, writer: Writer, how: Generate, server: Server) -> None:
+    def __init__(self, writer: Teacher, how: Generate, server: Server) -> None:
         self._server = server
         self._key = key_for(server)
         path = "/messages" if server.form == "anthropic" else "/chat/completions"

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from potstill.data_recipe import Generate
 from potstill.engines.reply import Spoken, read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
+from potstill.recipe.generate import Generate
+from potstill.recipe.teacher import Local
 from potstill.records import Message
-from potstill.teacher_recipe import Local
 from potstill.text.tokens import Ids
 
 _ROOM = 256  # a slot holds a multiple of so many tokens

@@ -23,7 +23,7 @@ from potstill.models.encoder import TextClassifier, encoder_tokenizer, load_enco
 from potstill.models.load import Loaded, codec_of, folder_of, load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
-from potstill.recipe import Recipe
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.records import Progress, Prompt, Score, Split, Watch
 from potstill.store.examples import read_examples
 from potstill.store.files import write_atomic
@@ -65,7 +65,7 @@ def encoder_validator(run: Run, ledger: Ledger) -> Callable[[PreTrainedModel], d
     return validate
 
 
-def student_codec(recipe: Recipe) -> Codec:
+def student_codec(recipe: ChoiceRecipe) -> Codec:
     folder = folder_of(locate(recipe.teacher.model), revision=recipe.teacher.revision)
     return codec_of(folder, recipe.student.template, name="student")
 
@@ -217,7 +217,7 @@ def _model_of(run: Run, arm: str) -> tuple[PreTrainedModel, Codec]:
     return loaded.model, codec_of(loaded.folder, None, name="student")
 
 
-def _answers(recipe: Recipe, prompts: Sequence[Prompt], logp_NC: Array, teacher_NC: Array) -> Answers:
+def _answers(recipe: ChoiceRecipe, prompts: Sequence[Prompt], logp_NC: Array, teacher_NC: Array) -> Answers:
     grades = [p.grade for p in prompts]
     return Answers(
         logp_NC=logp_NC,

@@ -12,11 +12,11 @@ import numpy as np
 
 from potstill.evaluate.compare import gaps, paired
 from potstill.evaluate.metrics import interval, resamples
+from potstill.recipe.evaluate import Evaluate
 from potstill.records import Score
 from potstill.store.requests import Requests
 from potstill.store.tables import table
 from potstill.store.verdicts import VERDICTS
-from potstill.student_recipe import Exam
 from potstill.verify.workers import checked
 
 _METRIC = "pass_rate"
@@ -34,7 +34,7 @@ class Paper:
         return sum(self.passed.values()) / len(self.passed)
 
 
-def marked(folder: Path, exam: Exam) -> Paper:
+def marked(folder: Path, exam: Evaluate) -> Paper:
     """The answers in the run folder's ledger. A prompt without an answer is not passed, nor is one of which a check
     cannot say. What each check said of each answer is left in examples/verdicts.parquet."""
     reasons: Counter[str] = Counter()

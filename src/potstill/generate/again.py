@@ -11,19 +11,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe
 from potstill.generate.waves import question_key
-from potstill.prompt_file import AskColumns, PromptFile
+from potstill.recipe.prompts import Columns, PromptFile
+from potstill.recipe.select import Select
+from potstill.recipe.teacher import Batches, Server
+from potstill.recipe.whole import Recipe
 from potstill.records import Prompt, Sample
 from potstill.store.files import drafted
 from potstill.store.requests import Requests
-from potstill.teacher_recipe import Batches, Server
-from potstill.verify_recipe import Select
 
-_COLUMNS = AskColumns(id="id", messages="messages", reference="reference")
+_COLUMNS = Columns(id="id", messages="messages", reference="reference")
 
 
-def asking_again(recipe: DataRecipe, number: int, asks: Path) -> DataRecipe:
+def asking_again(recipe: Recipe, number: int, asks: Path) -> Recipe:
     """The recipe of the try `number` (from 1) for the prompts in the file `asks`. Its hint stands in the teacher's
     instructions: the prompts, and so what is exported, are the original ones."""
     assert recipe.rescue is not None
@@ -64,7 +64,7 @@ def write_asks(path: Path, prompts: Iterable[Prompt]) -> int:
 class Rescued:
     """The answers that rescue has brought so far, by prompt; none where `requests` is None."""
 
-    def __init__(self, recipe: DataRecipe, requests: Requests | None) -> None:
+    def __init__(self, recipe: Recipe, requests: Requests | None) -> None:
         self._requests = requests
         tries = range(1, len(recipe.rescue.tries) + 1) if recipe.rescue and requests else ()
         self._asked = [asking_again(recipe, number, Path()) for number in tries]

@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill.data_recipe import DataRecipe
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
 from potstill.generate.waves import Wanted, Waves, fixed, question_key, written
 from potstill.prompts.stream import source_mark, stream_prompts
+from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server
+from potstill.recipe.whole import Recipe
 from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.requests import Outcome, Requests
-from potstill.teacher_recipe import Batches, Canned, Gguf, Local, Server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Asking:
     limit: int | None = None
 
 
-def price_of(recipe: DataRecipe) -> Price:
+def price_of(recipe: Recipe) -> Price:
     """What the teacher's tokens cost; nothing where the recipe names no price file."""
     if recipe.generate.prices is None:
         return FREE
@@ -41,7 +41,7 @@ def price_of(recipe: DataRecipe) -> Price:
     return price.times(recipe.teacher.engine.price_factor) if isinstance(recipe.teacher.engine, Batches) else price
 
 
-def load_asks(recipe: DataRecipe, requests: Requests) -> None:
+def load_asks(recipe: Recipe, requests: Requests) -> None:
     """Bring the ledger's list of prompts up to date with the recipe, unless it is."""
     values = recipe.model_dump(mode="json", include={"prompts", "teacher", "seed", "generate"})
     mark = hashlib.sha256(json.dumps([values, source_mark(recipe.prompts)], sort_keys=True).encode()).hexdigest()
@@ -82,7 +82,7 @@ def read_kept(requests: Requests, sampler: Sampler, price: Price) -> None:
             requests.close([outcome])
 
 
-def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: Asking, watch: Watch) -> None:
+def collect(recipe: Recipe, requests: Requests, sampler: Sampler, asking: Asking, watch: Watch) -> None:
     """Ask until nothing is open. Raises BudgetReached, TeacherError or Stopped; every answer heard is kept."""
     price = price_of(recipe)
     requests.outcome_unknown()
@@ -110,13 +110,13 @@ def collect(recipe: DataRecipe, requests: Requests, sampler: Sampler, asking: As
     asyncio.run(run())
 
 
-def usable_answers(recipe: DataRecipe, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
+def usable_answers(recipe: Recipe, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
     """The first `most` answers a prompt, less those that were cut off where the recipe does not keep them."""
     keeps = recipe.generate.truncated == "keep"
     return (row for row in requests.samples(most=most) if keeps or not row[1].cut_off)
 
 
-def export(recipe: DataRecipe, requests: Requests, path: Path, *, most: int) -> int:
+def export(recipe: Recipe, requests: Requests, path: Path, *, most: int) -> int:
     """The usable answers as Parquet; returns how many."""
     from potstill.store.answers import write_answers  # with pyarrow, which `check` does without
 
@@ -124,7 +124,7 @@ def export(recipe: DataRecipe, requests: Requests, path: Path, *, most: int) -> 
     return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences_of(recipe.teacher))
 
 
-def _limits(recipe: DataRecipe) -> Limits:
+def _limits(recipe: Recipe) -> Limits:
     match recipe.teacher.engine:
         case Server() as s:
             return Limits(

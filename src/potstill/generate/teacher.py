@@ -10,13 +10,13 @@ from potstill.errors import InputError
 from potstill.generate.told import told_first
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
-from potstill.recipe import Recipe, Teacher
+from potstill.recipe.choices import ChoiceRecipe, ChoiceTeacher
 from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.ledger import Ledger, Timing
 from potstill.text.tokens import Codec, Ids, choice_ids
 
 
-def generate(recipe: Recipe, ledger: Ledger, watch: Watch) -> None:
+def generate(recipe: ChoiceRecipe, ledger: Ledger, watch: Watch) -> None:
     """Fill the ledger with one sample a prompt. What is there is not asked again; a batch is stored when it is done."""
     loaded = load(locate(recipe.teacher.model), revision=recipe.teacher.revision)
     codec = codec_of(loaded.folder, recipe.teacher.template, name="teacher")
@@ -41,7 +41,7 @@ def generate(recipe: Recipe, ledger: Ledger, watch: Watch) -> None:
         watch(Progress(stage="generate", what="teacher answers", done=count, total=len(prompts), note=note))
 
 
-def teacher_ids(teacher: Teacher, codec: Codec, prompts: Sequence[Prompt]) -> list[Ids]:
+def teacher_ids(teacher: ChoiceTeacher, codec: Codec, prompts: Sequence[Prompt]) -> list[Ids]:
     """The prompts in the teacher's tokens: instructions and worked examples first, so that all prompts share them."""
     told = told_first(teacher)
     return [codec.prefix([*told, *prompt.messages]) for prompt in prompts]

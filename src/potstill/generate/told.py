@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from potstill.recipe import Teacher
+from potstill.recipe.choices import ChoiceTeacher
+from potstill.recipe.teacher import Teacher
 from potstill.records import Message
-from potstill.teacher_recipe import Writer
 
 
-def told_first(teacher: Teacher | Writer) -> tuple[Message, ...]:
+def told_first(teacher: ChoiceTeacher | Teacher) -> tuple[Message, ...]:
     """Instructions and worked examples: what all conversations begin with."""
     told = [Message(role="system", content=teacher.instructions)] if teacher.instructions else []
     for shot in teacher.examples:

@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from potstill.data_recipe import DataRecipe, Generate
 from potstill.dispatch.loop import Job, Taken
 from potstill.engines.sampler import Answer, Ask, Reading
 from potstill.generate.told import told_first
+from potstill.recipe.generate import Generate
+from potstill.recipe.teacher import Local, Server
+from potstill.recipe.whole import Recipe
 from potstill.records import Message, Prompt, Sample
 from potstill.store.requests import Open, Requests, Settled, Written
-from potstill.teacher_recipe import Local, Server
 
 Wanted = Callable[[Prompt, Sequence[Sample]], int]
 """How many more answers this prompt should get, given the good ones it has."""
@@ -30,7 +31,7 @@ def fixed(n: int) -> Wanted:
     return lambda _, samples: n - len(samples)
 
 
-def question_key(recipe: DataRecipe, messages: Sequence[Message]) -> bytes:
+def question_key(recipe: Recipe, messages: Sequence[Message]) -> bytes:
     """What was asked of whom. Not in it: max_tokens (a finished answer fits any), n, where the server stands, money."""
     writer, how = recipe.teacher, recipe.generate
     engine = writer.engine
@@ -62,7 +63,7 @@ class Waves:
     """The `Work` of a dispatcher over the open prompts of a ledger. At most `most` answers a prompt are asked for."""
 
     def __init__(
-        self, recipe: DataRecipe, requests: Requests, *, wanted: Wanted, most: int, limit: int | None = None
+        self, recipe: Recipe, requests: Requests, *, wanted: Wanted, most: int, limit: int | None = None
     ) -> None:
         engine = recipe.teacher.engine
         self._how, self._requests, self._wanted, self._most = recipe.generate, requests, wanted, most

@@ -25,7 +25,7 @@ from potstill.errors import InputError
 from potstill.models.load import device, folder_of
 from potstill.models.locate import locate
 from potstill.models.save import whole_folder
-from potstill.recipe import Encoder, EncoderShape
+from potstill.recipe.choices import Encoder, EncoderShape
 from potstill.records import Message
 
 

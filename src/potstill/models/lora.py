@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from potstill.errors import InputError
 from potstill.models.forward import decoder_layers
-from potstill.student_recipe import Lora
+from potstill.recipe.student import Lora
 
 if TYPE_CHECKING:
     from peft import LoraModel

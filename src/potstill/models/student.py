@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from potstill.errors import InputError
 from potstill.models.documents import Documents, last_hidden, packs
 from potstill.models.forward import decoder_layers
-from potstill.student_recipe import Layers, Ranked, Spaced
+from potstill.recipe.student import Layers, Ranked, Spaced
 
 
 def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.errors import InputError
-from potstill.recipe import TextColumns
+from potstill.recipe.prompts import TextColumns
 from potstill.records import Message
 from potstill.text.whole import whole
 

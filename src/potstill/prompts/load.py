@@ -16,7 +16,7 @@ from typing import Any
 from potstill.errors import InputError
 from potstill.prompts.columns import column, messages_of
 from potstill.prompts.rows import read_rows
-from potstill.recipe import Prompts, Recipe
+from potstill.recipe.choices import ChoicePrompts, ChoiceRecipe
 from potstill.records import Message, Prompt, Split
 
 
@@ -44,7 +44,7 @@ Refuse = Callable[[tuple[Message, ...]], str | None]
 """A reason to leave these messages out, or None."""
 
 
-def load_prompts(recipe: Recipe, *, refuse: Refuse = lambda _: None) -> PromptSet:
+def load_prompts(recipe: ChoiceRecipe, *, refuse: Refuse = lambda _: None) -> PromptSet:
     """Raises InputError where a column, a value or a split does not fit."""
     ask = recipe.prompts
     left_out: Counter[str] = Counter()
@@ -67,7 +67,7 @@ def load_prompts(recipe: Recipe, *, refuse: Refuse = lambda _: None) -> PromptSe
     return PromptSet(prompts, {reason: count for reason, count in left_out.items() if count})
 
 
-def _candidate(ask: Prompts, choices: tuple[str, ...], where: str, row: dict[str, Any]) -> _Candidate | str:
+def _candidate(ask: ChoicePrompts, choices: tuple[str, ...], where: str, row: dict[str, Any]) -> _Candidate | str:
     """The row as a candidate, or the reason why it is left out."""
     messages = messages_of(ask.columns, where, row)
     if not messages or not messages[-1].content.strip():
@@ -88,7 +88,7 @@ def _candidate(ask: Prompts, choices: tuple[str, ...], where: str, row: dict[str
     return _Candidate(prompt_id, messages, reference, grade, normal)
 
 
-def _grade(ask: Prompts, where: str, row: dict[str, Any]) -> float | None:
+def _grade(ask: ChoicePrompts, where: str, row: dict[str, Any]) -> float | None:
     if ask.columns.grade is None:
         return None
     value = column(row, ask.columns.grade, "grade", where)
@@ -101,12 +101,12 @@ def _grade(ask: Prompts, where: str, row: dict[str, Any]) -> float | None:
     return grade
 
 
-def _answer_for(ask: Prompts, grade: float | None) -> str | None:
+def _answer_for(ask: ChoicePrompts, grade: float | None) -> str | None:
     ranges = (ask.answer_by_grade or {}).items()
     return next((a for a, (low, high) in ranges if grade is not None and low <= grade <= high), None)
 
 
-def _check_enough(ask: Prompts, found: int, left_out: Counter[str]) -> None:
+def _check_enough(ask: ChoicePrompts, found: int, left_out: Counter[str]) -> None:
     wanted = ask.split
     if found >= wanted.total:
         return
@@ -118,7 +118,7 @@ def _check_enough(ask: Prompts, found: int, left_out: Counter[str]) -> None:
     )
 
 
-def _split(drawn: list[_Candidate], ask: Prompts) -> tuple[Prompt, ...]:
+def _split(drawn: list[_Candidate], ask: ChoicePrompts) -> tuple[Prompt, ...]:
     sizes: list[tuple[Split, int]] = [
         ("test", ask.split.test),
         ("validation", ask.split.validation),

@@ -10,11 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import assert_never
 
-from potstill.data_recipe import Expand, ReasoningGym, Source
 from potstill.errors import InputError, MissingEnvironment
-from potstill.prompt_file import PromptFile
 from potstill.prompts.columns import column, messages_of
 from potstill.prompts.rows import read_rows
+from potstill.recipe.prompts import Expand, PromptFile, ReasoningGym, Source
 from potstill.records import Message, Prompt
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from potstill.recipe import Recipe
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.records import Prompt, Verdict
 
 PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "numpy", "scikit-learn")
@@ -21,7 +21,7 @@ _JOINERS = frozenset("\u200c\u200d")  # Persian, Indic scripts and emoji are wro
 class ReportData:
     """Everything a run knows about itself when it ends."""
 
-    recipe: Recipe
+    recipe: ChoiceRecipe
     recipe_yaml: str
     scores: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill import recipe_file
-from potstill.data_recipe import DataRecipe
-from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError, LicenceRefused, MissingEnvironment
 from potstill.licences import check_licence
 from potstill.models.locate import Facts, facts, locate
+from potstill.recipe import file as recipe_file
+from potstill.recipe import load_recipe
+from potstill.recipe.whole import Recipe
 from potstill.report.cases import Case, candidates, papers
 from potstill.report.data import PACKAGES, installed
 from potstill.report.tally import ExamTally, Tally, tally, tally_exam
@@ -49,7 +49,7 @@ class Road:
 class DataRun:
     """None, or empty, is what the run does not have (yet)."""
 
-    recipe: DataRecipe
+    recipe: Recipe
     recipe_yaml: str
     road: Road | None
     spent: Mapping[str, Mapping[str, int]]
@@ -77,7 +77,7 @@ def gather_data_run(folder: Path) -> DataRun:
     """Raises InputError where there is no run folder of a data recipe."""
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"there is no run in '{folder}' yet", way_out="potstill run first")
-    recipe = load_data_recipe(folder / "recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml")
     verdicts = folder / "examples" / "verdicts.parquet"
     lenient = recipe.verify is not None and recipe.verify.undecided == "keep"
     judged = tally(verdicts, lenient=lenient) if verdicts.is_file() else None
@@ -110,7 +110,7 @@ def _spent(folder: Path) -> dict[str, Mapping[str, int]]:
     return {what: sums for what, place in ledgers.items() if (sums := glance(place)) is not None}
 
 
-def _road(folder: Path, recipe: DataRecipe) -> Road | None:
+def _road(folder: Path, recipe: Recipe) -> Road | None:
     ledger, most = folder / "ledger.sqlite", recipe.generate.n
     if not ledger.is_file():
         return None
@@ -150,7 +150,7 @@ def _facts(model: str) -> Facts | None:
         return None
 
 
-def _duties(recipe: DataRecipe) -> list[str]:
+def _duties(recipe: Recipe) -> list[str]:
     duties: list[str] = []
     for key, licence in recipe.licensed.items():
         try:

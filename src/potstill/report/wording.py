@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.recipe import Best, LogitKd, Method
+from potstill.recipe.choices import ChoiceMethod
+from potstill.recipe.methods import LogitKd
+from potstill.recipe.train import Best
 
 NBSP = "\u00a0"
 DASH = "–"
@@ -234,7 +236,7 @@ def beside_teacher(difference: Mapping[str, Any] | None, *, share: float | None,
             return f"The student has {percent(share or 0.0)} of its teacher's {noun}"
 
 
-def how_trained(method: Method) -> str:
+def how_trained(method: ChoiceMethod) -> str:
     """Whose labels the student learned, in one phrase."""
     match method:
         case LogitKd(temperature=temperature, alpha=alpha):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import platform
 
-from potstill import recipe_file
 from potstill.licences import check_licence
-from potstill.recipe import Recipe
+from potstill.recipe import file as recipe_file
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.records import Progress, Watch
 from potstill.report.card import render_card
 from potstill.report.data import PACKAGES, installed
@@ -43,7 +43,7 @@ def gather(run: Run, ledger: Ledger) -> ReportData:
     )
 
 
-def _duties(recipe: Recipe) -> list[str]:
+def _duties(recipe: ChoiceRecipe) -> list[str]:
     pairs = (
         ("teacher.licence", recipe.teacher.licence),
         ("prompts.licence", recipe.prompts.licence),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.models.locate import Facts, facts, locate
 from potstill.models.shapes import Shape
-from potstill.recipe import LogitKd
+from potstill.recipe.methods import LogitKd
+from potstill.recipe.scoring import LiveSignal
+from potstill.recipe.student import Student
+from potstill.recipe.teacher import Gguf, Local, Teacher
+from potstill.recipe.whole import Recipe
 from potstill.sizing.memory import Learning, Memory, scoring_memory, training_memory, writing_memory
 from potstill.sizing.pace import COUNTS, GPUS, Gpu, learning_flops, scoring_flops
 from potstill.store.forms import Form, HiddenForm, bytes_a_token, form_of
-from potstill.student_recipe import Learner, LiveSignal
-from potstill.teacher_recipe import Gguf, Local, Writer
 
 _SCORED_AT_ONCE, _LOGIT_ROWS = 8192, 512  # what `train.teaching` has a teacher read and say at once
 _HALF = 2  # bytes of a number of bf16
@@ -84,7 +85,7 @@ class Sizes:
     fits: tuple[Fit, ...] = ()
 
 
-def sizes_of(recipe: DataRecipe, text: Text) -> Sizes | None:
+def sizes_of(recipe: Recipe, text: Text) -> Sizes | None:
     """None for a recipe without a student. Raises InputError for a model that is not there or adapters that fit
     nothing."""
     learner = recipe.student
@@ -110,7 +111,7 @@ def sizes_of(recipe: DataRecipe, text: Text) -> Sizes | None:
 class _Work:
     """Tokens of the job."""
 
-    recipe: DataRecipe
+    recipe: Recipe
     text: Text
     examples: int
 
@@ -154,7 +155,7 @@ class _Work:
         return self.text.longest_own + self.text.longest_answer
 
 
-def _writer(teacher: Writer) -> Facts | None:
+def _writer(teacher: Teacher) -> Facts | None:
     """What writes, if it is a model of a known shape; a server may call its model what it likes."""
     try:
         return facts(locate(teacher.model))
@@ -165,7 +166,7 @@ def _writer(teacher: Writer) -> Facts | None:
 
 
 def _models(
-    recipe: DataRecipe, learner: Learner, *, writer: Facts | None, start: Facts | None, scorer: Facts | None
+    recipe: Recipe, learner: Student, *, writer: Facts | None, start: Facts | None, scorer: Facts | None
 ) -> tuple[Sized, ...]:
     def sized(role: str, name: str, found: Facts | None, quantization: str | None = None) -> Sized:
         return Sized(role, name, found.parameters if found else None, quantization)
@@ -179,7 +180,7 @@ def _models(
     )
 
 
-def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | None) -> Learning:
+def _learning(work: _Work, learner: Student, shape: Shape, *, teacher: Shape | None) -> Learning:
     train, own = work.recipe.train, work.recipe.train.on_policy
     if own is not None and own.engine is not None:  # a server has its own memory
         own = None
@@ -202,7 +203,7 @@ def _learning(work: _Work, learner: Learner, shape: Shape, *, teacher: Shape | N
     )
 
 
-def _cache(recipe: DataRecipe, work: _Work, student: Shape, teacher: Shape) -> Cache | None:
+def _cache(recipe: Recipe, work: _Work, student: Shape, teacher: Shape) -> Cache | None:
     form = form_of(recipe.train.signal)
     if form is None:
         return None

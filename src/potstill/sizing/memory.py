@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from potstill.errors import InputError
 from potstill.models.shapes import Shape
-from potstill.student_recipe import Lora
+from potstill.recipe.student import Lora
 
 _FP32 = 4
 _MOMENTS = 8

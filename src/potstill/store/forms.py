@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, assert_never
 
+from potstill.recipe.scoring import HiddenSignal, LiveSignal, SampledSignal, Signal, TopKSignal
 from potstill.store.widths import ascending_bytes, bytes_of
-from potstill.student_recipe import HiddenSignal, LiveSignal, SampledSignal, Signal, TopKSignal
 
 LOGP_BITS = 12
 _KEY_BYTES = 16 + 4  # an example's key and its number of rows

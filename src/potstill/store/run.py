@@ -17,12 +17,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from potstill import recipe as recipes
-from potstill import recipe_file
-from potstill.data_recipe import DataRecipe, is_data_recipe
-from potstill.data_recipe import load as load_data_recipe
 from potstill.errors import InputError
-from potstill.recipe import Recipe
+from potstill.recipe import choices as choice_recipes
+from potstill.recipe import file as recipe_file
+from potstill.recipe import load_recipe
+from potstill.recipe.choices import ChoiceRecipe
+from potstill.recipe.whole import Recipe, is_data_recipe
 from potstill.store.files import write_atomic
 from potstill.store.ledger import Ledger
 from potstill.store.requests import Requests
@@ -33,7 +33,7 @@ class Run:
     """A run folder and the recipe it belongs to."""
 
     folder: Path
-    recipe: Recipe
+    recipe: ChoiceRecipe
 
     @property
     def examples(self) -> Path:
@@ -72,7 +72,7 @@ class Run:
 
 
 @contextmanager
-def open_run(folder: Path, recipe: Recipe) -> Generator[tuple[Run, Ledger]]:
+def open_run(folder: Path, recipe: ChoiceRecipe) -> Generator[tuple[Run, Ledger]]:
     """Open or create the folder for `recipe` and hold its lock.
 
     Raises InputError where another process holds it, or where it was made with other prompts or another teacher.
@@ -86,14 +86,14 @@ def open_run(folder: Path, recipe: Recipe) -> Generator[tuple[Run, Ledger]]:
 
 
 @contextmanager
-def open_data_run(folder: Path, recipe: DataRecipe) -> Generator[Requests]:
+def open_data_run(folder: Path, recipe: Recipe) -> Generator[Requests]:
     """Open or create the folder for a data recipe and hold its lock.
 
     Everything but its name may have changed: answers are kept by what was asked. Raises InputError as `open_run` does.
     """
     with _locked(folder):
         stored = folder / "recipe.yaml"
-        if stored.is_file() and not (is_data_recipe(stored) and load_data_recipe(stored).name == recipe.name):
+        if stored.is_file() and not (is_data_recipe(stored) and load_recipe(stored).name == recipe.name):
             raise InputError(
                 f"'{folder}' belongs to another recipe",
                 way_out="give the run another folder (--run) or the recipe another name",
@@ -128,14 +128,14 @@ def _locked(folder: Path) -> Generator[None]:
         lock.release()
 
 
-def recipe_of(folder: Path) -> Recipe:
+def recipe_of(folder: Path) -> ChoiceRecipe:
     """The recipe of an existing run folder."""
     if not (folder / "recipe.yaml").is_file():
         raise InputError(
             f"'{folder}' is not a run folder (no recipe.yaml)",
             way_out="see `potstill runs` for those there are",
         )
-    return recipes.load(folder / "recipe.yaml")
+    return choice_recipes.load_choice_recipe(folder / "recipe.yaml")
 
 
 _PAID_FOR = ("name", "seed", "prompts", "teacher", "answers")
@@ -145,7 +145,7 @@ _MAY_CHANGE = (
 )  # more prompts are asked, the others keep their answers
 
 
-def _check_same(folder: Path, recipe: Recipe) -> None:
+def _check_same(folder: Path, recipe: ChoiceRecipe) -> None:
     if not (folder / "recipe.yaml").is_file():
         return
     old, new = (r.model_dump(mode="json", include=set(_PAID_FOR)) for r in (recipe_of(folder), recipe))

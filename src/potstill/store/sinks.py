@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from potstill.errors import MissingEnvironment
-from potstill.recipe import Loop
+from potstill.recipe.train import Loop
 from potstill.store.files import write_atomic
 
 Row = Mapping[str, Any]

@@ -17,10 +17,10 @@ from potstill.engines.reply import Spoken, split_inline
 from potstill.errors import InputError
 from potstill.losses import Hidden
 from potstill.losses.estimators import leave_one_out, reward_to_go, sampled_logp, sequence_sums
-from potstill.on_policy_recipe import OnPolicy
-from potstill.recipe import LogitKd, Sft
+from potstill.recipe.methods import LogitKd, PolicyGradient, Sft
+from potstill.recipe.on_policy import OnPolicy
+from potstill.recipe.train import TrainSettings
 from potstill.records import Message, Sample
-from potstill.student_recipe import Lessons, PolicyGradient
 from potstill.text.tokens import Codec
 from potstill.train.batch import Own, Row
 from potstill.train.served import ServedTeacher
@@ -34,7 +34,7 @@ Verdicts = Callable[[Sequence[Row]], Sequence[float | None]]
 
 
 def judged(
-    train: Lessons, how: OnPolicy, teach: Teach, verdicts: Verdicts | None
+    train: TrainSettings, how: OnPolicy, teach: Teach, verdicts: Verdicts | None
 ) -> tuple[Advantages | None, Teach | None]:
     """Who says what the student's own answers of a step are worth, if anybody, and who scores them while the step is
     taken: in a policy gradient the teacher has done so before. Raises InputError for a reward that nobody gives."""

@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from potstill.data_recipe import DataRecipe
 from potstill.engines.rollout_server import ServedRollouts
 from potstill.errors import InputError
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
 from potstill.models.lora import adapt, merged
 from potstill.models.student import freeze
-from potstill.on_policy_recipe import OnPolicy
-from potstill.recipe import LogitKd
+from potstill.recipe.methods import LogitKd
+from potstill.recipe.on_policy import OnPolicy
+from potstill.recipe.whole import Recipe
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.files import write_atomic
@@ -42,7 +42,7 @@ _OWN = ".potstill-writer"
 
 
 def train_student(  # noqa: PLR0913
-    recipe: DataRecipe,
+    recipe: Recipe,
     start: Untaught,
     conversations: Sequence[Weighted],
     *,
@@ -103,7 +103,7 @@ def train_student(  # noqa: PLR0913
 
 
 def _rows_and_teacher(
-    recipe: DataRecipe, start: Untaught, conversations: Sequence[Weighted], watch: Watch, world: World
+    recipe: Recipe, start: Untaught, conversations: Sequence[Weighted], watch: Watch, world: World
 ) -> tuple[list[Row], Teach | None]:
     """The conversations in tokens, and who scores them, if anybody."""
     if recipe.scored_by is None:
@@ -150,9 +150,7 @@ def _require_own(folder: Path) -> None:
         )
 
 
-def _validation(
-    recipe: DataRecipe, held: Sequence[Row], scores: Teach | None, quiz: Quiz | None, world: World
-) -> Validate:
+def _validation(recipe: Recipe, held: Sequence[Row], scores: Teach | None, quiz: Quiz | None, world: World) -> Validate:
     """What is scored while the student trains: nats a token; with a teacher that scores, the method's own divergence;
     with a quiz, the share of right answers."""
 

@@ -10,7 +10,8 @@ from potstill.models.load import Loaded, codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
 from potstill.models.student import first_layers, freeze, random_weights
-from potstill.recipe import Recipe, Sft
+from potstill.recipe.choices import ChoiceRecipe
+from potstill.recipe.methods import Sft
 from potstill.records import Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.examples import read_examples
@@ -25,11 +26,11 @@ from potstill.train.rows import training_rows
 TRAINED_CONTROLS = ("from_scratch", "hard_labels")
 
 
-def trained_arms(recipe: Recipe) -> Sequence[str]:
+def trained_arms(recipe: ChoiceRecipe) -> Sequence[str]:
     return ("student", *(c for c in TRAINED_CONTROLS if c in recipe.controls))
 
 
-def untrained(recipe: Recipe, teacher: PreTrainedModel, arm: str) -> PreTrainedModel:
+def untrained(recipe: ChoiceRecipe, teacher: PreTrainedModel, arm: str) -> PreTrainedModel:
     """The arm before its first step. Only what is the teacher's is frozen: random weights all learn."""
     if arm == "from_scratch":
         return random_weights(teacher, range(recipe.student.layers), seed=recipe.seed)
@@ -38,7 +39,7 @@ def untrained(recipe: Recipe, teacher: PreTrainedModel, arm: str) -> PreTrainedM
     return student
 
 
-def load_teacher(recipe: Recipe) -> Loaded:
+def load_teacher(recipe: ChoiceRecipe) -> Loaded:
     return load(locate(recipe.teacher.model), revision=recipe.teacher.revision)
 
 

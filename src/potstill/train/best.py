@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from potstill.errors import GuardStopped
-from potstill.recipe import Loop
+from potstill.recipe.train import Loop
 from potstill.records import Score
 from potstill.store.checkpoints import Checkpoints
 from potstill.train.trainee import Trainee

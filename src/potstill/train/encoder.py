@@ -11,7 +11,8 @@ import torch
 from potstill.models.encoder import asked_text, untaught_encoder
 from potstill.models.load import device, folder_of
 from potstill.models.locate import locate
-from potstill.recipe import Encoder, LogitKd, Recipe, Sft
+from potstill.recipe.choices import ChoiceRecipe, Encoder
+from potstill.recipe.methods import LogitKd, Sft
 from potstill.records import Score, Watch
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.examples import read_examples
@@ -58,7 +59,7 @@ def train_encoder(run: Run, ledger: Ledger, *, validate: Callable[[Any], dict[st
     traces.checkpoints.clear()
 
 
-def _soft_targets(recipe: Recipe, choice_p_NC: list[tuple[float, ...]]) -> torch.Tensor | None:
+def _soft_targets(recipe: ChoiceRecipe, choice_p_NC: list[tuple[float, ...]]) -> torch.Tensor | None:
     """ln p of the teacher, calibrated; none where the recipe's method is to learn its hard labels."""
     match recipe.train.method:
         case LogitKd():
@@ -69,7 +70,7 @@ def _soft_targets(recipe: Recipe, choice_p_NC: list[tuple[float, ...]]) -> torch
             assert_never(recipe.train.method)
 
 
-def _settings(recipe: Recipe, encoder: Encoder) -> Distillation:
+def _settings(recipe: ChoiceRecipe, encoder: Encoder) -> Distillation:
     method, train = recipe.train.method, recipe.train
     soft = isinstance(method, LogitKd)
     return Distillation(

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from potstill.on_policy_recipe import RolloutGuards
-from potstill.recipe import Action, LossGuard
+from potstill.recipe.guards import Action, LossGuard, RolloutGuards
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 

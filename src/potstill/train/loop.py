@@ -17,13 +17,13 @@ from potstill.errors import GuardStopped
 from potstill.losses import NotFinite
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype
-from potstill.on_policy_recipe import RolloutGuards
-from potstill.recipe import Loop
+from potstill.recipe.guards import RolloutGuards
+from potstill.recipe.methods import Method
+from potstill.recipe.train import Loop
 from potstill.records import Progress, Score, Watch
 from potstill.signals import Signal
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.student_recipe import LessonMethod
 from potstill.text.tokens import Ids
 from potstill.train.batch import Batch, Row, Whole, collate, steps_of_epoch
 from potstill.train.best import Choice, Chosen, told
@@ -64,7 +64,7 @@ class Job:
     arm: str
     rows: Sequence[Row]
     choices: Sequence[Ids]
-    method: LessonMethod
+    method: Method
     teach: Teach | None = None
     own: OwnAnswers | None = None
     judge: Judge | None = None

@@ -34,8 +34,7 @@ from potstill.losses import (
 )
 from potstill.losses.estimators import policy_gradient, sequence_sums
 from potstill.models.forward import head_logits, logit_terms
-from potstill.recipe import LogitKd, Sft
-from potstill.student_recipe import LessonMethod, PolicyGradient
+from potstill.recipe.methods import LogitKd, Method, PolicyGradient, Sft
 from potstill.train.batch import Batch, Choices, OwnTokens
 
 Logged = dict[str, float]
@@ -45,7 +44,7 @@ SUPPORT = 20
 
 
 def terms(
-    method: LessonMethod,
+    method: Method,
     model: PreTrainedModel,
     hidden_RD: Tensor,
     batch: Batch,

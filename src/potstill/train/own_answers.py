@@ -22,7 +22,7 @@ from potstill.engines.slots import Rollout, Rollouts, TeacherMix
 from potstill.errors import InputError
 from potstill.models.load import compute_dtype
 from potstill.models.save import save_weights
-from potstill.on_policy_recipe import OnPolicy
+from potstill.recipe.on_policy import OnPolicy
 from potstill.train.batch import Own, Row
 from potstill.train.teaching import LiveTeacher, Teach
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
 from potstill.models.forward import hidden_rows
-from potstill.on_policy_recipe import OnPolicy
+from potstill.recipe.on_policy import OnPolicy
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import compared

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.generate.told import told_first
 from potstill.models.int8 import to_int8
 from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load, tokenizer_folder
 from potstill.models.locate import Located, cache_folder, facts, locate
-from potstill.recipe import LogitKd
+from potstill.recipe.methods import LogitKd
+from potstill.recipe.scoring import ScoredBy
+from potstill.recipe.whole import Recipe
 from potstill.records import Watch
 from potstill.store.forms import Form, HiddenForm, TopKForm, form_of
 from potstill.store.signals import Identity
-from potstill.student_recipe import ScoredBy
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
 from potstill.train.rows import Weighted, rows_and_questions
@@ -48,7 +48,7 @@ class ScoringModel:
         return ScoringModel(named, folder, codec_of(folder, named.template, name="teacher"))
 
 
-def scored_rows(recipe: DataRecipe, scorer: ScoringModel, conversations: Sequence[Weighted], codec: Codec) -> list[Row]:
+def scored_rows(recipe: Recipe, scorer: ScoringModel, conversations: Sequence[Weighted], codec: Codec) -> list[Row]:
     """The rows with their prompts as the teacher reads them: told what it was told when it wrote.
 
     Raises InputError where the two models do not share their tokens: a token's id must mean the same to both.
@@ -64,7 +64,7 @@ def scored_rows(recipe: DataRecipe, scorer: ScoringModel, conversations: Sequenc
 
 
 def teacher_of(
-    recipe: DataRecipe,
+    recipe: Recipe,
     scorer: ScoringModel,
     rows: Sequence[Row],
     student: PreTrainedModel,
@@ -95,7 +95,7 @@ def teacher_of(
     return world.in_turn(lambda: from_cache(kept, rows, watch))
 
 
-def _identity(recipe: DataRecipe, scorer: ScoringModel, form: Form, vocabulary: int) -> Identity:
+def _identity(recipe: Recipe, scorer: ScoringModel, form: Form, vocabulary: int) -> Identity:
     method = recipe.train.method
     return Identity(
         teacher=fingerprint(scorer.folder) if scorer.named.engine is None else f"served {scorer.named.model}",

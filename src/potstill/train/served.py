@@ -11,8 +11,8 @@ from torch import Tensor
 from potstill.engines.scorer import Scored
 from potstill.engines.scoring_server import ServerScorer
 from potstill.models.load import device
+from potstill.recipe.teacher import Server, Teacher
 from potstill.signals import TopK
-from potstill.teacher_recipe import Server, Writer
 from potstill.train.batch import Row
 
 _FIRST_ATTEMPTS = 3  # a server that was never heard is not waited for long
@@ -22,7 +22,7 @@ class ServedTeacher:
     """All rows of a call are asked for at once. What the server leaves out of its k is one outcome together."""
 
     def __init__(self, model: str, licence: str, server: Server, *, k: int) -> None:
-        self._writer, self._server, self._k = Writer(model=model, licence=licence, engine=server), server, k
+        self._writer, self._server, self._k = Teacher(model=model, licence=licence, engine=server), server, k
         self._heard = False
 
     def __call__(self, rows: Sequence[Row]) -> TopK:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from potstill.errors import DiskError
-from potstill.recipe import Loop
+from potstill.recipe.train import Loop
 from potstill.store.checkpoints import Checkpoints
 from potstill.train.guards import Memory
 from potstill.train.own_answers import OwnAnswers

@@ -15,8 +15,8 @@ from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.models.save import save_model
 from potstill.models.student import choose_layers, random_weights, take_layers
+from potstill.recipe.student import Student
 from potstill.records import Message
-from potstill.student_recipe import Learner
 from potstill.text.tokens import Codec
 
 _SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
@@ -27,7 +27,7 @@ class Untaught:
     """The student before its first step, what it reads and writes, the folder its tokenizer comes from, and which
     `layers` of its start it has, `of` so many."""
 
-    learner: Learner
+    learner: Student
     model: PreTrainedModel
     codec: Codec
     folder: Path
@@ -36,7 +36,7 @@ class Untaught:
 
 
 def untaught(
-    learner: Learner,
+    learner: Student,
     sample: Sequence[Sequence[Message]] = (),
     *,
     seed: int,

@@ -15,7 +15,7 @@ from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype
-from potstill.recipe import LogitKd
+from potstill.recipe.methods import LogitKd
 from potstill.records import Score
 from potstill.train.advantages import Verdicts
 from potstill.train.batch import Row, Whole, collate

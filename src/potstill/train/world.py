@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from potstill.errors import InputError
 from potstill.models.load import device
 from potstill.processes import Process
+from potstill.recipe.train import TrainSettings
 from potstill.store.checkpoints import Checkpoints, State, tensors_in
-from potstill.student_recipe import Lessons
 from potstill.train.batch import Row, passes
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ ALONE = World()
 
 
 @contextmanager
-def joined(lessons: Lessons) -> Generator[World]:
+def joined(lessons: TrainSettings) -> Generator[World]:
     """The processes that `torchrun` started for this training, or the only one. Raises InputError where the lessons
     cannot be learnt by several, and Stopped where another process went away."""
     this = Process.this()

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError
 from potstill.prompts.columns import column
 from potstill.prompts.rows import read_rows
+from potstill.recipe.checks import Judge, RewardModel
+from potstill.recipe.select import EvaluationSet, Select
+from potstill.recipe.whole import Recipe
 from potstill.records import Message, Progress, Prompt, Sample, Watch
 from potstill.store.files import write_atomic
 from potstill.store.tables import TURN, Put, table
@@ -34,7 +36,6 @@ from potstill.verify.late import Group
 from potstill.verify.programs import require_checks
 from potstill.verify.select import KEPT, Judged, objections, settle, with_majority
 from potstill.verify.workers import checked
-from potstill.verify_recipe import Evaluation, Judge, RewardModel, Select
 
 _TURNS = pa.list_(TURN)
 _SELECTED = pa.schema(
@@ -94,7 +95,7 @@ class Verified:
 
 
 def verify_answers(
-    recipe: DataRecipe,
+    recipe: Recipe,
     answers: Iterable[tuple[Prompt, Sample]],
     folder: Path,
     *,
@@ -138,7 +139,7 @@ def verify_answers(
     return found
 
 
-def unsolved(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], grade: Grade) -> Iterator[Prompt]:
+def unsolved(recipe: Recipe, answers: Iterable[tuple[Prompt, Sample]], grade: Grade) -> Iterator[Prompt]:
     """The prompts of which no answer passes the checks, late ones included, in order."""
     assert recipe.verify is not None
     for group in _graded(recipe, answers, grade):
@@ -146,7 +147,7 @@ def unsolved(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], grade
             yield group[0].prompt
 
 
-def _graded(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], grade: Grade) -> Iterator[Group]:
+def _graded(recipe: Recipe, answers: Iterable[tuple[Prompt, Sample]], grade: Grade) -> Iterator[Group]:
     """A prompt's answers with what all checks say: first those that cost nothing."""
     assert recipe.verify is not None
     groups = _by_prompt(recipe, answers)
@@ -155,7 +156,7 @@ def _graded(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]], grade:
     return groups
 
 
-def _by_prompt(recipe: DataRecipe, answers: Iterable[tuple[Prompt, Sample]]) -> Iterator[Group]:
+def _by_prompt(recipe: Recipe, answers: Iterable[tuple[Prompt, Sample]]) -> Iterator[Group]:
     assert recipe.verify is not None
     rows = checked(answers, recipe.verify.checks, processes=recipe.verify.processes)
     for _, group in groupby(rows, key=lambda row: row[0].id):
@@ -211,7 +212,7 @@ class _Gate:
         return ""
 
 
-def _texts(evaluation: Evaluation) -> Iterator[str]:
+def _texts(evaluation: EvaluationSet) -> Iterator[str]:
     empty = True
     for where, row in read_rows(evaluation.source, evaluation.header, key="select.evaluation.source"):
         empty = False
@@ -231,7 +232,7 @@ def _answer(sample: Sample) -> dict[str, object]:
     return Message(role="assistant", content=sample.text, reasoning_content=sample.reasoning).as_dict()
 
 
-def _selected_row(recipe: DataRecipe, one: Judged) -> dict[str, object]:
+def _selected_row(recipe: Recipe, one: Judged) -> dict[str, object]:
     return {
         "prompt_id": one.prompt.id,
         "index": one.sample.index,

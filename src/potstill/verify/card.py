@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from potstill.data_recipe import DataRecipe
+from potstill.recipe.checks import Check
+from potstill.recipe.whole import Recipe
 from potstill.verify.select import KEPT
-from potstill.verify_recipe import Check
 
 
 def _shown(check: Check) -> dict[str, object]:
@@ -15,7 +15,7 @@ def _shown(check: Check) -> dict[str, object]:
     return check.model_dump(mode="json", exclude_defaults=True, exclude={"teacher": {"engine"}})
 
 
-def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) -> str:
+def data_card(recipe: Recipe, reasons: Counter[str], prompts: Counter[str]) -> str:
     """Markdown with the front matter that the Hugging Face hub and `datasets.load_dataset` read."""
     assert recipe.verify is not None
     total = reasons.total()
@@ -54,7 +54,7 @@ def data_card(recipe: DataRecipe, reasons: Counter[str], prompts: Counter[str]) 
     return "\n".join(lines) + "\n"
 
 
-def _rescued(recipe: DataRecipe, prompts: Counter[str]) -> list[str]:
+def _rescued(recipe: Recipe, prompts: Counter[str]) -> list[str]:
     if recipe.rescue is None:
         return []
     tries = [json.dumps(t.model_dump(mode="json", exclude_defaults=True)) for t in recipe.rescue.tries]

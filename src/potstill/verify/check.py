@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from potstill import verify_recipe as ask
+from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify import programs, text
 

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from potstill.recipe import Verify
+from potstill.recipe.choices import ChoiceVerify
 from potstill.records import Sample, Verdict
 from potstill.verify.calibrate import Array
 
 ACCEPTED = "accepted"
 
 
-def judge(samples: Sequence[Sample], calibrated_NC: Array, choices: Sequence[str], limits: Verify) -> list[Verdict]:
+def judge(
+    samples: Sequence[Sample], calibrated_NC: Array, choices: Sequence[str], limits: ChoiceVerify
+) -> list[Verdict]:
     """One verdict a sample, in order; `calibrated_NC` are calibrated log-probabilities."""
     return [_verdict(sample, row, choices, limits) for sample, row in zip(samples, np.exp(calibrated_NC), strict=True)]
 
 
-def _verdict(sample: Sample, p_C: Array, choices: Sequence[str], limits: Verify) -> Verdict:
+def _verdict(sample: Sample, p_C: Array, choices: Sequence[str], limits: ChoiceVerify) -> Verdict:
     assert sample.choice_logp is not None
     best = int(p_C.argmax())
     mass = float(np.exp(sample.choice_logp).sum())

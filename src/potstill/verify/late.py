@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from potstill import verify_recipe as ask
+from potstill.recipe import checks as ask
 from potstill.records import Finding, Message, Sample
 from potstill.verify.check import name_of
 from potstill.verify.select import Judged, first_objection
@@ -33,7 +33,7 @@ _UNTRUSTED = (
 )
 
 
-def questions(check: ask.Judge, group: Group, verification: ask.Verification) -> Iterator[str]:
+def questions(check: ask.Judge, group: Group, verification: ask.Verify) -> Iterator[str]:
     """Everything that the judge is asked about a prompt's answers."""
     good = in_question(group, verification)
     if check.pairwise:
@@ -43,7 +43,7 @@ def questions(check: ask.Judge, group: Group, verification: ask.Verification) ->
         yield from (_rubric_question(check, one) for one in good)
 
 
-def judged(check: ask.Judge, group: Group, verification: ask.Verification, reply: Reply) -> Group:
+def judged(check: ask.Judge, group: Group, verification: ask.Verify, reply: Reply) -> Group:
     """The answers with the judge's findings, of those that it was asked about."""
     good = in_question(group, verification)
     if check.pairwise:
@@ -54,7 +54,7 @@ def judged(check: ask.Judge, group: Group, verification: ask.Verification, reply
     return with_findings(check, group, good, findings)
 
 
-def in_question(group: Group, verification: ask.Verification) -> Group:
+def in_question(group: Group, verification: ask.Verify) -> Group:
     """The answers that nothing spoke against so far."""
     return [one for one in group if not first_objection(one, verification).reason]
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
 
-from potstill import verify_recipe as ask
-from potstill.data_recipe import DataRecipe
 from potstill.errors import InputError, MissingEnvironment
 from potstill.models.locate import classifier_labels, locate, require_label
+from potstill.recipe import checks as ask
+from potstill.recipe.whole import Recipe
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify.sandbox import require_sandbox, run_python
 from potstill.verify.text import code_of, extracted, failed, passed, undecided
@@ -125,7 +125,7 @@ _EXTRAS = {
 }
 
 
-def require_checks(recipe: DataRecipe) -> None:
+def require_checks(recipe: Recipe) -> None:
     """Raises a PotstillError for a check that cannot run here, before anything is paid for."""
     for section in (recipe.verify, recipe.evaluate):
         for check in section.checks if section else ():

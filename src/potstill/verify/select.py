@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from potstill import verify_recipe as ask
+from potstill.recipe import checks as ask
+from potstill.recipe.select import Select
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify.check import name_of
 from potstill.verify.text import extracted, failed, normalised, passed, undecided
@@ -43,20 +44,18 @@ class Judged:
 
 
 def choose(
-    group: Sequence[Judged], verification: ask.Verification, select: ask.Select, gate: Gate
+    group: Sequence[Judged], verification: ask.Verify, select: Select, gate: Gate
 ) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
     """All answers to one prompt with their reasons, in order; and the best kept beside the first that failed."""
     return settle(objections(group, verification), select, gate)
 
 
-def objections(group: Sequence[Judged], verification: ask.Verification) -> list[Judged]:
+def objections(group: Sequence[Judged], verification: ask.Verify) -> list[Judged]:
     """All answers to one prompt, in order; those that passed have no reason."""
     return [first_objection(one, verification) for one in group]
 
 
-def settle(
-    judged: Sequence[Judged], select: ask.Select, gate: Gate
-) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
+def settle(judged: Sequence[Judged], select: Select, gate: Gate) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
     """What `choose` returns, of answers that went through `objections`.
 
     Only the first try with a passed answer counts. The band says how hard a prompt is for the teacher asked as every
@@ -88,7 +87,7 @@ def weight_of(passed: int, answers: int) -> float:
     return 2 * (1 - (passed + 1) / (answers + 2))
 
 
-def first_objection(one: Judged, verification: ask.Verification) -> Judged:
+def first_objection(one: Judged, verification: ask.Verify) -> Judged:
     """The answer with what speaks against it. A failure speaks louder than doubt, whichever comes first."""
     doubts = verification.undecided == "drop"
     against = next((f for f in one.findings if f.opinion == "failed"), None)
@@ -99,7 +98,7 @@ def first_objection(one: Judged, verification: ask.Verification) -> Judged:
     return replace(one, reason=f"{against.check.partition('@')[0]}: {said}", evidence=against.evidence)
 
 
-def _best(good: Sequence[Judged], select: ask.Select, gate: Gate) -> dict[int, Judged]:
+def _best(good: Sequence[Judged], select: Select, gate: Gate) -> dict[int, Judged]:
     """The best `keep` that the gate lets through, and why the others are not among them."""
     chosen: dict[int, Judged] = {}
     kept = 0

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from potstill.errors import InputError
-from potstill.recipe import Recipe
+from potstill.recipe.choices import ChoiceRecipe
 from potstill.records import Example, Progress, Prompt, Verdict, Watch
 from potstill.store.examples import write_examples
 from potstill.store.files import write_atomic
@@ -42,7 +42,7 @@ def verify(run: Run, ledger: Ledger, watch: Watch) -> None:
     watch(Progress(stage="verify", what="verdicts", done=len(verdicts), total=len(verdicts), note=note))
 
 
-def calibrate(recipe: Recipe, prompts: Sequence[Prompt], logp: dict[str, tuple[float, ...]]) -> Calibration:
+def calibrate(recipe: ChoiceRecipe, prompts: Sequence[Prompt], logp: dict[str, tuple[float, ...]]) -> Calibration:
     """The prior from the training prompts (no labels), the temperature from people's validation answers where there are
     any. Without a prior in the recipe there is no bias."""
 
@@ -65,7 +65,7 @@ def read_calibration(run: Run) -> Calibration:
     return Calibration(bias=tuple(stored["bias"]), temperature=stored["temperature"])
 
 
-def _example(recipe: Recipe, prompt: Prompt, verdict: Verdict) -> Example:
+def _example(recipe: ChoiceRecipe, prompt: Prompt, verdict: Verdict) -> Example:
     return Example(
         prompt_id=prompt.id,
         messages=prompt.messages,

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 
 from pebble import ProcessExpired, ProcessPool
 
-from potstill import verify_recipe as ask
+from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify import check as checking
 from potstill.verify import programs, text

@@ -1,4 +1,4 @@
-"""The part of a data recipe that says which answers are good (`verify`) and which of the good ones are kept (`select`).
+"""Which answers are good (`verify`).
 
 Every check is a small value. What a check compares with (a person's answer, unit tests, a task's own record) stands in
 the column that `prompts.columns.reference` names, and never reaches training.
@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from potstill.teacher_recipe import Batches, Server, Writer
-from potstill.values import Count, Name, Positive, Probability, Values
+from potstill.recipe.teacher import Batches, Server, Teacher
+from potstill.recipe.values import Count, Name, Positive, Probability, Values
 
 
 class Extracting(Values):
@@ -168,7 +168,7 @@ class Judge(Values):
 
     kind: Literal["judge"]
     name: Name = "judge"
-    teacher: Writer = Field(description="who judges; its instructions come first, then the rubric and the answer")
+    teacher: Teacher = Field(description="who judges; its instructions come first, then the rubric and the answer")
     rubric: str = Field(min_length=1, description="what makes an answer good")
     at_least: Probability = 0.7
     scale: tuple[int, int] = (1, 10)
@@ -226,7 +226,7 @@ Check = Annotated[
 ]
 
 
-class Verification(Values):
+class Verify(Values):
     """All checks must pass. An answer of which one is undecided is dropped, or kept where `undecided` says so."""
 
     checks: tuple[Check, ...] = Field(min_length=1)
@@ -259,44 +259,8 @@ class Verification(Values):
         return found
 
     @model_validator(mode="after")
-    def _judges_have_names(self) -> Verification:
+    def _judges_have_names(self) -> Verify:
         names = [judge.name for judge in self.judges]
         if len(set(names)) < len(names):
             raise ValueError(f"two judges are called '{max(names, key=names.count)}': give each its own 'name'")
-        return self
-
-
-class Evaluation(Values):
-    """What nobody may train on: prompts and answers of an evaluation set. A sample is dropped where its prompt or its
-    answer shares `words` words in a row with it."""
-
-    source: str
-    columns: tuple[str, ...] = Field(min_length=1, description="the columns whose text counts")
-    header: tuple[str, ...] | None = None
-    words: Count = 13
-
-
-class Select(Values):
-    """Which of the passed answers are kept, after their prompt's share of passed answers lay within `pass_rate`.
-
-    `prefer: learnable` takes those whose tokens the student, before its first step, finds least surprising (GRAPE:
-    Zhang et al. 2025). `weight: pass_rate` lets hard prompts count for more instead of dropping the easy ones.
-    """
-
-    keep: Count = Field(1, description="most answers a prompt")
-    prefer: Literal["first", "shortest", "score", "learnable"] = "first"
-    pass_rate: tuple[Probability, Probability] = (0.0, 1.0)
-    weight: Literal["pass_rate"] | None = Field(
-        None, description="fill the column `weight`: 2 (1 - (passed + 1) / (answers + 2)), 1 for a pass rate of a half"
-    )
-    near_duplicates: Probability | None = Field(
-        None, description="drop an answer whose prompt-and-answer shares more than this of its word triples (Jaccard)"
-    )
-    evaluation: Evaluation | None = None
-    pairs: bool = Field(False, description="write chosen and rejected answers too, in TRL's columns")
-
-    @model_validator(mode="after")
-    def _a_band(self) -> Select:
-        if self.pass_rate[0] > self.pass_rate[1]:
-            raise ValueError(f"'pass_rate' is {list(self.pass_rate)}: the first must not be above the second")
         return self

@@ -1,4 +1,4 @@
-"""Who writes, and how it is reached: the part of a data recipe that names a teacher, or a judge."""
+"""Who writes, and how it is reached (`teacher`); a judge is described in the same way."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.recipe import Shot
-from potstill.values import Count, Positive, Probability, Values
+from potstill.recipe.values import Count, Positive, Probability, Values
 
 
 class Http(Values):
@@ -105,7 +104,14 @@ class Canned(Values):
 Engine = Annotated[Server | Batches | Gguf | Local | Canned, Field(discriminator="kind")]
 
 
-class Writer(Values):
+class Shot(Values):
+    """A worked example in the teacher's prompt."""
+
+    prompt: str
+    answer: str
+
+
+class Teacher(Values):
     """The teacher, and what it is told before every prompt."""
 
     model: str = Field(description="the name that the server knows, a hub id, a folder, or a .gguf file")

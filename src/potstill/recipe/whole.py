@@ -1,130 +1,44 @@
-"""A recipe of free text: prompts in, n answers each out (`potstill generate`), the good ones kept (`potstill verify`),
-a student that learnt them (`potstill train`).
+"""A whole recipe: prompts in, n answers each out, the good ones kept, a student that learns them, and its evaluation.
 
-It is told from a whole `Recipe` by its `generate:` section. Editing it never throws an answer away: answers are kept
-by what was asked of whom, and every one that still fits is used again.
+Editing it never throws an answer away: answers are kept by what was asked of whom, and every one that still fits is
+used again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, cast
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import model_validator
 
-from potstill import recipe_file
-from potstill.prompt_file import PromptFile
-from potstill.recipe import Sft
-from potstill.student_recipe import Exam, Learner, Lessons, Ranked, ScoredBy
-from potstill.teacher_recipe import Batches, Gguf, Local, Server, Writer
-from potstill.values import Count, Name, Positive, Probability, Seed, Values
-from potstill.verify_recipe import Select, Verification
-
-Truncated = Literal["keep", "drop", "longer"]
-
-
-class ReasoningGym(Values):
-    """Procedural tasks from the package reasoning-gym: as many as wanted, the same for the same seed."""
-
-    kind: Literal["reasoning_gym"]
-    task: str = Field(description="a name such as chain_sum")
-    size: Count
-    config: dict[str, JsonValue] = Field(
-        default_factory=dict[str, JsonValue], description="the task's own settings, such as {max_terms: 2}"
-    )
-    licence: Literal["apache-2.0"] = "apache-2.0"
+from potstill.recipe import file as recipe_file
+from potstill.recipe.checks import Verify
+from potstill.recipe.evaluate import Evaluate
+from potstill.recipe.generate import Generate, Rescue
+from potstill.recipe.methods import Sft
+from potstill.recipe.prompts import Source
+from potstill.recipe.scoring import ScoredBy
+from potstill.recipe.select import Select
+from potstill.recipe.student import Ranked, Student
+from potstill.recipe.teacher import Batches, Gguf, Local, Server, Teacher
+from potstill.recipe.train import TrainSettings
+from potstill.recipe.values import Name, Seed, Values
 
 
-class Expand(Values):
-    """New prompts that the teacher writes after a few of yours. It is asked until there are `to`, or five times the
-    requests that should do."""
-
-    kind: Literal["expand"]
-    seeds: PromptFile
-    to: Count = Field(description="how many prompts, the seeds among them")
-    show: Count = Field(4, description="seeds shown in a request")
-    a_request: Count = Field(5, description="new prompts asked for in a request")
-    overlap: Probability = Field(0.5, description="share of word triples above which a prompt is a near-duplicate")
-    max_tokens: Count = 512
-
-    @property
-    def licence(self) -> str:
-        return self.seeds.licence
-
-
-def _source_kind(given: object) -> str:
-    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
-    return str(kind or "file")
-
-
-Source = Annotated[
-    Annotated[PromptFile, Tag("file")]
-    | Annotated[ReasoningGym, Tag("reasoning_gym")]
-    | Annotated[Expand, Tag("expand")],
-    Discriminator(_source_kind),
-]
-
-
-class Generate(Values):
-    """How many answers a prompt, sampled how, for how much.
-
-    `truncated` says what becomes of an answer that reached max_tokens: kept, dropped, or asked again with twice the
-    tokens up to `longest`. `parameters` are sent as they are (reasoning_effort, chat_template_kwargs, ...).
-    """
-
-    n: Count = 1
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_tokens: Count = 512
-    truncated: Truncated = "keep"
-    longest: Count | None = None
-    parameters: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
-    budget: Positive | None = Field(None, description="US dollars that are never exceeded")
-    prices: str | None = Field(None, description="a price file such as recipes/prices.yaml")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Generate:
-        if (self.truncated == "longer") != (self.longest is not None):
-            raise ValueError("'longest' goes with 'truncated: longer', and only with it")
-        if self.longest is not None and self.longest <= self.max_tokens:
-            raise ValueError(f"'longest' is {self.longest}, not above 'max_tokens' ({self.max_tokens})")
-        if taken := sorted({"model", "messages", "n", "seed", "stream", "max_tokens"} & set(self.parameters)):
-            raise ValueError(f"'parameters' may not set '{taken[0]}': the engine does")
-        return self
-
-
-class Try(Values):
-    """`samples` answers to each prompt that is still without a passed one: by the same teacher or another, with its
-    instructions or a `hint` after them. The student never sees the hint."""
-
-    samples: Count
-    hint: str | None = Field(None, min_length=1)
-    teacher: Writer | None = None
-
-
-class Rescue(Values):
-    """Ask again where no answer passed, so that checks do not silently drop what is hard. The tries come in turn; the
-    first that brings a passed answer ends it for that prompt."""
-
-    tries: tuple[Try, ...] = Field(min_length=1)
-    budget: Positive | None = Field(None, description="US dollars for all tries together, beyond generate.budget")
-
-
-class DataRecipe(Values):
+class Recipe(Values):
     """Prompts, a teacher, how it is asked, and which of its answers are good."""
 
     name: Name
     seed: Seed = 0
     prompts: Source
-    teacher: Writer
+    teacher: Teacher
     generate: Generate = Generate()  # pyright: ignore[reportCallIssue]
-    verify: Verification | None = None
+    verify: Verify | None = None
     select: Select = Select()  # pyright: ignore[reportCallIssue]
     rescue: Rescue | None = None
-    student: Learner | None = None
-    train: Lessons = Lessons()  # pyright: ignore[reportCallIssue]
-    evaluate: Exam | None = None
+    student: Student | None = None
+    train: TrainSettings = TrainSettings()  # pyright: ignore[reportCallIssue]
+    evaluate: Evaluate | None = None
 
     @property
     def licensed(self) -> dict[str, str]:
@@ -143,12 +57,12 @@ class DataRecipe(Values):
                 found[f"rescue.tries.{number}.teacher.licence"] = again.teacher.licence
         return found
 
-    def asked(self, rescue: int) -> Writer:
+    def asked(self, rescue: int) -> Teacher:
         """Who wrote the answers of a rescue try; 0: the teacher."""
         again = self.rescue.tries[rescue - 1] if self.rescue and rescue else None
         return self.teacher if again is None or again.teacher is None else again.teacher
 
-    def licences_of(self, writer: Writer) -> str:
+    def licences_of(self, writer: Teacher) -> str:
         """What travels with every row that `writer` wrote."""
         return f"{writer.licence} (teacher), {self.prompts.licence} (prompts)"
 
@@ -160,7 +74,7 @@ class DataRecipe(Values):
         return f"{', '.join(f'{licence} (teacher)' for licence in teachers)}, {self.prompts.licence} (prompts)"
 
     @model_validator(mode="after")
-    def _selection_follows_checks(self) -> DataRecipe:
+    def _selection_follows_checks(self) -> Recipe:
         if self.verify is None and self.select != Select():  # pyright: ignore[reportCallIssue]
             raise ValueError("'select' chooses among checked answers: add 'verify' with its checks")
         if self.verify is None and self.rescue is not None:
@@ -194,7 +108,7 @@ class DataRecipe(Values):
         )
 
     @model_validator(mode="after")
-    def _somebody_scores(self) -> DataRecipe:
+    def _somebody_scores(self) -> Recipe:
         if self.student is not None and not isinstance(self.train.method, Sft) and self.scored_by is None:
             raise ValueError(
                 f"'train.method' is {self.train.method.kind}, but the teacher does not run in this process: name "
@@ -203,7 +117,7 @@ class DataRecipe(Values):
         return self
 
     @model_validator(mode="after")
-    def _somebody_rewards(self) -> DataRecipe:
+    def _somebody_rewards(self) -> Recipe:
         rewards = self.train.on_policy is not None and self.train.on_policy.reward is not None
         if rewards and not (self.verify and self.verify.alone):
             raise ValueError(
@@ -213,7 +127,7 @@ class DataRecipe(Values):
         return self
 
     @model_validator(mode="after")
-    def _validations_can_be_marked(self) -> DataRecipe:
+    def _validations_can_be_marked(self) -> Recipe:
         if self.train.predict_with_generate and not (self.verify and self.verify.alone):
             raise ValueError(
                 "'train.predict_with_generate' has one answer a prompt marked: give 'verify' a check that needs no "
@@ -222,7 +136,7 @@ class DataRecipe(Values):
         return self
 
     @model_validator(mode="after")
-    def _rescue_asks_something_new(self) -> DataRecipe:
+    def _rescue_asks_something_new(self) -> Recipe:
         for number, again in enumerate(self.rescue.tries if self.rescue else ()):
             if self.generate.temperature == 0 and again.hint is None and again.teacher is None:
                 raise ValueError(
@@ -232,7 +146,7 @@ class DataRecipe(Values):
         return self
 
     @model_validator(mode="after")
-    def _budget_has_a_price(self) -> DataRecipe:
+    def _budget_has_a_price(self) -> Recipe:
         exam = self.evaluate.budget if self.evaluate else None
         paid = isinstance(self.teacher.engine, Server | Batches)
         tries = range(1, len(self.rescue.tries) + 1) if self.rescue else ()
@@ -252,9 +166,9 @@ class DataRecipe(Values):
         return self
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> DataRecipe:
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a data recipe. Raises InputError (exit 2) with file, line, key and the way out."""
-    return recipe_file.read(path, overrides, DataRecipe)
+    return recipe_file.read(path, overrides, Recipe)
 
 
 def is_data_recipe(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The part of a data recipe that says how a student writes answers itself while it learns (`train.on_policy`)."""
+"""How a student writes answers itself while it learns (`train.on_policy`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from potstill.recipe import Action
-from potstill.teacher_recipe import Http
-from potstill.values import Count, Positive, Probability, Values
+from potstill.recipe.guards import RolloutGuards
+from potstill.recipe.teacher import Http
+from potstill.recipe.values import Count, Positive, Probability, Values
 
 
 class TaskReward(Values):
@@ -17,30 +17,6 @@ class TaskReward(Values):
     has none. Checks that cost money or compare answers (judges, reward models, majorities) are not asked."""
 
     weight: Positive = Field(1.0, description="nats that a passed answer is worth more than a failed one, a token")
-
-
-class RolloutGuards(Values):
-    """What the student's own answers must keep to, as running means over steps; null leaves one out. Every value is in
-    metrics.jsonl under its name here; `docs/design/guards.md` says why each bound is where it is."""
-
-    action: Action = "stop"
-    patience: Count = Field(5, description="steps in a row beyond a bound that are a breach")
-    eos_rate: Probability | None = Field(
-        0.2, description="least share of answers that end by themselves, once it has been twice that"
-    )
-    rollout_length: Annotated[float, Field(gt=1)] | None = Field(
-        3.0, description="times that the mean length may leave the span of its start and the kept answers"
-    )
-    repetition: Probability | None = Field(0.5, description="most tokens, as a share, in a loop that an answer ends in")
-    student_entropy: Probability | None = Field(
-        0.1, description="least share of its start's and the teacher's entropy on the same text"
-    )
-    support_overlap: Probability | None = Field(
-        0.3, description="least share of tokens among the teacher's 20 most probable, once it has been twice that"
-    )
-    log_probability_gap: Positive | None = Field(
-        0.2, description="most nats a token between the engine that writes and the trainer"
-    )
 
 
 class RolloutServer(Http):

@@ -1,0 +1,32 @@
+"""The test set, and how it is scored (`evaluate`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from potstill.recipe.checks import Check, Judge, Majority, RewardModel
+from potstill.recipe.prompts import PromptFile
+from potstill.recipe.values import Count, Positive, Values
+
+
+class Evaluate(Values):
+    """Prompts that nobody trained on, answered greedily by teacher and student, and the checks that say which answers
+    are right. What selection must not keep (`select.evaluation`) should name the same file."""
+
+    prompts: PromptFile
+    checks: tuple[Check, ...] = Field(min_length=1)
+    max_tokens: Count = 512
+    batch_size: Count = Field(32, description="answers that the student writes at once")
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    processes: Count = Field(2, description="checks at once")
+    budget: Positive | None = Field(None, description="US dollars for the teacher's answers, beyond generate.budget")
+
+    @model_validator(mode="after")
+    def _one_answer_each(self) -> Evaluate:
+        if any(isinstance(check, Majority) for check in self.checks):
+            raise ValueError("'checks' may not hold a majority: every prompt is answered once")
+        if any(isinstance(check, Judge | RewardModel) for check in self.checks):
+            raise ValueError("'checks' may not hold a judge or a reward model: an exam's marks come from checks alone")
+        return self

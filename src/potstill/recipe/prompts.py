@@ -1,0 +1,82 @@
+"""Where prompts come from (`prompts`): a file or a folder, and which of its columns holds what; procedural
+tasks; or what the teacher writes after a few."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, cast
+
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+
+from potstill.recipe.values import Count, Probability, Values
+
+
+class TextColumns(Values):
+    """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
+
+    text: str | None = None
+    messages: str | None = None
+    id: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_text(self) -> TextColumns:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("name exactly one of 'text' and 'messages'")
+        return self
+
+
+class Columns(TextColumns):
+    """`reference`: what checks compare with (a gold answer, unit tests); any JSON value. It is never trained on."""
+
+    reference: str | None = None
+
+
+class PromptFile(Values):
+    """A JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`. Streamed: it may hold millions."""
+
+    kind: Literal["file"] = "file"
+    source: str
+    licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
+    columns: Columns
+    header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
+
+
+class ReasoningGym(Values):
+    """Procedural tasks from the package reasoning-gym: as many as wanted, the same for the same seed."""
+
+    kind: Literal["reasoning_gym"]
+    task: str = Field(description="a name such as chain_sum")
+    size: Count
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict[str, JsonValue], description="the task's own settings, such as {max_terms: 2}"
+    )
+    licence: Literal["apache-2.0"] = "apache-2.0"
+
+
+class Expand(Values):
+    """New prompts that the teacher writes after a few of yours. It is asked until there are `to`, or five times the
+    requests that should do."""
+
+    kind: Literal["expand"]
+    seeds: PromptFile
+    to: Count = Field(description="how many prompts, the seeds among them")
+    show: Count = Field(4, description="seeds shown in a request")
+    a_request: Count = Field(5, description="new prompts asked for in a request")
+    overlap: Probability = Field(0.5, description="share of word triples above which a prompt is a near-duplicate")
+    max_tokens: Count = 512
+
+    @property
+    def licence(self) -> str:
+        return self.seeds.licence
+
+
+def _source_kind(given: object) -> str:
+    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+    return str(kind or "file")
+
+
+Source = Annotated[
+    Annotated[PromptFile, Tag("file")]
+    | Annotated[ReasoningGym, Tag("reasoning_gym")]
+    | Annotated[Expand, Tag("expand")],
+    Discriminator(_source_kind),
+]
