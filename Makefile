@@ -94,13 +94,13 @@ bench-train: $(BENCH) $(REVIEWS) ## the trainer beside TRL's, and steps from cac
 	.venv-bench/bin/python benchmarks/train.py --texts 96
 	.venv-bench/bin/python benchmarks/cached_steps.py
 
-bench-int8: $(SETUP) $(REVIEWS) ## a teacher with int8 weights beside itself: KL, bytes, tokens a second
+bench-int8: $(SETUP) $(REVIEWS) ## a teacher with int8 weights beside itself: KL, bytes, tokens per second
 	$(BIN)/python benchmarks/int8_teacher.py --write docs/results/train.md
 
 bench-select: $(SETUP) ## which of a teacher's answers to learn: 4 sets of answers, 3 seeds, 1,000 held-out e-mails
 	$(BIN)/python benchmarks/selection.py --write docs/results/selection.md
 
-bench-on-policy: $(BENCH) ## a whole on-policy step beside TRL's: tokens a second, memory, and the same first loss
+bench-on-policy: $(BENCH) ## a whole on-policy step beside TRL's: tokens per second, memory, and the same first loss
 	HF_HUB_OFFLINE=1 .venv-bench/bin/python benchmarks/on_policy.py --write docs/results/on_policy.md
 
 bench-on-policy-experiment: $(SETUP) ## what own answers add to a student: 5 seeds of a small task, 2 of order e-mails

@@ -143,7 +143,7 @@ def main() -> None:
     tokens = sum(row.tokens for row in rows) * BATCH / len(rows)
     print(
         f"{computed_in()}, Python {platform.python_version()} torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads; {len(baton.wall[0]) - WARM} rounds, medians; {tokens:.0f} tokens a step"
+        f"{torch.get_num_threads()} threads; {len(baton.wall[0]) - WARM} rounds, medians; {tokens:.0f} tokens per step"
     )
     print("| step | ms | times cross-entropy | times its CPU time |\n|---|---|---|---|")
     for name, wall, cpu in zip(ARMS, baton.wall, baton.cpu, strict=True):

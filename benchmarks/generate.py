@@ -3,7 +3,7 @@
     python benchmarks/generate.py --peers FOLDER [--write docs/results/generate.md]
 
 FOLDER holds a virtual environment for each peer (`make bench-generate` makes them). Every tool has 1,000 requests in
-flight; rows a second are from the call to the last row on disk (the bare loop writes nothing), without start-up.
+flight; rows per second are from the call to the last row on disk (the bare loop writes nothing), without start-up.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def main() -> None:
             *lines,
             "",
             f"Event-loop lag of Potstill: p99 {lag * 1000:.0f} ms (worst of {options.rounds} rounds). Peak memory of "
-            f"the benchmark process: {memory:.0f} MB. {options.prompts:,} prompts a round for the first two (median of "
-            f"{options.rounds} rounds, interleaved), {options.peer_prompts:,} for the others. Python "
+            f"the benchmark process: {memory:.0f} MB. {options.prompts:,} prompts per round for the first two (median "
+            f"of {options.rounds} rounds, interleaved), {options.peer_prompts:,} for the others. Python "
             f"{platform.python_version()}, {os.cpu_count()} cores shared with the server, {time.strftime('%Y-%m-%d')}.",
         ]
     )

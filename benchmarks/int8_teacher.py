@@ -51,7 +51,7 @@ def logp(model: PreTrainedModel, documents: Documents) -> Tensor:
 
 @torch.no_grad()
 def rate(model: PreTrainedModel, documents: Documents) -> float:
-    """Tokens a second, without the head."""
+    """Tokens per second, without the head."""
     begin = time.perf_counter()
     hidden_rows(model, documents, torch.tensor([len(documents.ids_T) - 1]))
     return len(documents.ids_T) / (time.perf_counter() - begin)

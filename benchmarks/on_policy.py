@@ -1,7 +1,7 @@
 """A whole on-policy step beside TRL's `DistillationTrainer`: rollouts, the teacher's scores, one update.
 
 `make bench-on-policy` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; order
-e-mails as prompts, eight answers a step of at most 64 tokens at temperature 1, reverse KL over the whole vocabulary
+e-mails as prompts, eight answers per step of at most 64 tokens at temperature 1, reverse KL over the whole vocabulary
 (TRL's default), AdamW. Both are processes of their own that take turns, with fp32 masters and no gradient
 checkpointing; both compute in bf16 where the processor multiplies it natively, in fp32 elsewhere. In the first step,
 which is outside the clock, both are given the same answers, so that their first loss must agree. Peak memory is the
@@ -39,7 +39,7 @@ PARTS = ("rollout", "teacher", "student", "loss", "backward", "update")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Trained tokens are those that the student wrote. `parts` are seconds a step."""
+    """Trained tokens are those that the student wrote. `parts` are seconds per step."""
 
     tokens: int
     seconds: float
@@ -49,7 +49,7 @@ class Measured:
     parts: dict[str, float]
 
     @property
-    def tokens_a_second(self) -> float:
+    def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
 
@@ -256,12 +256,12 @@ def page(found: dict[str, list[Measured]], steps: int) -> str:
         f"{computed_in()}, Python {platform.python_version()} {versions}; {steps} steps of {BATCH} answers, the first "
         f"{WARM} outside the clock, {len(found['trl'])} alternating runs, medians (range).",
         "",
-        "| | trained tokens/s | seconds a step | tokens a step | peak MiB | first loss |",
+        "| | trained tokens/s | seconds per step | tokens per step | peak MiB | first loss |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     rate: dict[str, float] = {}
     for system, runs in found.items():
-        rates = [m.tokens_a_second for m in runs]
+        rates = [m.tokens_per_second for m in runs]
         rate[system] = statistics.median(rates)
         step = statistics.median(m.seconds / m.steps for m in runs)
         memory = statistics.median(m.peak_bytes for m in runs) / 2**20
@@ -271,7 +271,7 @@ def page(found: dict[str, list[Measured]], steps: int) -> str:
             f"{tokens:.0f} | {memory:,.0f} | {runs[0].first_loss:.4f} |"
         )
     lines += ["", f"Ratio {rate['potstill'] / rate['trl']:.2f}.", ""]
-    lines += [f"| seconds a step | {' | '.join(PARTS)} | rest |", "|---" + "|---:" * (len(PARTS) + 1) + "|"]
+    lines += [f"| seconds per step | {' | '.join(PARTS)} | rest |", "|---" + "|---:" * (len(PARTS) + 1) + "|"]
     for system, runs in found.items():
         parts = [statistics.median(m.parts[part] for m in runs) for part in PARTS]
         rest = statistics.median(m.seconds / m.steps - sum(m.parts.values()) for m in runs)
@@ -307,7 +307,7 @@ def _apart(system: str, steps: int) -> Measured:
     if done.returncode:
         sys.exit(f"{system} failed:\n{done.stderr[-2000:]}")
     measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
-    print(f"{system}: {measured.tokens_a_second:.0f} trained tokens/s", file=sys.stderr, flush=True)
+    print(f"{system}: {measured.tokens_per_second:.0f} trained tokens/s", file=sys.stderr, flush=True)
     return measured
 
 

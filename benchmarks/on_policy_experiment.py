@@ -279,7 +279,7 @@ def table(task: Task, plan: Plan, found: Sequence[Seed]) -> str:
         lines.append(f"| {name} | {right} | {in_time} | {kl} | {rest}")
     lines += [
         "",
-        "| on-policy less | right, points | right in equal time, points | KL, nats a token |",
+        "| on-policy less | right, points | right in equal time, points | KL, nats per token |",
         "|---|---:|---:|---:|",
     ]
     for name, arm in arms.items():

@@ -44,7 +44,7 @@ class Steps:
         worst_N = self.nats_N.sort(descending=True).values
         few = int((worst_N.cumsum(0) < worst_N.sum() / 2).sum()) + 1
         return (
-            f"KL {self.nats_N.mean():.4f} nats a token, half of it in {few} of {len(worst_N)} tokens; gradient norm "
+            f"KL {self.nats_N.mean():.4f} nats per token, half of it in {few} of {len(worst_N)} tokens; gradient norm "
             f"{size_K.sqrt().median():.3f} ({size_K.sqrt().min():.3f} to {size_K.sqrt().max():.3f}), of the mean "
             f"{signal.clamp(min=0).sqrt():.3f}, noise over signal {noise / signal:.1f}"
         )

@@ -68,7 +68,7 @@ def rate(write: Callable[[], int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=1, help="answers a prompt")
+    parser.add_argument("--n", type=int, default=1, help="answers per prompt")
     parser.add_argument("--rows", type=int, default=16, help="slots, and rows of a static batch")
     parser.add_argument("--longest", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=3)

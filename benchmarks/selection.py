@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-select")
     parser.add_argument("--prompts", type=int, default=240)
     parser.add_argument("--questions", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=4, help="answers a prompt; the last arm has four times as many")
+    parser.add_argument(
+        "--samples", type=int, default=4, help="answers per prompt; the last arm has four times as many"
+    )
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", type=Path)

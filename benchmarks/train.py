@@ -1,4 +1,4 @@
-"""The trainer beside TRL's: non-padding tokens a second, peak memory and the loss of the first step.
+"""The trainer beside TRL's: non-padding tokens per second, peak memory and the loss of the first step.
 
 `make bench-train` runs it. Teacher: SmolLM2-135M; student: its first eight layers, embeddings trained too; the texts
 are runs of movie reviews, their number log-normal, the first 40 % of each the prompt. Every contender is a process of
@@ -42,7 +42,7 @@ SYSTEMS = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    tokens_a_second: float
+    tokens_per_second: float
     peak_bytes: int
     first_loss: float
     tokens: int
@@ -276,7 +276,7 @@ def main() -> None:
             found[system].append(_apart(system, chosen.texts))
     print("| system | tokens/s | peak MiB | first loss | tokens |\n|---|---|---|---|---|")
     for system, name in SYSTEMS.items():
-        speed = statistics.median(m.tokens_a_second for m in found[system])
+        speed = statistics.median(m.tokens_per_second for m in found[system])
         memory = statistics.median(m.peak_bytes for m in found[system]) / 2**20
         first = found[system][0]
         print(f"| {name} | {speed:.0f} | {memory:,.0f} | {first.first_loss:.4f} | {first.tokens:,} |")
@@ -288,7 +288,7 @@ def _apart(system: str, count: int) -> Measured:
     if done.returncode:
         sys.exit(f"{system} failed:\n{done.stderr[-2000:]}")
     measured = Measured(**json.loads(done.stdout.splitlines()[-1]))
-    print(f"{system}: {measured.tokens_a_second:.0f} tokens/s", file=sys.stderr, flush=True)
+    print(f"{system}: {measured.tokens_per_second:.0f} tokens/s", file=sys.stderr, flush=True)
     return measured
 
 

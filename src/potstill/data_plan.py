@@ -24,7 +24,7 @@ from potstill.records import Watch, unwatched
 from potstill.sizing.job import Sizes, Text, sizes_of
 from potstill.store.requests import Requests
 
-_BYTES_A_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def _text(recipe: Recipe, price: Price, left_out: Counter[str]) -> tuple[Text, i
     for prompt in stream_prompts(recipe.prompts, left_out):
         turns = tuple(m.as_dict() for m in prompt.messages)
         most = prompt_bound(replace(nothing, messages=turns))
-        mine, whole = most // _BYTES_A_TOKEN, (before + most) // _BYTES_A_TOKEN
+        mine, whole = most // _BYTES_PER_TOKEN, (before + most) // _BYTES_PER_TOKEN
         own, longest_own = own + mine, max(mine, longest_own)
         told, longest_told = told + whole, max(whole, longest_told)
         worst += 0 if price == FREE else price.worst(replace(nothing, messages=(*first, *turns)))

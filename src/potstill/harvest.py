@@ -230,12 +230,12 @@ def expanded(recipe: Recipe, source: Expand, place: Path, watch: Watch) -> Recip
     if not seeds:
         raise InputError(f"prompts.seeds: '{source.seeds.source}' holds no prompts", way_out="give a few")
     folder = place / "expansion"
-    enough = max(0, math.ceil((source.to - len(seeds)) / source.a_request))
+    enough = max(0, math.ceil((source.to - len(seeds)) / source.per_request))
     asked, found, spent = 0, list(dict.fromkeys(seeds)), 0
     while len(found) < source.to and asked < 5 * enough:
-        asked += max(1, math.ceil((source.to - len(found)) / source.a_request))
+        asked += max(1, math.ceil((source.to - len(found)) / source.per_request))
         asks = [
-            {"text": ask_for_more(seeds, count=source.a_request, show=source.show, number=i, seed=recipe.seed)}
+            {"text": ask_for_more(seeds, count=source.per_request, show=source.show, number=i, seed=recipe.seed)}
             for i in range(asked)
         ]
         write_atomic(folder.with_name("expansion.jsonl"), "".join(json.dumps(ask) + "\n" for ask in asks))

@@ -91,7 +91,7 @@ def _teach(recipe: Recipe, learner: Student, place: Path, watch: Watch, world: W
 
 
 def student_nats(recipe: Recipe) -> Nats | None:
-    """What `select.prefer: learnable` asks the student before its first step: mean nats a token of each answer (its
+    """What `select.prefer: learnable` asks the student before its first step: mean nats per token of each answer (its
     reasoning too where that is learnt) and of the end of the turn, in the student's own template. None where the recipe
     does not ask for it."""
     if recipe.select.prefer != "learnable":

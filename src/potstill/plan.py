@@ -20,7 +20,7 @@ from potstill.recipe.choices import ChoiceRecipe
 from potstill.store.sinks import require_sinks
 from potstill.text.template import Template
 
-_BYTES_A_TOKEN = 4
+_BYTES_PER_TOKEN = 4
 _SHARE_OF_PEAK = 0.5  # an assumption, not a measurement: what a model reaches of a bare product
 _TRAINING_BYTES = 16  # fp32 weight, gradient and two moments
 _WEIGHT_BYTES = 4
@@ -71,7 +71,7 @@ def plan(recipe: ChoiceRecipe) -> Plan:
             Template(source, name=name)
     found = load_prompts(recipe)
     sizes = Counter(p.split for p in found.prompts)
-    mean_tokens = sum(len(p.text.encode()) for p in found.prompts) / len(found.prompts) / _BYTES_A_TOKEN + 8
+    mean_tokens = sum(len(p.text.encode()) for p in found.prompts) / len(found.prompts) / _BYTES_PER_TOKEN + 8
     return Plan(
         recipe=recipe,
         prompts=dict(sizes),
@@ -91,13 +91,13 @@ def _work(recipe: ChoiceRecipe, teacher: Facts | None, mean_tokens: float) -> tu
     evaluated = round(split.test * mean_tokens * (len(arms) + ("base" in recipe.controls)))
     big = small = rate = None
     if teacher:
-        rate = _flops_a_second() * _SHARE_OF_PEAK
-        big = teacher.layers * teacher.a_layer
-        small = recipe.student.layers * teacher.a_layer
+        rate = _flops_per_second() * _SHARE_OF_PEAK
+        big = teacher.layers * teacher.per_layer
+        small = recipe.student.layers * teacher.per_layer
     student_bytes = teacher.with_layers(recipe.student.layers) * _TRAINING_BYTES if teacher else None
 
-    def seconds(flops_a_token: int, tokens: int, parameters: int | None) -> float | None:
-        return flops_a_token * tokens * parameters / rate if rate and parameters else None
+    def seconds(flops_per_token: int, tokens: int, parameters: int | None) -> float | None:
+        return flops_per_token * tokens * parameters / rate if rate and parameters else None
 
     return (
         Work(
@@ -140,7 +140,7 @@ def _encoder_work(recipe: ChoiceRecipe, mean_tokens: float) -> tuple[Work, ...]:
     )
 
 
-def _flops_a_second() -> float:
+def _flops_per_second() -> float:
     """What a bare fp32 matrix product reaches here, from a thirtieth of a second of trying."""
     a = np.ones((512, 512), dtype=np.float32)
     np.matmul(a, a)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """Last hidden states and the head that turns them into logits: the full distribution, for d numbers a token.
+    """Last hidden states and the head that turns them into logits: the full distribution, for d numbers per token.
 
     `logit_scale`, `softcap` and `bias_V` are the teacher's own, as for the student in `linear_divergence`.
     """

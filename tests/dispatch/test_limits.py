@@ -96,7 +96,7 @@ def test_no_minute_has_more_requests_than_allowed(gaps: list[float]) -> None:
 def test_tokens_may_fall_into_debt_and_are_waited_for() -> None:
     allowance = Allowance(600, 0.0)
     assert allowance.wait(0.0) == 0
-    allowance.take(1010)  # ten a second in store, ten a second to come
+    allowance.take(1010)  # ten per second in store, ten per second to come
     assert 100 <= allowance.wait(0.0) <= 101
     assert allowance.wait(101) == 0
 

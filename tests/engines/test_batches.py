@@ -13,7 +13,7 @@ from data_runs import command, exported, generate, query, write_recipe
 
 from loopback import Loopback, loopback
 
-ENGINE: dict[str, Any] = {"kind": "batches", "poll_seconds": 0.1, "requests_a_file": 25}
+ENGINE: dict[str, Any] = {"kind": "batches", "poll_seconds": 0.1, "requests_per_file": 25}
 
 
 def recipe(folder: Path, server: Loopback, **more: Any) -> Path:

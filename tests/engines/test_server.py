@@ -159,9 +159,9 @@ def test_requests_a_minute_are_kept(tmp_path: Path) -> None:
     from potstill.harvest import harvest
     from potstill.recipe import load_recipe
 
-    engine: Mapping[str, Any] = {"requests_a_minute": 600.0}
+    engine: Mapping[str, Any] = {"requests_per_minute": 600.0}
     with loopback() as server:
         start = time.monotonic()
         harvest(load_recipe(write_recipe(tmp_path, server.url, prompts=30, engine=engine)), folder=tmp_path / "run")
-        assert time.monotonic() - start >= 1.9  # ten at once, then ten a second
+        assert time.monotonic() - start >= 1.9  # ten at once, then ten per second
         assert server.attempts() == 30

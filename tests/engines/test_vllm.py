@@ -181,7 +181,9 @@ def test_twenty_steps_on_policy_under_a_served_teacher(vllm: str, tmp_path: Path
     start = time.perf_counter()
     model = teach(recipe, folder=tmp_path / "run")
     losses = [row["loss"] for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student")]
-    print(f"{len(losses)} steps in {time.perf_counter() - start:.0f} s, KL a token {[round(one, 2) for one in losses]}")
+    print(
+        f"{len(losses)} steps in {time.perf_counter() - start:.0f} s, KL per token {[round(one, 2) for one in losses]}"
+    )
     assert len(losses) == 20 and (model / "config.json").is_file()
     assert statistics.mean(losses[-5:]) < 0.7 * statistics.mean(losses[:5])
 
@@ -230,8 +232,8 @@ def test_a_student_behind_vllm_writes_with_its_newest_weights(tmp_path: Path) ->
         spent = time.perf_counter() - start
     steps = Metrics(run / "metrics.jsonl").rows("student")
     losses, gaps = [row["loss"] for row in steps], [row["log_probability_gap"] for row in steps]
-    print(f"{len(losses)} steps in {spent:.0f} s, KL a token {[round(one, 2) for one in losses]}")
-    print(f"gap between vLLM and the trainer, nats a token: {[round(one, 3) for one in gaps]}")
+    print(f"{len(losses)} steps in {spent:.0f} s, KL per token {[round(one, 2) for one in losses]}")
+    print(f"gap between vLLM and the trainer, nats per token: {[round(one, 3) for one in gaps]}")
     assert len(losses) == 20 and (model / "config.json").is_file()
     assert statistics.mean(losses[-5:]) < 0.7 * statistics.mean(losses[:5])
     assert max(gaps) < 0.02

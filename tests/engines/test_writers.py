@@ -147,7 +147,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def test_the_real_llama_cpp_server_answers_and_what_is_cut_off_is_asked_longer(llama: str, tmp_path: Path) -> None:
     path = write_recipe(
-        tmp_path, llama, prompts=3, engine={"deadline": 120.0, "in_flight": 4, "samples_a_request": 2},
+        tmp_path, llama, prompts=3, engine={"deadline": 120.0, "in_flight": 4, "samples_per_request": 2},
         n=2, temperature=0.8, max_tokens=3, truncated="longer", longest=12,
     )  # fmt: skip
     found = harvest(load_recipe(path), folder=tmp_path / "run")

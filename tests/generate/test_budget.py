@@ -36,7 +36,7 @@ def test_fifty_random_budgets_are_kept_under_faults(tmp_path: Path) -> None:
                     folder,
                     server.url,
                     prompts=20,
-                    engine={"retry_seconds": 0.01, "samples_a_request": draw.randint(1, 3)},
+                    engine={"retry_seconds": 0.01, "samples_per_request": draw.randint(1, 3)},
                     n=draw.randint(1, 3),
                     max_tokens=draw.choice([8, 16, 32]),
                     budget=budget,

@@ -47,7 +47,7 @@ def recipe(folder: Path, to: int) -> Recipe:
         json.dumps(
             {
                 "name": "more",
-                "prompts": {"kind": "expand", "seeds": seeds, "to": to, "a_request": 4},
+                "prompts": {"kind": "expand", "seeds": seeds, "to": to, "per_request": 4},
                 "teacher": {"model": "m", "licence": "mit", "engine": {"kind": "canned", "answers": "unused"}},
                 "generate": {"n": 2},
             }

@@ -40,7 +40,7 @@ def check_terminal(run: Path, prompts: int, n: int) -> None:
 
 
 def faulty(tmp_path: Path, *, prompts: int, together: int) -> None:
-    engine = {**ENGINE, "samples_a_request": together}
+    engine = {**ENGINE, "samples_per_request": together}
     took: dict[float, float] = {}
     for share in (0.0, 0.3):
         folder = tmp_path / str(share)

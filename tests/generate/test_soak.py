@@ -64,7 +64,7 @@ def test_a_million_prompts_in_flat_memory_and_a_quick_resume(tmp_path: Path) -> 
     size = sum(f.stat().st_size for f in run.glob("ledger.sqlite*"))
     query(run, "UPDATE asks SET settled = NULL")  # the hardest resume: every prompt must be looked at again
     again = go()
-    print(f"{count:,} prompts: {first}; {size / count:.0f} bytes a row in the ledger, "
+    print(f"{count:,} prompts: {first}; {size / count:.0f} bytes per row in the ledger, "
           f"{len(exported(run)) / count:.0f} in the Parquet; again {again}")  # fmt: skip
     assert first["exported"] == again["exported"] == count
     assert first["peak"] < 600 and first["late"] < 1.1 * first["middle"]

@@ -52,7 +52,7 @@ def test_json_lines_carry_the_numbers(tmp_path: Path) -> None:
         done = generate(write_recipe(tmp_path, server.url, prompts=50), tmp_path / "run", "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     facts = next(line["facts"] for line in reversed(lines) if "facts" in line)
-    assert facts["failed: overloaded"] > 0 and facts["replies_a_second"] > 0 and facts["in_flight"] == 0
+    assert facts["failed: overloaded"] > 0 and facts["replies_per_second"] > 0 and facts["in_flight"] == 0
     assert lines[-1]["answers"] == 50 and lines[-1]["read attempts"] == 50
 
 

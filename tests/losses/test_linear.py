@@ -340,7 +340,7 @@ def test_a_top_k_never_says_more_than_the_whole_distribution(seed: int, index: i
 
 
 def test_sampled_counts_have_the_gradient_of_the_forward_kl_on_average() -> None:
-    """Eight draws a row are far off each time and right on average: the error of the mean falls with its root."""
+    """Eight draws per row are far off each time and right on average: the error of the mean falls with its root."""
     case = Case.random(5, rows=3)
     _, exact, _ = backward(case, signal_of("hidden", case, Options()), ForwardKl())
     p = torch.softmax(teacher_logits(case, Options()), -1)

@@ -218,7 +218,7 @@ def test_forward_kl_covers_the_modes_and_reverse_kl_seeks_one() -> None:
 
 
 def test_the_policy_gradient_seeks_the_mode_too() -> None:
-    """By its own estimates: 64 outcomes drawn from the student a step, weighed by their log-ratio."""
+    """By its own estimates: 64 outcomes drawn from the student per step, weighed by their log-ratio."""
     place = torch.tensor([14.0, math.log(5.0)], dtype=torch.float64, requires_grad=True)
     optimizer, draw = torch.optim.Adam([place], lr=0.05), torch.Generator().manual_seed(0)
     for _ in range(600):

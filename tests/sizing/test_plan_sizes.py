@@ -222,7 +222,7 @@ def test_lora_takes_less_than_training_all_in_memory_and_work(learning: Learning
 
 def test_full_training_is_six_operations_a_parameter_and_token() -> None:
     learning = Learning(shape=tiny(tied=False), pass_tokens=64, frozen_embeddings=False)
-    matrices = learning.shape.layers * learning.shape.matrices_a_layer + learning.shape.embeddings
+    matrices = learning.shape.layers * learning.shape.matrices_per_layer + learning.shape.embeddings
     assert learning_flops(learning, read=10, learnt=10, context=0) == 6 * matrices * 10
     # and 12 L x width x what a token looks back on (Chowdhery et al. 2022, appendix B)
     more = learning_flops(learning, read=10, learnt=10, context=50) - 6 * matrices * 10
@@ -252,7 +252,7 @@ def test_golden_plan_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch
     assert memory["activations"] == 8192 * (28 * (26 * 1024 + 16_384 + 64 + 18_432 + 8 * 3072) + 8 * 1024)
     assert sizes["examples_at_most"] == 40_000 and sizes["signals"]["tokens"] == 40_000 * 512
     # 64 of 151,936 ids: 11 bits and 138 marks; 64 x 12 bits; reach, tail, log-sum-exp; a key of 20 bytes for 512 tokens
-    assert sizes["signals"]["bytes_a_token"] == 88 + 18 + 96 + 10 + 20 / 512
+    assert sizes["signals"]["bytes_per_token"] == 88 + 18 + 96 + 10 + 20 / 512
     counts = {fit["gpu"]: fit["count"] for fit in sizes["gpus"]}
     assert counts == {"RTX 4090": 4, "L40S": 1, "H100": 1, "H200": 1}
 

@@ -20,7 +20,7 @@ from potstill.losses import linear_divergence
 from potstill.signals import Hidden, Sampled, TopK
 from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.draws import draw
-from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, bytes_a_token
+from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, bytes_per_token
 from potstill.store.packing import Packable
 from potstill.store.sealed import Damaged, check_seal, open_sealed, write_sealed
 from potstill.store.signals import Identity, SignalsCache, key_of
@@ -209,11 +209,11 @@ def test_sizes_are_promised_and_kept(tmp_path: Path) -> None:
                     distinct = (distinct or 0) + float((signal_.counts_NK > 0).sum()) / 4_000
             cache.flush()
             examples, rows, size = cache.sizes()
-        promised = bytes_a_token(form, V, 576, distinct=distinct, tokens_an_example=100)
+        promised = bytes_per_token(form, V, 576, distinct=distinct, tokens_per_example=100)
         assert (examples, rows) == (40, 4_000)
         assert size / rows == pytest.approx(promised, rel=0.05), form
         assert promised <= most + 0.2, form
-        print(f"{form}: {size / rows:.1f} B a token, {promised:.1f} promised")
+        print(f"{form}: {size / rows:.1f} B per token, {promised:.1f} promised")
 
 
 # resume
@@ -334,7 +334,7 @@ def test_another_form_is_refused(tmp_path: Path, form: Form, said: str) -> None:
     ("form", "signal_", "said"),
     [
         (TopKForm(2), TopK(torch.tensor([[1, 1]]), torch.tensor([[-1.0, -1.0]])), "names a token twice"),
-        (TopKForm(2), TopK(torch.tensor([[1]]), torch.tensor([[-1.0]])), "has 1 candidates a token, the cache 2"),
+        (TopKForm(2), TopK(torch.tensor([[1]]), torch.tensor([[-1.0]])), "has 1 candidates per token, the cache 2"),
         (TopKForm(1), TopK(torch.tensor([[V]]), torch.tensor([[-1.0]])), "of a vocabulary of 49152"),
         (TopKForm(1), TopK(torch.tensor([[1]]), torch.tensor([[float("nan")]])), "is NaN or above 0"),
         (TopKForm(1), TopK(torch.tensor([[1]]), torch.tensor([[-1.0]]), None, 2.0), "taken at temperature 2.0"),
@@ -412,7 +412,7 @@ def test_no_bit_of_a_sealed_file_may_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.bench
-def test_sampled_signals_are_read_at_a_million_tokens_a_second(tmp_path: Path) -> None:
+def test_sampled_signals_are_read_at_a_million_tokens_per_second(tmp_path: Path) -> None:
     z, count = logits(200), 1_000
     with SignalsCache.open(tmp_path, WHO, SampledForm(32)) as cache:
         one = draw(z, draws=32, temperature=1, key=b"x" * 16)
@@ -424,5 +424,5 @@ def test_sampled_signals_are_read_at_a_million_tokens_a_second(tmp_path: Path) -
         order = random.Random(0).sample(keys(count), count)
         rows = sum(len(drawn(cache.read(order[i : i + 16])).ids_NK) for i in range(0, count, 16))
         speed = rows / (time.perf_counter() - start)
-    print(f"\n{speed / 1e6:.2f} M tokens/s, {cache.sizes()[2] / rows:.1f} B a token")
+    print(f"\n{speed / 1e6:.2f} M tokens/s, {cache.sizes()[2] / rows:.1f} B per token")
     assert speed >= 1e6

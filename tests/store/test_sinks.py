@@ -26,7 +26,7 @@ def settings(*names: str) -> ChoiceTrain:
 
 
 def row(step: int, run: int) -> dict[str, Any]:
-    validated = {"validation_nats_a_token": step / 2} if step % 2 == 0 else {}
+    validated = {"validation_nats_per_token": step / 2} if step % 2 == 0 else {}
     return {"arm": "student", "step": step, "loss": step + run / 10, **validated}
 
 
@@ -57,7 +57,7 @@ def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
     training(tmp_path, how, 3, 4, run=1, killed=True)
     training(tmp_path, how, 3, 6, run=2)
     assert curve(tmp_path, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.2), (5, 5.2), (6, 6.2)]
-    assert curve(tmp_path, "validation/nats_a_token") == [(2, 1.0), (4, 2.0), (6, 3.0)]
+    assert curve(tmp_path, "validation/nats_per_token") == [(2, 1.0), (4, 2.0), (6, 3.0)]
     training(tmp_path, how, 0, 2, run=3)  # another recipe in the same folder
     assert curve(tmp_path, "train/loss") == [(1, 1.3), (2, 2.3)]
 

@@ -50,7 +50,7 @@ def rows(n: int, *, seed: int) -> list[Row]:
 
 
 def settings(**best: Any) -> ChoiceTrain:
-    chosen = Best(metric="nats_a_token", **best)
+    chosen = Best(metric="nats_per_token", **best)
     often = {"validations": STEPS, "epochs": STEPS, "batch_size": 8, "checkpoint_seconds": 1e9, "warmup": 0.0}
     return ChoiceTrain(method=SFT, learning_rate=0.03, best=chosen, **often)  # pyright: ignore[reportArgumentType]
 
@@ -69,7 +69,7 @@ def train(
     def validate(student: PreTrainedModel) -> dict[str, Score]:
         if seen is not None:
             seen.append(copy.deepcopy(student.state_dict()))
-        return {"nats_a_token": held_back_nats(student, held)}
+        return {"nats_per_token": held_back_nats(student, held)}
 
     def watch(p: Progress) -> None:
         if p.done == kill_at:
@@ -103,7 +103,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_the_weights_of_the_best_validation_are_the_student(start: PreTrainedModel, tmp_path: Path) -> None:
     seen: list[Any] = []
     model, fitted = train(start, tmp_path, settings(), seen=seen)
-    curve = [row["validation_nats_a_token"] for row in Metrics(tmp_path / "metrics.jsonl").rows()]
+    curve = [row["validation_nats_per_token"] for row in Metrics(tmp_path / "metrics.jsonl").rows()]
     best = curve.index(min(curve))
     assert 0 < best < STEPS - 4 and len(seen) == fitted.steps == STEPS
     assert same(model.state_dict(), seen[best]) and not same(model.state_dict(), seen[-1])
@@ -146,8 +146,8 @@ def test_best_weights_that_are_damaged_are_not_replaced_by_others(start: PreTrai
 
 def test_a_score_that_is_no_number_stops_training(start: PreTrainedModel, tmp_path: Path) -> None:
     trainee: Any = SimpleNamespace(step=7, scores=[(3, 1.0)])
-    with pytest.raises(GuardStopped, match="step 7: validation nats_a_token is nan"):
-        Choice(settings(), trainee).weigh({"nats_a_token": Score(value=math.nan, n=1)}, arm="student")
+    with pytest.raises(GuardStopped, match="step 7: validation nats_per_token is nan"):
+        Choice(settings(), trainee).weigh({"nats_per_token": Score(value=math.nan, n=1)}, arm="student")
 
 
 def as_hugging_face(scores: Sequence[float], *, larger: bool, patience: int, threshold: float) -> tuple[int, int]:
@@ -168,7 +168,7 @@ def as_hugging_face(scores: Sequence[float], *, larger: bool, patience: int, thr
 
 @given(
     scores=st.lists(st.integers(0, 6).map(lambda n: n / 4), min_size=1, max_size=12),
-    metric=st.sampled_from(["nats_a_token", "pass_rate"]),
+    metric=st.sampled_from(["nats_per_token", "pass_rate"]),
     patience=st.integers(1, 4),
     threshold=st.sampled_from([0.0, 0.25, 0.6]),
 )
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "unread": (lambda: Best(metric="kd", early_stopping_threshold=0.1), "is read with 'early_stopping_patience' alone"),
     "no teacher": (lambda: TrainSettings(best=Best(metric="kd")), "'method' sft has none to read"),
     "no answers": (lambda: TrainSettings(best=Best(metric="pass_rate")), "set 'predict_with_generate' to true"),
-    "no choices": (lambda: TrainSettings(best=Best(metric="accuracy")), "take nats_a_token, kd or pass_rate"),
+    "no choices": (lambda: TrainSettings(best=Best(metric="accuracy")), "take nats_per_token, kd or pass_rate"),
 }
 
 

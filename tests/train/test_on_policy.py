@@ -103,7 +103,7 @@ def test_divergence_on_the_students_own_text_falls(
     losses = losses_of(tmp_path / "run")
     assert sum(losses[-4:]) / 4 < 0.5 * losses[0]
     told = json.loads((tmp_path / "run" / "rollouts.json").read_text())
-    assert told["reverse_kl_a_token"] == pytest.approx(after, rel=0.4)  # of two other prompts
+    assert told["reverse_kl_per_token"] == pytest.approx(after, rel=0.4)  # of two other prompts
 
 
 def rows(count: int) -> list[Row]:

@@ -69,7 +69,7 @@ def told_of(prompt: int, kl: list[float]) -> Told:
 def test_the_divergence_of_answers_is_a_mean_over_prompts_of_sums_over_tokens() -> None:
     found = summary([told_of(0, [1.0, 2.0]), told_of(0, [1.0]), told_of(1, [4.0, 4.0])], seed=0)
     assert found["reverse_kl"]["value"] == 5.0 and found["reverse_kl"]["ci95"] == [2.0, 8.0]
-    assert found["reverse_kl_a_token"] == 12 / 5
+    assert found["reverse_kl_per_token"] == 12 / 5
     assert found["by_position"] == [{"kl": 2.0, "n": 3}, {"kl": 3.0, "n": 2}]
     assert summary([told_of(0, [1.0])], seed=0)["reverse_kl"]["ci95"] is None
     assert summary([told_of(0, [])], seed=0)["by_position"] == []  # an end that the teacher cannot score, and no more

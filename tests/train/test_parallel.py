@@ -116,8 +116,8 @@ def test_in_half_precision_they_agree_as_far_as_it_goes(ranks: Ranks) -> None:
     one, two = (ranks.trained(f"half-{count}", count, *ranks.soft, half=True) for count in (1, 2))
     for mine, other in zip(one, two, strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=2e-2)
-        if "validation_nats_a_token" in mine:
-            assert mine["validation_nats_a_token"] == pytest.approx(other["validation_nats_a_token"], rel=1e-2)
+        if "validation_nats_per_token" in mine:
+            assert mine["validation_nats_per_token"] == pytest.approx(other["validation_nats_per_token"], rel=1e-2)
 
 
 def test_signals_are_computed_once_for_all_processes(ranks: Ranks) -> None:

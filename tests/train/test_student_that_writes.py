@@ -41,7 +41,7 @@ def test_generate_verify_train_evaluate(tmp_path: Path, tiny_model: Path, capsys
     learnt = json.loads((run / "student.json").read_text())
     assert learnt["answers"] == pq.read_metadata(run / "examples" / "selected.parquet").num_rows > 30
     steps = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    curve = [step["validation_nats_a_token"] for step in steps if "validation_nats_a_token" in step]
+    curve = [step["validation_nats_per_token"] for step in steps if "validation_nats_per_token" in step]
     assert len(curve) == 4 and min(curve) < 0.8 * curve[0]
     model = AutoModelForCausalLM.from_pretrained(run / "model", local_files_only=True)
     assert model.config.num_hidden_layers == 2 and "apache-2.0 (teacher)" in (run / "model" / "README.md").read_text()

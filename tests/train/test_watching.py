@@ -98,7 +98,7 @@ def test_a_quiz_asks_every_question_once_and_greedily(tiny_model: Path, teacher:
 
 def test_readings_are_a_row_on_a_terminal_and_words_in_a_log() -> None:
     facts = {"loss": 1.2345, "kd": 0.5, "agreement": 0.912, "tokens_per_second": 3456.0, "share_of_peak": 0.38}
-    facts |= {"peak_memory_bytes": 3 * 2**30, "seconds_left": 200.0, "validation_nats_a_token": 1.5}
+    facts |= {"peak_memory_bytes": 3 * 2**30, "seconds_left": 200.0, "validation_nats_per_token": 1.5}
     console = Console(width=120, force_terminal=True)
     with console.capture() as capture:
         console.print(readings(facts))

@@ -1,4 +1,4 @@
-"""How much may be on its way at once: a window that adapts, and allowances a minute. Times are in seconds."""
+"""How much may be on its way at once: a window that adapts, and allowances per minute. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -87,21 +87,21 @@ class Window:
 
 
 class Allowance:
-    """So many units a minute, refilled continuously, one second's worth at most in store; may fall into debt."""
+    """So many units per minute, refilled continuously, one second's worth at most in store; may fall into debt."""
 
-    def __init__(self, a_minute: float | None, now: float) -> None:
-        self._a_second = None if a_minute is None else a_minute / 60
-        self._level = max(1.0, self._a_second or 0.0)
+    def __init__(self, per_minute: float | None, now: float) -> None:
+        self._per_second = None if per_minute is None else per_minute / 60
+        self._level = max(1.0, self._per_second or 0.0)
         self._now = now
 
     def wait(self, now: float) -> float:
         """Seconds until something may be sent."""
-        if self._a_second is None:
+        if self._per_second is None:
             return 0.0
-        self._level = min(max(1.0, self._a_second), self._level + (now - self._now) * self._a_second)
+        self._level = min(max(1.0, self._per_second), self._level + (now - self._now) * self._per_second)
         self._now = now
-        return 0.0 if self._level >= 1 - 1e-9 else (1 - self._level) / self._a_second
+        return 0.0 if self._level >= 1 - 1e-9 else (1 - self._level) / self._per_second
 
     def take(self, units: float) -> None:
-        if self._a_second is not None:
+        if self._per_second is not None:
             self._level -= units

@@ -71,8 +71,8 @@ class Limits:
 
     start: int
     most: int
-    requests_a_minute: float | None = None
-    tokens_a_minute: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
     attempts: int = 8
     retry_seconds: float = 1.0
     patience: float = 600.0
@@ -112,8 +112,8 @@ class Dispatcher:
         self._sampler, self._requests, self._work = sampler, requests, work
         self._limits, self._budget, self._pulse = limits, budget, pulse
         self._window = Window(start=limits.start, most=limits.most)
-        self._requests_left = Allowance(limits.requests_a_minute, now)
-        self._tokens_left = Allowance(limits.tokens_a_minute, now)
+        self._requests_left = Allowance(limits.requests_per_minute, now)
+        self._tokens_left = Allowance(limits.tokens_per_minute, now)
         self._draw = random.Random(0)
         self._retries: list[tuple[float, int, Job]] = []
         self._order = itertools.count()
@@ -322,7 +322,7 @@ class Dispatcher:
 
     def _guess(self, ask: Ask) -> float:
         """Tokens that a request will take from the allowance, before its usage is known."""
-        if self._limits.tokens_a_minute is None:
+        if self._limits.tokens_per_minute is None:
             return 0.0
         mean = self._completion_tokens / self._successes if self._successes else ask.count * ask.max_tokens
         return prompt_bound(ask) / 4 + mean

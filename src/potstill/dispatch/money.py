@@ -20,7 +20,7 @@ from potstill.engines.sampler import Ask, Usage
 from potstill.errors import InputError
 
 DOLLAR = 10**12
-_A_MESSAGE, _A_REQUEST = 16, 64  # tokens that a chat template adds: ChatML needs 5 a message, Llama 3 needs 6
+_PER_MESSAGE, _PER_REQUEST = 16, 64  # tokens that a chat template adds: ChatML needs 5 per message, Llama 3 needs 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ FREE = Price()
 
 def prompt_bound(ask: Ask) -> int:
     """Prompt tokens at most, without the tokenizer."""
-    return _A_REQUEST + sum(_A_MESSAGE + _bytes_in(message.values()) for message in ask.messages)
+    return _PER_REQUEST + sum(_PER_MESSAGE + _bytes_in(message.values()) for message in ask.messages)
 
 
 def _bytes_in(values: Iterable[object]) -> int:
@@ -100,7 +100,7 @@ def read_price(path: Path, model: str) -> Price:
 
 
 def _picodollars(path: Path, model: str, entry: dict[str, object], name: str) -> int:
-    """Dollars for a million tokens, rounded up to picodollars a token."""
+    """Dollars for a million tokens, rounded up to picodollars per token."""
     try:
         value = Decimal(str(entry[name])) * DOLLAR / 1_000_000
         if value.is_finite() and value >= 0 and value < DOLLAR:

@@ -77,8 +77,8 @@ class BatchSampler:
         while True:
             before = len(self._new)
             await asyncio.sleep(_GATHER)
-            if self._new and (len(self._new) == before or len(self._new) >= self._batches.requests_a_file):
-                taken = list(self._new.items())[: self._batches.requests_a_file]
+            if self._new and (len(self._new) == before or len(self._new) >= self._batches.requests_per_file):
+                taken = list(self._new.items())[: self._batches.requests_per_file]
                 for identity, (_, future) in taken:
                     del self._new[identity]
                     self._awaited[identity] = future

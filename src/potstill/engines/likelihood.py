@@ -22,7 +22,7 @@ _ROWS = 1024  # rows of logits at once
 
 @torch.inference_mode()
 def mean_nats(model: PreTrainedModel, rows: Sequence[tuple[Ids, Ids]]) -> list[float]:
-    """Nats a token of every (prefix, target), in order: -ln p(target | prefix) / tokens of the target. Batched by
+    """Nats per token of every (prefix, target), in order: -ln p(target | prefix) / tokens of the target. Batched by
     length, each batch at most 4,096 tokens, or one sequence."""
     found = [0.0] * len(rows)
     for batch in plan_batches([len(prefix) + len(target) - 1 for prefix, target in rows], _BATCH_TOKENS):

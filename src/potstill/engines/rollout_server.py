@@ -40,7 +40,7 @@ class ServedRollouts:
         asyncio.run(self._take(folder.resolve()))
 
     def roll_out(self, prompts: Sequence[Ids], *, n: int = 1, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
-        """n answers a prompt, in the order of prompts and indices. Draws depend on the seed, but on the server's
+        """n answers per prompt, in the order of prompts and indices. Draws depend on the seed, but on the server's
         batches too: a second call may find others. `drawn_logp` is what the temperature and a top-p leave unsaid: ln q,
         which it is without them. Raises TeacherError."""
         return asyncio.run(self._roll_out(prompts, n, sampling, max_new_tokens))

@@ -1,4 +1,4 @@
-"""Draw the next token: temperature, top-k and top-p, by the inverse of the cumulative distribution, one uniform a row.
+"""Draw the next token: temperature, top-k, top-p, by the inverse of the cumulative distribution, one uniform per row.
 
 The uniform is a pure function of (seed, prompt, sample, position): neither the batch nor a restart changes a draw. Only
 exponentials and block sums walk over the whole vocabulary; the cumulative sums are float64 over a few hundred numbers.
@@ -57,7 +57,7 @@ def uniforms(seed: int, *, prompt_R: list[int], sample_R: list[int], position_R:
 
 
 def draw(logits_RV: Tensor, how: Sampling, uniform_R: Tensor) -> Drawn:
-    """One token a row from fp32 logits. A token of probability zero is never drawn."""
+    """One token per row from fp32 logits. A token of probability zero is never drawn."""
     if how.temperature == 0:
         token_R = logits_RV.argmax(dim=-1)
         logp_R = _chosen(logits_RV, token_R) - logits_RV.logsumexp(dim=-1)
@@ -72,7 +72,7 @@ def draw(logits_RV: Tensor, how: Sampling, uniform_R: Tensor) -> Drawn:
 
 
 def draw_mixed(student_RV: Tensor, teacher_RV: Tensor, share: float, how: Sampling, uniform_R: Tensor) -> Drawn:
-    """One token a row from share p + (1 - share) q, p and q from fp32 logits of teacher and student, each at the
+    """One token per row from share p + (1 - share) q, p and q from fp32 logits of teacher and student, each at the
     temperature (greedy: the mixture's likeliest at 1). Truncation is of the mixture. `logp_R` is the student's alone.
     """
     heat = how.temperature or 1.0

@@ -2,7 +2,7 @@
 
 Traps that this file knows: the server caps k (`--max-logprobs`); positions read from a prefix cache can carry stale
 numbers, so a reply that used one is refused; the actual token stands in the list beyond the k and is no part of the
-top; the JSON takes about 70 bytes a token and candidate, so a reply past the bound is refused before it is asked for.
+top; the JSON takes about 70 bytes per token and candidate, so a reply past the bound is refused before it is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from potstill.errors import InputError, TeacherError
 from potstill.recipe.teacher import Server, Teacher
 from potstill.signals import TopK
 
-_BYTES_A_CANDIDATE = 100
+_BYTES_PER_CANDIDATE = 100
 
 
 class ServerScorer:
@@ -42,7 +42,7 @@ class ServerScorer:
         await self._session.close()
 
     async def score(self, ids: Sequence[int], *, start: int) -> Scored:
-        if len(ids) * (self._k + 1) * _BYTES_A_CANDIDATE > self._server.max_reply_bytes:
+        if len(ids) * (self._k + 1) * _BYTES_PER_CANDIDATE > self._server.max_reply_bytes:
             raise InputError(
                 f"scoring {len(ids)} tokens at k = {self._k} takes more than {self._server.max_reply_bytes:,} bytes",
                 way_out="lower k, shorten the text or raise teacher.engine.max_reply_bytes",

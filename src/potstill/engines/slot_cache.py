@@ -82,7 +82,7 @@ class SlotLayer(DynamicLayer):
         self.longest = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token a row at its own position and lends the active rows up to the longest."""
+        """Writes one token per row at its own position and lends the active rows up to the longest."""
         self._keys[self.row_B, :, self.at_B] = key_states[:, :, 0]
         self._values[self.row_B, :, self.at_B] = value_states[:, :, 0]
         rows = len(self.row_B)
@@ -97,7 +97,7 @@ class SlotLayer(DynamicLayer):
 
 
 class SlotCache(Cache):
-    """What `forward` is given as `past_key_values` when one token a row is decoded."""
+    """What `forward` is given as `past_key_values` when one token per row is decoded."""
 
     def __init__(self, like: KeysValues, *, slots: int, capacity: int) -> None:
         self._slot_layers = [SlotLayer(keys, values, slots=slots, capacity=capacity) for keys, values in like]

@@ -149,7 +149,7 @@ class Rollouts:
         numbers: Sequence[int] | None = None,
         teacher_prompts: Sequence[Ids] | None = None,
     ) -> list[Rollout]:
-        """n answers a prompt, in the order of prompts and indices. `max_new_tokens` may differ between prompts.
+        """n answers per prompt, in the order of prompts and indices. `max_new_tokens` may differ between prompts.
         `numbers` name the prompts for their draws where these are part of a longer list; else positions do.
         `teacher_prompts` are the same prompts as a teacher that mixes in reads them."""
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -192,7 +192,7 @@ class Rollouts:
     ) -> list[Asked]:
         """The prompts as every model reads them, after a look at whether slots can hold them."""
         if n < 1:
-            raise InputError(f"{n} answers a prompt were asked for", way_out="ask for at least one")
+            raise InputError(f"{n} answers per prompt were asked for", way_out="ask for at least one")
         self._models[0].check(prompts, limits)
         if len(self._models) == 1:
             if teacher_prompts is not None:

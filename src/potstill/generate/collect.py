@@ -130,14 +130,14 @@ def _limits(recipe: Recipe) -> Limits:
             return Limits(
                 start=s.start_in_flight,
                 most=s.in_flight,
-                requests_a_minute=s.requests_a_minute,
-                tokens_a_minute=s.tokens_a_minute,
+                requests_per_minute=s.requests_per_minute,
+                tokens_per_minute=s.tokens_per_minute,
                 attempts=s.attempts,
                 retry_seconds=s.retry_seconds,
                 patience=s.patience,
             )
         case Batches() as b:
-            return Limits(start=b.requests_a_file, most=b.requests_a_file, attempts=b.attempts)
+            return Limits(start=b.requests_per_file, most=b.requests_per_file, attempts=b.attempts)
         case Gguf(slots=slots) | Local(slots=slots):
             return Limits(start=4 * slots, most=4 * slots, attempts=2)
         case Canned():
@@ -182,8 +182,8 @@ def _progress(pulse: Pulse, *, done: int, total: int, cap: int | None) -> Progre
         *(f"{n:,} {kind}" for kind, n in sorted(pulse.failures.items(), key=lambda item: -item[1])[:3]),
     ]
     facts = {
-        "replies_a_second": pulse.requests / seconds,
-        "completion_tokens_a_second": pulse.completion_tokens / seconds,
+        "replies_per_second": pulse.requests / seconds,
+        "completion_tokens_per_second": pulse.completion_tokens / seconds,
         "in_flight": pulse.in_flight,
         "window": pulse.window,
         "waiting": pulse.waiting,

@@ -17,7 +17,7 @@ from potstill.text.tokens import Codec, Ids, choice_ids
 
 
 def generate(recipe: ChoiceRecipe, ledger: Ledger, watch: Watch) -> None:
-    """Fill the ledger with one sample a prompt. What is there is not asked again; a batch is stored when it is done."""
+    """Fill the ledger with one sample per prompt. What is there is not asked again; a batch is stored when done."""
     loaded = load(locate(recipe.teacher.model), revision=recipe.teacher.revision)
     codec = codec_of(loaded.folder, recipe.teacher.template, name="teacher")
     prompts = ledger.prompts()

@@ -1,4 +1,4 @@
-"""What to ask next: some answers a prompt, then more only where they are wanted.
+"""What to ask next: some answers per prompt, then more only where they are wanted.
 
 A wave asks for as many answers as `wanted(prompt, answers so far)` says; when all of it is back, it says again. Answers
 are numbered from 0; a number that is refused or fails for good is recorded as given up and not replaced.
@@ -67,7 +67,7 @@ class Waves:
     ) -> None:
         engine = recipe.teacher.engine
         self._how, self._requests, self._wanted, self._most = recipe.generate, requests, wanted, most
-        self._together = engine.samples_a_request if isinstance(engine, Server) else 1
+        self._together = engine.samples_per_request if isinstance(engine, Server) else 1
         self._first = tuple(m.as_dict() for m in told_first(recipe.teacher))
         self._source: Iterator[Open] = requests.open_asks(limit=limit)
         self._asked: dict[int, _Asked] = {}

@@ -23,7 +23,7 @@ def check_call(
     temperature: float,
     columns: Sequence[Tensor | None],
 ) -> None:
-    """Raises ValueError. `columns` are the tensors with one number a row."""
+    """Raises ValueError. `columns` are the tensors with one number per row."""
     count, width = hidden_ND.shape
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, but must be above 0")

@@ -1,4 +1,4 @@
-"""What both engines work on: the student's head, the teacher's side, where gradients go, what comes out a row.
+"""What both engines work on: the student's head, the teacher's side, where gradients go, what comes out per row.
 
 Dimension key: N rows, C rows of a chunk, D width, V vocabulary, K stored candidates.
 """

@@ -93,7 +93,7 @@ class _RunningLse:
 
 
 class _Hard:
-    """Cross-entropy with one right token a row, at temperature 1, beside a divergence at another."""
+    """Cross-entropy with one right token per row, at temperature 1, beside a divergence at another."""
 
     def __init__(self, chunk: _Chunk) -> None:
         targets_N = chunk.problem.targets_N

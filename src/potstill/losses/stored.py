@@ -67,7 +67,7 @@ def _score(problem: Problem, rows: slice, z_BV: Tensor, teacher_BV: Tensor | Non
 
 @dataclass(frozen=True, slots=True)
 class _HardTargets:
-    """Cross-entropy with one right token a row, always at temperature 1."""
+    """Cross-entropy with one right token per row, always at temperature 1."""
 
     target_B1: Tensor
     p_BV: Tensor

@@ -17,7 +17,7 @@ _LARGEST = 127
 
 
 class Int8Linear(nn.Module):
-    """Symmetric, one fp32 scale an output channel. Integers that small are exact in every dtype of the inputs, so the
+    """Symmetric, one fp32 scale per output channel. Integers that small are exact in every dtype of the inputs, so the
     product is taken with them as they are and scaled after it."""
 
     def __init__(self, linear: nn.Linear) -> None:

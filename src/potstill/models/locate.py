@@ -44,13 +44,13 @@ class Facts:
     shape: Shape | None = None
 
     @property
-    def a_layer(self) -> int:
+    def per_layer(self) -> int:
         heads = 1 if self.tied else 2
         return (self.parameters - heads * self.vocabulary * self.hidden - self.hidden) // self.layers
 
     def with_layers(self, layers: int) -> int:
         """Parameters of the same model cut to `layers` layers."""
-        return self.parameters - (self.layers - layers) * self.a_layer
+        return self.parameters - (self.layers - layers) * self.per_layer
 
 
 def check_layers(model: Facts | None, layers: int | Sequence[int], *, key: str) -> None:

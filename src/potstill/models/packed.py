@@ -1,6 +1,6 @@
 """Products of a few rows on a CPU: weights laid out once for the processor, for the many tokens that follow.
 
-A decoder multiplies each of its matrices with a handful of rows a token. For so few, MKL spends more time on bringing
+A decoder multiplies each of its matrices with a handful of rows per token. For so few, MKL spends more time on bringing
 an fp32 matrix into the order that its kernels read than on the product; oneDNN takes it ready-made.
 """
 

@@ -61,15 +61,15 @@ class Shape:
         }
 
     @property
-    def a_layer(self) -> int:
+    def per_layer(self) -> int:
         bias = self.queries + 2 * self.keys if self.biased else 0
         if self.biased and self.architecture != "qwen2":
             bias += self.width
         norms = self.norms * self.width + (2 * self.head_width if self.head_norms else 0)
-        return self.matrices_a_layer + bias + norms
+        return self.matrices_per_layer + bias + norms
 
     @property
-    def matrices_a_layer(self) -> int:
+    def matrices_per_layer(self) -> int:
         return sum(before * after for before, after in self.maps.values())
 
     @property
@@ -79,7 +79,7 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Counted once where embeddings and head are tied."""
-        return self.layers * self.a_layer + self.embeddings * (1 if self.tied else 2) + self.width
+        return self.layers * self.per_layer + self.embeddings * (1 if self.tied else 2) + self.width
 
     def cut(self, layers: int) -> Shape:
         return replace(self, layers=layers)

@@ -13,7 +13,7 @@ Truncated = Literal["keep", "drop", "longer"]
 
 
 class Generate(Values):
-    """How many answers a prompt, sampled how, for how much.
+    """How many answers per prompt, sampled how, for how much.
 
     `truncated` says what becomes of an answer that reached max_tokens: kept, dropped, or asked again with twice the
     tokens up to `longest`. `parameters` are sent as they are (reasoning_effort, chat_template_kwargs, ...).

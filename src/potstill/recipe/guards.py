@@ -41,5 +41,5 @@ class RolloutGuards(Values):
         0.3, description="least share of tokens among the teacher's 20 most probable, once it has been twice that"
     )
     log_probability_gap: Positive | None = Field(
-        0.2, description="most nats a token between the engine that writes and the trainer"
+        0.2, description="most nats per token between the engine that writes and the trainer"
     )

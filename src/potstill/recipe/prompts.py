@@ -60,7 +60,7 @@ class Expand(Values):
     seeds: PromptFile
     to: Count = Field(description="how many prompts, the seeds among them")
     show: Count = Field(4, description="seeds shown in a request")
-    a_request: Count = Field(5, description="new prompts asked for in a request")
+    per_request: Count = Field(5, description="new prompts asked for in a request")
     overlap: Probability = Field(0.5, description="share of word triples above which a prompt is a near-duplicate")
     max_tokens: Count = 512
 

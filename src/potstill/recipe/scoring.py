@@ -22,7 +22,7 @@ class ScoredBy(Values):
     licence: str
     template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
     quantization: Literal["int8"] | None = Field(
-        None, description="int8: a byte a weight of the layers' linear maps, half of bf16; embeddings and head stay"
+        None, description="int8: a byte per weight of the layers' linear maps, half of bf16; embeddings and head stay"
     )
     engine: Server | None = Field(None, description="a server with prompt_logprobs on token ids (vLLM)")
     tokenizer: str | None = Field(None, description="hub id or folder of the served model's tokenizer and template")
@@ -50,21 +50,21 @@ class LiveSignal(Values):
 
 
 class TopKSignal(Values):
-    """The `k` most probable tokens and what is left as one outcome: 198 bytes a token at 64 of 49,152."""
+    """The `k` most probable tokens and what is left as one outcome: 198 bytes per token at 64 of 49,152."""
 
     kind: Literal["top_k"]
     k: Annotated[int, Field(ge=1, le=4096)] = 64
 
 
 class SampledSignal(Values):
-    """Tokens drawn from the teacher, unbiased in few bytes (Anshumann et al. 2025): about 40 a token at 32 draws."""
+    """Tokens drawn from the teacher, unbiased in few bytes (Anshumann et al. 2025): about 40 per token at 32 draws."""
 
     kind: Literal["sampled"]
     draws: Annotated[int, Field(ge=1, le=255)] = 32
 
 
 class HiddenSignal(Values):
-    """Hidden states and the head: the whole distribution for a number a channel."""
+    """Hidden states and the head: the whole distribution for a number per channel."""
 
     kind: Literal["hidden"]
     dtype: Literal["int8", "bf16"] = "int8"

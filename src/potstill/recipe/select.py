@@ -26,7 +26,7 @@ class Select(Values):
     Zhang et al. 2025). `weight: pass_rate` lets hard prompts count for more instead of dropping the easy ones.
     """
 
-    keep: Count = Field(1, description="most answers a prompt")
+    keep: Count = Field(1, description="most answers per prompt")
     prefer: Literal["first", "shortest", "score", "learnable"] = "first"
     pass_rate: tuple[Probability, Probability] = (0.0, 1.0)
     weight: Literal["pass_rate"] | None = Field(

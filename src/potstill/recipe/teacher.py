@@ -52,18 +52,18 @@ class Server(Http):
     form: Literal["openai", "anthropic"] = "openai"
     in_flight: Count = Field(256, description="most requests at once; the number found to work adapts below it")
     start_in_flight: Count = 16
-    requests_a_minute: Positive | None = None
-    tokens_a_minute: Positive | None = None
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
     max_reply_bytes: Count = 16 << 20
-    samples_a_request: Count = Field(1, description="above 1, sent as `n`: prompt tokens are paid once")
+    samples_per_request: Count = Field(1, description="above 1, sent as `n`: prompt tokens are paid once")
     limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="the latter for models that think out of sight: it counts those tokens too"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Server:
-        if self.form == "anthropic" and self.samples_a_request > 1:
-            raise ValueError("'samples_a_request' must be 1: Anthropic's messages give one answer a request")
+        if self.form == "anthropic" and self.samples_per_request > 1:
+            raise ValueError("'samples_per_request' must be 1: Anthropic's messages give one answer per request")
         return self
 
 
@@ -71,7 +71,7 @@ class Batches(Http):
     """Provider batch files in OpenAI's form: upload, wait, download; slower and cheaper."""
 
     kind: Literal["batches"]
-    requests_a_file: Count = 10_000
+    requests_per_file: Count = 10_000
     poll_seconds: Positive = 30.0
     price_factor: Probability = Field(0.5, description="what a token costs compared with the price file")
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"

@@ -17,8 +17,8 @@ class Best(Values):
     """The weights at the validation with the best score are kept, not the last ones (Hugging Face's
     `load_best_model_at_end`); training may stop before its end where nothing gets better."""
 
-    metric: Literal["nats_a_token", "kd", "pass_rate", "accuracy", "agreement", "kl_to_teacher"] = Field(
-        description="a validation score (metric_for_best_model): nats_a_token, kd or pass_rate of a student that "
+    metric: Literal["nats_per_token", "kd", "pass_rate", "accuracy", "agreement", "kl_to_teacher"] = Field(
+        description="a validation score (metric_for_best_model): nats_per_token, kd or pass_rate of a student that "
         "writes; accuracy, agreement or kl_to_teacher where there are choices"
     )
     early_stopping_patience: Count | None = Field(
@@ -111,7 +111,7 @@ class TrainSettings(Loop):
         if self.best is None:
             return self
         match self.best.metric:
-            case "nats_a_token":
+            case "nats_per_token":
                 pass
             case "kd":
                 if isinstance(self.method, Sft):
@@ -120,7 +120,7 @@ class TrainSettings(Loop):
                 if not self.predict_with_generate:
                     raise ValueError("'best.metric' pass_rate marks answers: set 'predict_with_generate' to true")
             case other:
-                raise ValueError(f"'best.metric' {other} is not scored here: take nats_a_token, kd or pass_rate")
+                raise ValueError(f"'best.metric' {other} is not scored here: take nats_per_token, kd or pass_rate")
         return self
 
     @model_validator(mode="after")

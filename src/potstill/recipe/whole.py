@@ -130,7 +130,7 @@ class Recipe(Values):
     def _validations_can_be_marked(self) -> Recipe:
         if self.train.predict_with_generate and not (self.verify and self.verify.alone):
             raise ValueError(
-                "'train.predict_with_generate' has one answer a prompt marked: give 'verify' a check that needs no "
+                "'train.predict_with_generate' has one answer per prompt marked: give 'verify' a check that needs no "
                 "other answer, no judge and no reward model"
             )
         return self

@@ -16,7 +16,7 @@ from potstill.store.verdicts import Ruling
 _LONGEST_PROMPT = 2000
 _LONGEST_ANSWER = 1200
 _LONGEST_TITLE = 110
-_MOST_A_COLUMN = 5
+_MOST_PER_COLUMN = 5
 _OUTCOMES: Mapping[Outcome, str] = {
     (True, False): "only the student is right",
     (False, True): "only the teacher is right",
@@ -89,8 +89,8 @@ def _column(title: str, rows: Sequence[tuple[Sample, Ruling]], *, good: bool) ->
         Said(text=text, good=good, fate=fate, findings=findings, alike=len(same))
         for (text, fate, findings), same in alike.items()
     ]
-    hidden = sum(one.alike for one in answers[_MOST_A_COLUMN:])
-    return Column(title=title, answers=answers[:_MOST_A_COLUMN], more=hidden)
+    hidden = sum(one.alike for one in answers[_MOST_PER_COLUMN:])
+    return Column(title=title, answers=answers[:_MOST_PER_COLUMN], more=hidden)
 
 
 def _fate(ruling: Ruling, *, good: bool) -> str:

@@ -379,8 +379,8 @@ def _dollars(picodollars: int) -> str:
 
 def curves(data: DataRun) -> list[Curve]:
     titles = {
-        "loss": "Training loss by step, nats a token",
-        "validation_nats_a_token": "Cross-entropy on kept answers that it did not learn, nats a token",
+        "loss": "Training loss by step, nats per token",
+        "validation_nats_per_token": "Cross-entropy on kept answers that it did not learn, nats per token",
     }
     made = (curve(title, logged(data.metrics, key)) for key, title in titles.items())
     return [line for line in made if line is not None]

@@ -21,14 +21,14 @@ _DISPUTED = 3
 _LEARNING = {
     "rollout_length": "Mean length of its own answers by step, tokens",
     "eos_rate": "Share of its own answers that end by themselves by step",
-    "student_entropy": "Its entropy on its own text by step, nats a token",
+    "student_entropy": "Its entropy on its own text by step, nats per token",
 }
 _WATCHED = {
     **_LEARNING,
-    "teacher_entropy": "The teacher's entropy on the same text, nats a token",
+    "teacher_entropy": "The teacher's entropy on the same text, nats per token",
     "repetition": "Share of its tokens in a loop that an answer ends in",
     "support_overlap": "Share of its tokens among the teacher's 20 most probable",
-    "log_probability_gap": "Gap between writer and trainer, nats a token",
+    "log_probability_gap": "Gap between writer and trainer, nats per token",
 }
 
 
@@ -87,9 +87,9 @@ def on_policy_part(own_text: Mapping[str, Any] | None, metrics: Sequence[Mapping
 def _distance(told: Mapping[str, Any]) -> str:
     found = told["reverse_kl"]
     ends = f", 95 % interval {interval(found['ci95'], plain)}" if found["ci95"] else ""
-    each = three_decimals(told["reverse_kl_a_token"])
+    each = three_decimals(told["reverse_kl_per_token"])
     return (
-        f"{plain(found['value'])} nats an answer{ends}, and {each} nats a token: mean reverse KL "
+        f"{plain(found['value'])} nats per answer{ends}, and {each} nats per token: mean reverse KL "
         f"over {count(told['answers'], 'answer')} that the student drew to {count(found['n'], 'prompt')} "
         f"held back from training. {told['ended']:,} of them ended by themselves within "
         f"{count(told['max_tokens'], 'token')}; an answer has {plain(told['mean_length'])} tokens on average."

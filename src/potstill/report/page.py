@@ -153,7 +153,7 @@ def _how_fast(data: ReportData) -> Tile:
         data.value("teacher", "prompts_per_second_uncached"),
         data.value("teacher", "prompts_per_second"),
     )
-    detail = f"{mine:,.0f} prompts a second; the teacher {theirs:,.1f}"
+    detail = f"{mine:,.0f} prompts per second; the teacher {theirs:,.1f}"
     if uncached:
         more = times(mine / uncached)
         detail += f", or {uncached:,.1f} where its shared prefix is not cached ({more}×)"

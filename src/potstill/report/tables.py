@@ -30,7 +30,7 @@ from potstill.report.wording import (
 
 LONGEST_PROMPT = 700
 SHOWN = 12
-SHOWN_A_REASON = 5
+SHOWN_PER_REASON = 5
 VERDICT_WORDS = {"better": "yes", "worse": "no", "unclear": "not distinguishable"}
 
 
@@ -223,7 +223,7 @@ def teacher_answers(data: ReportData, *, accepted: bool) -> Table:
             *([] if accepted else [Cell(found.reason)]),
         ]
         for group in by_reason.values()
-        for found in drawn.sample(group, min(SHOWN_A_REASON, len(group)))
+        for found in drawn.sample(group, min(SHOWN_PER_REASON, len(group)))
     ]
     heads = [Cell("Training prompt"), Cell("Teacher's answer"), number("Confidence")]
     return Table(columns=heads if accepted else [*heads, Cell("Why rejected")], rows=rows)

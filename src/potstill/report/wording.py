@@ -159,10 +159,10 @@ QUALITY = (
 )
 EFFORT = (
     Metric("parameters", "Parameters", quantity, quantity, "numbers that it has learned"),
-    Metric("tokens_per_prompt", "Tokens a prompt", plain, plain, "what it reads for one prompt"),
+    Metric("tokens_per_prompt", "Tokens per prompt", plain, plain, "what it reads for one prompt"),
     Metric(
         "tokens_per_prompt_cached",
-        "Tokens a prompt, cached",
+        "Tokens per prompt, cached",
         plain,
         plain,
         "what the teacher reads beyond its cached prefix",

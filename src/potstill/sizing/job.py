@@ -14,7 +14,7 @@ from potstill.recipe.teacher import Gguf, Local, Teacher
 from potstill.recipe.whole import Recipe
 from potstill.sizing.memory import Learning, Memory, scoring_memory, training_memory, writing_memory
 from potstill.sizing.pace import COUNTS, GPUS, Gpu, learning_flops, scoring_flops
-from potstill.store.forms import Form, HiddenForm, bytes_a_token, form_of
+from potstill.store.forms import Form, HiddenForm, bytes_per_token, form_of
 
 _SCORED_AT_ONCE, _LOGIT_ROWS = 8192, 512  # what `train.teaching` has a teacher read and say at once
 _HALF = 2  # bytes of a number of bf16
@@ -50,7 +50,7 @@ class Cache:
     """What a teacher's signals take on disk, with the head of hidden states."""
 
     form: Form
-    a_token: float
+    per_token: float
     tokens: int
     bytes: int
 
@@ -64,7 +64,7 @@ class Fit:
     gpu: Gpu
     count: int | None
     memory: int
-    tokens_a_second: float = 0
+    tokens_per_second: float = 0
     hours: float = 0
     scoring_hours: float = 0
     pass_tokens: int | None = None
@@ -208,7 +208,7 @@ def _cache(recipe: Recipe, work: _Work, student: Shape, teacher: Shape) -> Cache
     if form is None:
         return None
     vocabulary = min(student.vocabulary, teacher.vocabulary)
-    each = bytes_a_token(form, vocabulary, teacher.width, tokens_an_example=max(1, work.text.answer))
+    each = bytes_per_token(form, vocabulary, teacher.width, tokens_per_example=max(1, work.text.answer))
     head = _HALF * teacher.embeddings if isinstance(form, HiddenForm) else 0
     return Cache(form, each, work.scored_once, round(each * work.scored_once) + head)
 
@@ -225,13 +225,13 @@ def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, write
             pass_tokens=_smaller_pass(gpu, learning, work, teacher, writer),
             checkpointed=any(_needed(work, again, teacher, writer, gpus) <= gpu.bytes for gpus in COUNTS),
         )
-    rate = gpu.flops_a_second * COUNTS[at]
+    rate = gpu.flops_per_second * COUNTS[at]
     flops, scoring = _flops(learning, work, teacher)
     return Fit(
         gpu=gpu,
         count=COUNTS[at],
         memory=needed[at],
-        tokens_a_second=work.read * rate / flops if flops else 0,
+        tokens_per_second=work.read * rate / flops if flops else 0,
         hours=flops / rate / 3600,
         scoring_hours=scoring / rate / 3600,
     )

@@ -46,7 +46,7 @@ class Learning:
     @property
     def adapters(self) -> int:
         """Parameters that LoRA adds, those in frozen layers among them."""
-        return self.shape.layers * self._adapters_a_layer
+        return self.shape.layers * self._adapters_per_layer
 
     @property
     def trained(self) -> int:
@@ -54,8 +54,8 @@ class Learning:
         shape, layers = self.shape, self.shape.layers - self.frozen_layers
         outside = 0 if self.frozen_embeddings else shape.embeddings
         if self.lora is not None:
-            return layers * self._adapters_a_layer + outside
-        return layers * shape.a_layer + outside + shape.width + (0 if shape.tied else shape.embeddings)
+            return layers * self._adapters_per_layer + outside
+        return layers * shape.per_layer + outside + shape.width + (0 if shape.tied else shape.embeddings)
 
     @property
     def head_learns(self) -> bool:
@@ -67,7 +67,7 @@ class Learning:
         return self.shape.layers - (self.frozen_layers if self.frozen_embeddings else 0)
 
     @property
-    def _adapters_a_layer(self) -> int:
+    def _adapters_per_layer(self) -> int:
         if self.lora is None:
             return 0
         maps = self.shape.maps
@@ -170,8 +170,8 @@ def _copies(learning: Learning, *, gpus: int, half: int) -> int:
     whole in that arithmetic and its gradients whole in fp32, for the layers in work."""
     shape = learning.shape
     if gpus > 1:
-        return min(_UNITS, shape.layers) * shape.a_layer * (half + _FP32)
-    return 0 if half == _FP32 else half * learning.reached * shape.matrices_a_layer
+        return min(_UNITS, shape.layers) * shape.per_layer * (half + _FP32)
+    return 0 if half == _FP32 else half * learning.reached * shape.matrices_per_layer
 
 
 def _loss(learning: Learning, *, gpus: int, half: int) -> int:
@@ -211,12 +211,12 @@ def _own_answers(learning: Learning, *, half: int) -> int:
 def _resident(model: Shape, *, int8: bool, gpus: int, half: int) -> int:
     """Weights that only read: whole on one GPU; sharded, with the layers in work and the head whole, on several. Of
     int8 ones, the matrix in work in the arithmetic of its inputs too."""
-    layer, in_work = half * model.a_layer, 0
+    layer, in_work = half * model.per_layer, 0
     if int8:
         outputs = sum(after for _, after in model.maps.values())
-        layer -= (half - 1) * model.matrices_a_layer - _FP32 * outputs
+        layer -= (half - 1) * model.matrices_per_layer - _FP32 * outputs
         in_work = half * max(before * after for before, after in model.maps.values())
-    whole = half * (model.parameters - model.layers * model.a_layer) + model.layers * layer
+    whole = half * (model.parameters - model.layers * model.per_layer) + model.layers * layer
     if gpus == 1:
         return whole + in_work
     sharded = _share(whole, gpus) + min(_UNITS, model.layers) * layer + half * model.embeddings

@@ -1,8 +1,8 @@
 """Floating-point operations of training and scoring, and what GPUs make of them.
 
-6 N a token that is learnt from and 2 N a token that is scored (Kaplan et al. 2020), N without the embeddings, less what
-frozen weights save; heads cost the rows that bear loss alone, and attention's own products what a token looks back on:
-half of its document on average (`context`).
+6 N per token that is learnt from and 2 N per token that is scored (Kaplan et al. 2020), N without the embeddings, less
+what frozen weights save; heads cost the rows that bear loss alone, and attention's own products what a token looks back
+on: half of its document on average (`context`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gpu:
         return self.gigabytes * 10**9
 
     @property
-    def flops_a_second(self) -> float:
+    def flops_per_second(self) -> float:
         return self.teraflops * 1e12 * SHARE_OF_PEAK
 
 
@@ -43,16 +43,16 @@ def learning_flops(learning: Learning, *, read: int, learnt: int, context: float
     shape = learning.shape
     updated = 3 * learning.adapters
     if learning.lora is None:
-        updated = (shape.layers - learning.frozen_layers) * shape.matrices_a_layer
+        updated = (shape.layers - learning.frozen_layers) * shape.matrices_per_layer
     forward = shape.layers + (learning.reached if learning.checkpointed else 0)
-    body = (forward + learning.reached) * shape.matrices_a_layer + updated
+    body = (forward + learning.reached) * shape.matrices_per_layer + updated
     looking = (forward + 2 * learning.reached) * _looking_back(shape, context)
     return 2 * (body + looking) * read + 2 * shape.embeddings * (2 + learning.head_learns) * learnt
 
 
 def scoring_flops(teacher: Shape, *, read: int, scored: int, context: float) -> float:
     """Of a teacher that reads `read` tokens and says something about `scored` of them."""
-    body = teacher.layers * (teacher.matrices_a_layer + _looking_back(teacher, context))
+    body = teacher.layers * (teacher.matrices_per_layer + _looking_back(teacher, context))
     return 2 * body * read + 2 * teacher.embeddings * scored
 
 

@@ -47,7 +47,7 @@ def row(fit: Fit) -> tuple[str, ...]:
     if fit.count is None:
         return (gpu, "none", each, "-", "-", "-")
     scoring = hours(fit.scoring_hours) if fit.scoring_hours else "-"
-    return (gpu, str(fit.count), each, f"~{fit.tokens_a_second:,.0f}", hours(fit.hours), scoring)
+    return (gpu, str(fit.count), each, f"~{fit.tokens_per_second:,.0f}", hours(fit.hours), scoring)
 
 
 def advice(sizes: Sizes) -> list[str]:
@@ -66,7 +66,7 @@ def values(sizes: Sizes) -> dict[str, Any]:
     memory = None if sizes.memory is None else {**sizes.memory.parts, "total": sizes.memory.total}
     cache = None
     if sizes.cache is not None:
-        cache = {"bytes_a_token": sizes.cache.a_token, "tokens": sizes.cache.tokens, "bytes": sizes.cache.bytes}
+        cache = {"bytes_per_token": sizes.cache.per_token, "tokens": sizes.cache.tokens, "bytes": sizes.cache.bytes}
     return {
         "models": [asdict(model) for model in sizes.models],
         "examples_at_most": sizes.examples,
@@ -80,7 +80,7 @@ def values(sizes: Sizes) -> dict[str, Any]:
                 "gigabytes": fit.gpu.gigabytes,
                 "count": fit.count,
                 "memory_on_each": fit.memory,
-                "tokens_a_second": round(fit.tokens_a_second),
+                "tokens_per_second": round(fit.tokens_per_second),
                 "training_hours": fit.hours,
                 "scoring_hours": fit.scoring_hours,
                 "pass_tokens_that_fit": fit.pass_tokens,
@@ -119,4 +119,4 @@ def _cache(cache: Cache) -> str:
             form = f"{draws} draws"
         case HiddenForm(dtype):
             form = f"hidden states in {dtype} and the head"
-    return f"{form}, {cache.a_token:,.0f} bytes a token x {cache.tokens:,} tokens: {gigabytes(cache.bytes)}"
+    return f"{form}, {cache.per_token:,.0f} bytes per token x {cache.tokens:,} tokens: {gigabytes(cache.bytes)}"

@@ -15,7 +15,7 @@ _BLOCK = 64  # rows whose float64 distribution is in memory at once
 
 @torch.no_grad()
 def draw(logits_NV: Tensor, *, draws: int, temperature: float, key: bytes) -> Sampled:
-    """`draws` draws a row, stratified: the s-th is where the distribution function passes a uniform number of
+    """`draws` draws per row, stratified: the s-th is where the distribution function passes a uniform number of
     [s / S, (s + 1) / S). Unbiased, and no expectation has more variance than with independent draws (Cochran 1977,
     chapter 5). The example's key seeds the numbers: a cache that was resumed is the same bytes."""
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))

@@ -23,14 +23,14 @@ class TopKForm:
 
 @dataclass(frozen=True, slots=True)
 class SampledForm:
-    """`draws` draws a token, exact. What a row takes depends on how many of them are distinct."""
+    """`draws` draws per token, exact. What a row takes depends on how many of them are distinct."""
 
     draws: int
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenForm:
-    """Hidden states: as bf16, or as int8 with a mean and a spread for each channel of a shard and a scale a row."""
+    """Hidden states: as bf16, or as int8 with a mean and a spread for each channel of a shard and a scale per row."""
 
     dtype: Literal["int8", "bf16"]
 
@@ -51,15 +51,15 @@ def form_of(signal: Signal) -> Form | None:
             return None
 
 
-def bytes_a_token(
-    form: Form, vocabulary: int, width: int, *, distinct: float | None = None, tokens_an_example: float = inf
+def bytes_per_token(
+    form: Form, vocabulary: int, width: int, *, distinct: float | None = None, tokens_per_example: float = inf
 ) -> float:
     """What a cache takes on disk for a token, without the head of hidden states, V * D numbers once.
 
-    distinct: mean number of distinct ids a row of draws; without it, the most that there can be.
-    tokens_an_example: an example's key takes 20 bytes, which its tokens share.
+    distinct: mean number of distinct ids per row of draws; without it, the most that there can be.
+    tokens_per_example: an example's key takes 20 bytes, which its tokens share.
     """
-    key = _KEY_BYTES / tokens_an_example
+    key = _KEY_BYTES / tokens_per_example
     match form:
         case TopKForm(k):
             return ascending_bytes(k, vocabulary) + bytes_of(k, LOGP_BITS) + 2 + 4 + 4 + key

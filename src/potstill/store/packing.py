@@ -46,7 +46,7 @@ def fault(form: Form, signal: Packable, vocabulary: int) -> str | None:
     match form, signal:
         case TopKForm(k), TopK(ids_NK, logp_NK):
             if ids_NK.shape[1] != k:
-                return f"has {ids_NK.shape[1]} candidates a token, the cache {k}"
+                return f"has {ids_NK.shape[1]} candidates per token, the cache {k}"
             if not (logp_NK <= 1e-5).all() or not logp_NK.isfinite().any(-1).all():
                 return "has a log-probability that is NaN or above 0, or a row of zeros"
             if (ids_NK.sort(-1).values.diff(dim=-1) == 0).any():
@@ -122,8 +122,8 @@ def unpack_top_k(columns: Columns, k: int, vocabulary: int, temperature: float) 
 
 
 def _pack_sampled(signal: Sampled, draws: int, vocabulary: int) -> dict[str, NDArray[Any]]:
-    """A row's draws lie in runs of equal ids; a bit is set at the last draw of each. So `draws` bits a row say both how
-    many ids it has and how often each came up."""
+    """A row's draws lie in runs of equal ids; a bit is set at the last draw of each. So `draws` bits per row say both
+    how many ids it has and how often each came up."""
     counts_NK = signal.counts_NK.long().numpy()
     drawn_NK = counts_NK > 0
     marks = np.zeros(len(counts_NK) * draws, dtype=np.uint8)

@@ -3,7 +3,7 @@
 questions   what is asked of whom, once, under a key of its content
 asks        the prompts of the recipe as it is now, in their order, each with its question
 attempts    every request: written before it is sent, with its worst price; its raw reply before it is read
-answers     what was read, one row an answer, or why it was given up
+answers     what was read, one row per answer, or why it was given up
 totals      running sums, so that nobody scans a million replies to know what was spent
 
 Money is counted in picodollars (1e-12 US dollars), so that sums are exact.

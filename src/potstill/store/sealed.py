@@ -63,7 +63,7 @@ def open_sealed(path: Path) -> Sealed:
 
 
 def check_seal(path: Path) -> None:
-    """Reads the whole file, 1.2 GB a second. Raises Damaged where a byte differs from what was written."""
+    """Reads the whole file, 1.2 GB per second. Raises Damaged where a byte differs from what was written."""
     data = _bytes_of(path)
     size = min(int.from_bytes(data[:8].tobytes(), "little"), len(data))
     head = data[: 8 + size].tobytes()

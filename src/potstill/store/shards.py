@@ -1,6 +1,6 @@
 """The shards of a cache folder and where each example lies in them; damaged ones are told and left out.
 
-`shard-000007.safetensors`: one row a token in the columns of its form, and for each example its key and how many rows
+`shard-000007.safetensors`: one row per token in the columns of its form, and for each example its key and how many rows
 it has. Dimension key: E examples.
 """
 
@@ -128,7 +128,7 @@ class Shards:
         return np.where(sorted_E[at] == wanted, shard_E[at], -1), example_E[at]
 
     def _indexed(self) -> tuple[NDArray[np.bytes_], NDArray[np.int64], NDArray[np.int64]]:
-        """Keys in order, with the number of their shard and theirs in it: 32 bytes an example."""
+        """Keys in order, with the number of their shard and theirs in it: 32 bytes per example."""
         empty: list[NDArray[Any]] = [np.zeros(0, dtype=np.int64)]
         keys_E = np.concatenate([np.zeros(0, dtype="S16"), *(shard.keys_E for shard in self._open)])
         shard_E = np.concatenate(empty + [np.full(len(s.rows_E), n) for n, s in enumerate(self._open)])

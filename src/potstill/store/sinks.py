@@ -45,7 +45,7 @@ def require_sinks(settings: Loop) -> None:
 
 
 def points(row: Row) -> dict[str, float]:
-    """The numbers of a row by the names of their curves: `train/loss`, `validation/nats_a_token`."""
+    """The numbers of a row by the names of their curves: `train/loss`, `validation/nats_per_token`."""
     return {
         name.replace("_", "/", 1) if name.startswith("validation_") else f"train/{name}": float(value)
         for name, value in row.items()

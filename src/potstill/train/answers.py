@@ -151,11 +151,11 @@ def _require_own(folder: Path) -> None:
 
 
 def _validation(recipe: Recipe, held: Sequence[Row], scores: Teach | None, quiz: Quiz | None, world: World) -> Validate:
-    """What is scored while the student trains: nats a token; with a teacher that scores, the method's own divergence;
+    """What is scored while the student trains: nats per token; with a teacher that scores, the method's own divergence;
     with a quiz, the share of right answers."""
 
     def validate(student: PreTrainedModel) -> dict[str, Score]:
-        found = {"nats_a_token": held_back_nats(student, held, autocast=world.size > 1)}
+        found = {"nats_per_token": held_back_nats(student, held, autocast=world.size > 1)}
         if scores is not None and isinstance(recipe.train.method, LogitKd):
             found["kd"] = distance(student, held, recipe.train.method, scores)
         return found if quiz is None else {**found, "pass_rate": quiz(student)}

@@ -118,7 +118,7 @@ class Batch:
 
 
 def collate(rows: Sequence[Row], choices: Sequence[Ids], *, whole: Whole, device: torch.device) -> Batch:
-    """One document an example, and one more for every choice whose tokens the target's own document does not pass."""
+    """One document per example, and one more for every choice whose tokens the target's own document does not pass."""
     sequences = [(*row.prefix, *row.target[:-1]) for row in rows]
     places: dict[tuple[int, int], int] = {}  # (document, position) -> row that bears loss
     for n, row in enumerate(rows):

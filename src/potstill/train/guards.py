@@ -22,16 +22,16 @@ _LEAST_FACTOR = 1 / 64  # a learning rate that has to be halved more often teach
 _SETTLED = 5  # steps that make a start; before, nothing is judged
 _RECENT = 0.2  # what the newest step weighs in a running mean
 _LOSS_FLOOR = 0.1  # nats: where next to nothing is left to learn, five times nothing is nothing
-_SURE = 0.1  # nats a token: below, a teacher is sure of every token, and so may be its student
+_SURE = 0.1  # nats per token: below, a teacher is sure of every token, and so may be its student
 _LOOP_TOKENS, _LONGEST_PERIOD = 8, 64
 
 _SPOKEN = {
     "eos_rate": "the share of its own answers that end by themselves",
     "rollout_length": "the mean length of its own answers, in tokens,",
     "repetition": "the share of its own tokens in a loop that an answer ends in",
-    "student_entropy": "its entropy on its own text, in nats a token,",
+    "student_entropy": "its entropy on its own text, in nats per token,",
     "support_overlap": "the share of its own tokens that are likely ones to the teacher",
-    "log_probability_gap": "the gap between writer and trainer, in nats a token,",
+    "log_probability_gap": "the gap between writer and trainer, in nats per token,",
 }
 
 

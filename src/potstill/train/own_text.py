@@ -29,7 +29,7 @@ from potstill.train.own_answers import own_row
 from potstill.train.stopped import Spell
 from potstill.train.teaching import LiveTeacher
 
-_ANSWERS, _MOST_A_PROMPT = 64, 8
+_ANSWERS, _MOST_PER_PROMPT = 64, 8
 _POSITIONS = 64
 _SAMPLES, _SAMPLE_TOKENS = 6, 256
 _ROWS = 8  # answers scored at once
@@ -57,7 +57,7 @@ def own_text(
     rollouts = Rollouts(model, slots=how.slots, capacity_tokens=capacity, end_ids=ends, vocabulary=codec.vocabulary)
     written = rollouts.roll_out(
         [row.prefix for row in asked],
-        n=min(_MOST_A_PROMPT, _ANSWERS // len(asked)),
+        n=min(_MOST_PER_PROMPT, _ANSWERS // len(asked)),
         sampling=Sampling(seed=seed),
         max_new_tokens=how.max_tokens,
     )
@@ -81,7 +81,7 @@ def summary(told: Sequence[Told], *, seed: int) -> dict[str, Any]:
     at = [[one.kl_N[i] for one in told if i < len(one.kl_N)] for i in range(min(_POSITIONS, max(tokens)))]
     return {
         "reverse_kl": {"value": float(mean_P.mean()), "n": len(mean_P), "ci95": ends},
-        "reverse_kl_a_token": sum(sum(one.kl_N) for one in told) / max(1, sum(tokens)),
+        "reverse_kl_per_token": sum(sum(one.kl_N) for one in told) / max(1, sum(tokens)),
         "ended": sum(one.answer.finish == "stop" for one in told),
         "mean_length": sum(len(one.answer.ids) for one in told) / len(told),
         "by_position": [{"kl": sum(some) / len(some), "n": len(some)} for some in at],

@@ -1,4 +1,4 @@
-"""What validations of a student that writes score beside nats a token, on the conversations held back from training.
+"""What validations of a student that writes score beside nats per token, on the conversations held back from training.
 
 The exam's prompts have no part in it: what chooses an epoch is split from what training was given.
 """
@@ -40,7 +40,7 @@ def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 @torch.no_grad()
 def distance(model: PreTrainedModel, rows: Sequence[Row], method: LogitKd, teach: Teach) -> Score:
-    """The method's divergence from its teacher a token, at its temperature and without T², as training logs it."""
+    """The method's divergence from its teacher per token, at its temperature and without T², as training logs it."""
     even = [replace(row, weight=1.0) for row in rows]
     total, whole = 0.0, Whole.of(even)
     for begin in range(0, len(even), _AT_ONCE):

@@ -32,7 +32,7 @@ class Gauge:
 
     def __init__(self, model: PreTrainedModel, tokens: int) -> None:
         self._device = model.device
-        self._a_token, self._a_target = operations(model)
+        self._per_token, self._per_target = operations(model)
         self._peak = peak(self._device.type)
         self._operations = 0
         self._recent = deque([(time.perf_counter(), tokens, 0)], maxlen=_RECENT + 1)
@@ -43,7 +43,7 @@ class Gauge:
         """After a step on `rows`, `tokens` read in all. `share_of_peak` counts the student's own arithmetic alone: what
         a teacher, rollouts, validations and checkpoints take lowers it."""
         read = tokens - self._recent[-1][1]
-        self._operations += read * self._a_token + sum(len(row.target) for row in rows) * self._a_target
+        self._operations += read * self._per_token + sum(len(row.target) for row in rows) * self._per_target
         self._recent.append((time.perf_counter(), tokens, self._operations))
         (then, had, did), (now, has, done) = self._recent[0], self._recent[-1]
         seconds = max(now - then, 1e-9)
@@ -71,8 +71,8 @@ def progress(
 
 @cache
 def peak(kind: str) -> float:
-    """Operations a second of a bare square matrix product in the arithmetic that training uses: the best of a fifth of
-    a second of trying, once a process."""
+    """Operations per second of a bare square matrix product in the arithmetic that training uses: the best of a fifth
+    of a second of trying, once a process."""
     one = torch.ones((_EDGE.get(kind, 1024),) * 2, dtype=compute_dtype(), device=kind)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < _TRYING:
@@ -85,7 +85,7 @@ def peak(kind: str) -> float:
 
 
 def operations(model: PreTrainedModel) -> tuple[int, int]:
-    """Of a step: for each token that is read, and for each that bears loss. 6 a weight that is trained (2 forward, 2
+    """Of a step: for each token that is read, and for each that bears loss. 6 per weight that is trained (2 forward, 2
     for each of the gradients), 4 a frozen one behind a trained one, 2 a frozen one before all of them. The last
     feed-forward block and the head see the tokens that bear loss alone. Attention to other tokens is not counted, as
     usual (Chowdhery et al. 2022, PaLM, appendix B), nor are embeddings that are looked up."""

@@ -112,7 +112,7 @@ def joined(lessons: TrainSettings) -> Generator[World]:
     if lessons.predict_with_generate:
         raise InputError(
             f"'train.predict_with_generate' is for one process, but torchrun started {this.count}",
-            way_out="start potstill without torchrun, or choose by nats_a_token or kd",
+            way_out="start potstill without torchrun, or choose by nats_per_token or kd",
         )
     from potstill.train.parallel import together  # torch.distributed, where there are several processes
 

@@ -1,6 +1,6 @@
 """The verification stage of a data recipe: every answer gets its verdict, the best are kept, all in one streamed pass.
 
-    examples/selected.parquet   what to train on: `messages`, with provenance and licence a row
+    examples/selected.parquet   what to train on: `messages`, with provenance and licence per row
     examples/verdicts.parquet   every answer, kept or not, and what each check said of it
     examples/pairs.parquet      chosen and rejected answers in TRL's columns (where the recipe asks)
     examples/README.md          the data card
@@ -60,7 +60,7 @@ Grade = Callable[[Judge | RewardModel, Iterator[Group]], Iterator[Group]]
 """Adds what a late check says of every answer that nothing spoke against so far."""
 
 Nats = Callable[[Sequence[tuple[Prompt, Sample]]], Sequence[float | None]]
-"""How surprising the student finds each answer: nats a token, None where its template cannot write it."""
+"""How surprising the student finds each answer: nats per token, None where its template cannot write it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

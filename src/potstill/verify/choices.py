@@ -16,7 +16,7 @@ ACCEPTED = "accepted"
 def judge(
     samples: Sequence[Sample], calibrated_NC: Array, choices: Sequence[str], limits: ChoiceVerify
 ) -> list[Verdict]:
-    """One verdict a sample, in order; `calibrated_NC` are calibrated log-probabilities."""
+    """One verdict per sample, in order; `calibrated_NC` are calibrated log-probabilities."""
     return [_verdict(sample, row, choices, limits) for sample, row in zip(samples, np.exp(calibrated_NC), strict=True)]
 
 
