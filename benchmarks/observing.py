@@ -18,7 +18,6 @@ from on_policy_experiment import REVERSE
 from on_policy_tasks import MODEL, learn, lessons
 from torch import Tensor
 
-import potstill.train.loop as loop
 from potstill.engines.slots import Rollout
 from potstill.losses import CrossEntropy, Hidden, ReverseKl, linear_divergence
 from potstill.models.load import load
@@ -26,8 +25,9 @@ from potstill.models.locate import locate
 from potstill.models.student import first_layers, freeze
 from potstill.recipe.on_policy import OnPolicy
 from potstill.signals import Signal
+from potstill.train import language
 from potstill.train.batch import Row
-from potstill.train.own_answers import OwnAnswers, WritesHere
+from potstill.train.rollout_buffer import RolloutBuffer, WritesHere
 from potstill.train.teaching import LiveTeacher
 
 LAYERS, PROMPT, ANSWER, BATCH, STEPS = 8, 45, 43, 8, 11
@@ -43,7 +43,7 @@ def step_seconds() -> dict[bool, list[float]]:
     rows = [Row(prefix=tuple(ids), target=(2,), teacher_prefix=tuple(ids)) for ids in prompts]
     own = OnPolicy(warm_up=0.0, max_tokens=ANSWER, slots=BATCH)
     here = WritesHere(student, slots=BATCH, capacity_tokens=PROMPT + ANSWER, end_of_turn=2)
-    scorer, terms = LiveTeacher(teacher, [row.teacher_prefix for row in rows]), loop.terms
+    scorer, terms = LiveTeacher(teacher, [row.teacher_prefix for row in rows]), language.terms
     begun: list[float] = []
     seconds: dict[bool, list[float]] = {True: [], False: []}
 
@@ -56,9 +56,9 @@ def step_seconds() -> dict[bool, list[float]]:
     def in_turn(*given: Any, signal: Signal | None, observe: bool) -> Any:
         return terms(*given, signal=signal, observe=observe and len(begun) % 2 == 1)
 
-    loop.terms = in_turn
+    language.terms = in_turn
     how = lessons(REVERSE, epochs=1, batch=BATCH, rate=1e-9, validations=1, on_policy=own)
-    learn(student, rows, how, seed=0, teach=scorer, own=OwnAnswers(own, writes, seed=0))
+    learn(student, rows, how, seed=0, teach=scorer, own=RolloutBuffer(own, writes, seed=0))
     return {observed: some[1:] for observed, some in seconds.items()}  # the first of each warms up
 
 

@@ -123,13 +123,14 @@ def potstill(steps: int) -> Measured:
     from potstill.recipe.methods import LogitKd
     from potstill.recipe.on_policy import OnPolicy
     from potstill.recipe.train import TrainSettings
-    from potstill.records import Progress
     from potstill.store.checkpoints import Checkpoints
     from potstill.store.metrics import Metrics
-    from potstill.train import loop
-    from potstill.train.own_answers import OwnAnswers
+    from potstill.train import language, loop
+    from potstill.train.data import OnPolicyData
+    from potstill.train.rollout_buffer import RolloutBuffer
+    from potstill.train.state import TrainState
     from potstill.train.teaching import LiveTeacher
-    from potstill.train.trainee import Trainee
+    from potstill.train.traces import Traces
 
     torch.manual_seed(0)
     loaded = load(locate(MODEL))
@@ -140,7 +141,7 @@ def potstill(steps: int) -> Measured:
         method=LogitKd(kind="logit_kd", divergence="reverse_kl", alpha=0.0), on_policy=how, epochs=1, batch_size=BATCH,
         learning_rate=RATE, weight_decay=0.0, checkpoint_seconds=1e9, validations=1,
     )  # fmt: skip
-    own = OwnAnswers.here(
+    own = RolloutBuffer.here(
         student,
         how,
         end_of_turn=codec_of(loaded.folder, None, name="teacher").end_of_turn("x"),
@@ -150,42 +151,38 @@ def potstill(steps: int) -> Measured:
     teach = LiveTeacher(loaded.model.requires_grad_(False), [row.teacher_prefix for row in rows])
     clock = Clock()
 
-    write_own = OwnAnswers.__call__
+    write_own = RolloutBuffer.__call__
 
     def write(*given: Any) -> list[Any]:
         written = write_own(*given)
         clock.tokens.append(sum(len(row.target) for row in written))
         return written
 
-    def watch(_: Progress) -> None:
-        clock.step_ended()
-
-    changed: Any = loop
-    changed.steps_of_epoch = lambda n, **_: [list(range(i, min(i + BATCH, n))) for i in range(0, n, BATCH)]
-    changed.hidden_rows = clock.timed("student", loop.hidden_rows)
-    changed.terms = clock.timed("loss", loop.terms)
-    OwnAnswers.__call__ = clock.timed("rollout", write)
-    Trainee.update = clock.timed("update", Trainee.update)
+    loop.steps_of_epoch = lambda n, **_: [list(range(i, min(i + BATCH, n))) for i in range(0, n, BATCH)]
+    language.hidden_rows = clock.timed("student", language.hidden_rows)
+    language.terms = clock.timed("loss", language.terms)
+    RolloutBuffer.__call__ = clock.timed("rollout", write)
+    TrainState.update = clock.timed("update", TrainState.update)
     torch.Tensor.backward = clock.timed("backward", torch.Tensor.backward)
     memory = Memory()
     with tempfile.TemporaryDirectory() as folder:
-        job = loop.Job(
-            arm="potstill",
-            rows=rows,
-            choices=(),
-            method=settings.method,
-            teach=clock.timed("teacher", teach),
-            own=own,
+        metrics = Metrics(Path(folder) / "metrics.jsonl")
+        training = loop.Training(
+            data=OnPolicyData(rows, buffer=own),
+            objective=language.TokenObjective(method=settings.method, teach=clock.timed("teacher", teach)),
             settings=settings,
             seed=0,
-            fingerprint="",
-            checkpoints=Checkpoints(Path(folder) / "checkpoints"),
-            metrics=Metrics(Path(folder) / "metrics.jsonl"),
             validate=lambda _: {},
-            watch=watch,
+            traces=Traces(
+                arm="potstill",
+                fingerprint="",
+                checkpoints=Checkpoints(Path(folder) / "checkpoints"),
+                metrics=metrics,
+                watch=lambda _: clock.step_ended(),
+            ),
         )
-        loop.fit(student, job)
-        return clock.measured(memory, job.metrics.rows("potstill")[0]["loss"])
+        loop.fit(student, training)
+        return clock.measured(memory, metrics.rows("potstill")[0]["loss"])
 
 
 def trl(steps: int) -> Measured:

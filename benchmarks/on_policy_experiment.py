@@ -38,7 +38,7 @@ from potstill.recipe.methods import LogitKd, Sft
 from potstill.recipe.on_policy import OnPolicy
 from potstill.records import Score
 from potstill.train.batch import Row
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.rollout_buffer import RolloutBuffer
 from potstill.train.teaching import LiveTeacher
 
 Array = NDArray[np.float64]
@@ -158,7 +158,7 @@ def take(  # noqa: PLR0913
         how,
         seed=seed + 1_000_000,  # another order than at first
         teach=None if arm == SFT else LiveTeacher(task.teacher, [row.teacher_prefix for row in rows]),
-        own=own and OwnAnswers.here(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
+        own=own and RolloutBuffer.here(student, own, end_of_turn=task.end, longest_prefix=longest, seed=seed),
         validate=validate,
         folder=folder,
     )

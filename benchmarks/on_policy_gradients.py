@@ -23,7 +23,7 @@ from potstill.models.forward import hidden_rows
 from potstill.recipe.on_policy import OnPolicy
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import compared, terms
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.rollout_buffer import RolloutBuffer
 from potstill.train.teaching import LiveTeacher
 
 
@@ -55,7 +55,7 @@ def steps(student: PreTrainedModel, task: Task, batches: Sequence[Sequence[Row]]
     rows = [row for batch in batches for row in batch]
     how = OnPolicy(warm_up=0.0, max_tokens=task.most, slots=len(batches[0]))
     longest = max(len(row.prefix) for row in rows)
-    write = OwnAnswers.here(student, how, end_of_turn=task.end, longest_prefix=longest, seed=1)
+    write = RolloutBuffer.here(student, how, end_of_turn=task.end, longest_prefix=longest, seed=1)
     teach = LiveTeacher(task.teacher, [row.teacher_prefix for row in rows])
     learnt = [parameter for parameter in student.parameters() if parameter.requires_grad]
     gradients, nats = list[Tensor](), list[Tensor]()

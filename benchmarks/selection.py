@@ -40,15 +40,15 @@ from numpy.typing import NDArray
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.evaluate.metrics import interval
-from potstill.harvest import harvest, sift
-from potstill.lessons import teach
 from potstill.models.load import codec_of
 from potstill.models.load import load as load_model
 from potstill.models.locate import locate
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
 from potstill.records import Message, Progress
-from potstill.store.run import open_data_run
+from potstill.store.requests import Requests
+from potstill.store.run import open_run
 
 ROOT = Path(__file__).parents[1]
 FIELDS = ("name", "item", "quantity", "city", "total")
@@ -116,10 +116,10 @@ def recipe_of(work: Path, *more: str) -> Recipe:
 def answer_sets(work: Path, *, samples: int, seeds: int) -> dict[str, list[pa.Table]]:
     """The answers that each arm learns, a table for every seed."""
     place, four_times = work / "teacher", 4 * samples
-    harvest(recipe_of(work, f"generate.n={four_times}"), folder=place, watch=told)
+    Run(recipe_of(work, f"generate.n={four_times}"), place, told).generate()
     chosen: dict[int, pa.Table] = {}
     for n in (samples, four_times):
-        sift(recipe_of(work, f"generate.n={n}", f"select.keep={n}"), folder=place)
+        Run(recipe_of(work, f"generate.n={n}", f"select.keep={n}"), place).verify()
         chosen[n] = pq.read_table(place / "examples" / "selected.parquet", columns=["prompt_id", "index", "messages"])
     every = pq.read_table(place / "examples" / "answers.parquet", columns=["prompt_id", "index", "messages"])
     once = {
@@ -142,11 +142,11 @@ def taught(work: Path, answers: pa.Table, place: Path, *, seed: int, steps: int)
     learnt = answers.num_rows - math.ceil(answers.num_rows / 20)  # one in twenty is held back for validation
     epochs = max(1, round(steps / math.ceil(learnt / BATCH)))
     recipe = recipe_of(work, f"seed={seed}", f"train.epochs={epochs}", f"train.batch_size={BATCH}")
-    with open_data_run(place, recipe):
-        (place / "examples").mkdir(exist_ok=True)
-        pq.write_table(answers, place / "examples" / "selected.parquet")
-    model = teach(recipe, folder=place)
-    return model, json.loads((place / "student.json").read_text("utf-8"))["steps"]
+    with open_run(place, recipe) as run, Requests(run.ledger):
+        run.selected.parent.mkdir(exist_ok=True)
+        pq.write_table(answers, run.selected)
+    model = Run(recipe, place).train()["student"]
+    return model, json.loads((place / "arms" / "student" / "trained.json").read_text("utf-8"))["steps"]
 
 
 def examined(model: Path, questions: Sequence[dict[str, str]], kept: Path) -> Exam:
@@ -172,7 +172,7 @@ def teacher_exam(work: Path, questions: Sequence[dict[str, str]]) -> Exam:
     recipe = recipe_of(work, "generate.n=1", "generate.temperature=0.0", "generate.truncated=keep")
     assert recipe.evaluate is not None
     asking = recipe.model_copy(update={"prompts": recipe.evaluate.prompts, "verify": None, "student": None})
-    done = harvest(asking.model_copy(update={"evaluate": None}), folder=work / "teacher-exam", watch=told)
+    done = Run(asking.model_copy(update={"evaluate": None}), work / "teacher-exam", told).generate()
     said = {
         row["messages"][0]["content"]: row["messages"][-1]["content"] for row in rows_of(pq.read_table(done.answers))
     }

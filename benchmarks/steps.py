@@ -1,6 +1,6 @@
 """What steps are worth to a student: worked sums, learnt with their steps and without, by the same blank student.
 
-The recipe is recipes/sums.yaml, and everything goes through `harvest`, `sift`, `teach` and `examine`. A seed draws the
+The recipe is recipes/sums.yaml, and everything goes through the verbs of `Run`. A seed draws the
 sums, the weights and the order of training; the exam is one and the same. Answer-only learns twice: in as many updates
 as with steps, and with at least as many tokens that bear loss.
 
@@ -33,16 +33,15 @@ import numpy as np
 import torch
 from pages import computed_in
 
-from potstill.evaluate.exam import marked
 from potstill.evaluate.metrics import Array, interval, resamples
-from potstill.harvest import harvest, sift
-from potstill.lessons import examine, teach
+from potstill.evaluate.texts import check_answers
 from potstill.models.load import codec_of
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
-from potstill.store.answers import read_weighted
+from potstill.store.examples import read_examples
 from potstill.store.requests import Requests
-from potstill.train.rows import conversation_rows
+from potstill.train.rows import example_rows
 
 ROOT = Path(__file__).parents[1]
 DRAWS = 4000
@@ -98,8 +97,8 @@ def prepare(work: Path, seed: int, size: Size) -> Path:
         script = str(ROOT / "scripts" / "make_sums.py")
         subprocess.run([sys.executable, script, str(place / "data"), *options], check=True, capture_output=True)
     recipe = recipe_of(place / "data", seed)
-    harvest(recipe, folder=place / "answers")
-    sift(recipe, folder=place / "answers")
+    Run(recipe, place / "answers").generate()
+    Run(recipe, place / "answers").verify()
     return place
 
 
@@ -107,7 +106,7 @@ def lengths(place: Path, recipe: Recipe, *, reasoning: bool) -> tuple[float, flo
     """Tokens of an example, in the mean: read, and bearing loss."""
     assert recipe.student is not None
     codec = codec_of(place / "data" / "student", recipe.student.template, name="student")
-    rows = conversation_rows(list(read_weighted(selected(place / "answers"))), codec, reasoning=reasoning)
+    rows = example_rows(list(read_examples(selected(place / "answers"))), codec, reasoning=reasoning)
     return float(np.mean([row.tokens for row in rows])), float(np.mean([len(row.target) for row in rows]))
 
 
@@ -132,12 +131,12 @@ def taught(work: Path, seed: int, arm: str) -> Taught:
     start = time.process_time()
     if not selected(run).is_file():
         shutil.copytree(place / "answers", run, ignore=shutil.ignore_patterns(".lock"))
-    teach(recipe, folder=run)
-    scores = examine(recipe, folder=run)
-    done = json.loads((run / "student.json").read_text(encoding="utf-8"))
+    Run(recipe, run).train()
+    scores = Run(recipe, run).evaluate()
+    done = json.loads((run / "arms" / "student" / "trained.json").read_text(encoding="utf-8"))
     read_each, trained_each = trained[arm == STEPS]
     assert recipe.evaluate is not None
-    paper = marked(run / "exam" / "student", recipe.evaluate)
+    tested = check_answers(run / "test" / "student", recipe.evaluate)
     one = Taught(
         arm=arm,
         seed=seed,
@@ -146,11 +145,11 @@ def taught(work: Path, seed: int, arm: str) -> Taught:
         read=done["tokens"],
         trained=round(done["tokens"] / read_each * trained_each),
         cpu_seconds=time.process_time() - start,
-        right=tuple(paper.passed.values()),
-        thought=thought_as_taught(run / "exam" / "student", place / "data"),
-        wrong=dict(paper.reasons),
-        teacher=scores["arms"]["teacher"]["pass_rate"]["value"],
-        base=scores["arms"]["base"]["pass_rate"]["value"],
+        right=tuple(tested.passed.values()),
+        thought=thought_as_taught(run / "test" / "student", place / "data"),
+        wrong=dict(tested.reasons),
+        teacher=scores["arms"]["teacher"]["accuracy"]["value"],
+        base=scores["arms"]["base"]["accuracy"]["value"],
     )
     kept.write_text(json.dumps({"recipe": known, "taught": asdict(one)}), encoding="utf-8")
     return one

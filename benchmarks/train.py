@@ -106,14 +106,17 @@ def potstill(system: str, count: int, warm: int) -> Measured:
     from potstill.models.load import load
     from potstill.models.locate import locate
     from potstill.models.student import first_layers
-    from potstill.recipe.choices import ChoiceTrain
     from potstill.recipe.methods import LogitKd, Sft
+    from potstill.recipe.train import TrainSettings
     from potstill.records import Progress
     from potstill.store.checkpoints import Checkpoints
     from potstill.store.metrics import Metrics
     from potstill.train import loop
     from potstill.train.batch import Row
+    from potstill.train.data import Data
+    from potstill.train.language import TokenObjective
     from potstill.train.teaching import LiveTeacher
+    from potstill.train.traces import Traces
 
     torch.manual_seed(0)
     loaded = load(locate(MODEL))
@@ -131,26 +134,28 @@ def potstill(system: str, count: int, warm: int) -> Measured:
     def watch(_: Progress) -> None:
         clock.append(time.perf_counter())
 
-    settings = ChoiceTrain(
+    settings = TrainSettings(
         method=Sft(kind="sft"), epochs=1, batch_size=BATCH, learning_rate=RATE, checkpoint_seconds=1e9, validations=1
     )
     with tempfile.TemporaryDirectory() as folder:
-        job = loop.Job(
-            arm=system,
-            rows=rows,
-            choices=(),
-            method=LogitKd(kind="logit_kd", alpha=0.0) if kd else settings.method,
-            teach=teach,
+        metrics = Metrics(Path(folder) / "metrics.jsonl")
+        method = LogitKd(kind="logit_kd", alpha=0.0) if kd else settings.method
+        training = loop.Training(
+            data=Data(rows),
+            objective=TokenObjective(method=method, teach=teach),
             settings=settings,
             seed=0,
-            fingerprint="",
-            checkpoints=Checkpoints(Path(folder) / "checkpoints"),
-            metrics=Metrics(Path(folder) / "metrics.jsonl"),
             validate=lambda _: {},
-            watch=watch,
+            traces=Traces(
+                arm=system,
+                fingerprint="",
+                checkpoints=Checkpoints(Path(folder) / "checkpoints"),
+                metrics=metrics,
+                watch=watch,
+            ),
         )
-        loop.fit(student, job)
-        logged = job.metrics.rows(system)
+        loop.fit(student, training)
+        logged = metrics.rows(system)
     tokens = logged[-1]["tokens"] - logged[warm - 1]["tokens"] + len(rows) - warm * BATCH  # the last token is read too
     return Measured(tokens / (clock[-1] - clock[warm - 1]), memory.grown(), logged[0]["loss"], tokens)
 

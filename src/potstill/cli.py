@@ -1,6 +1,6 @@
-"""The command line: verbs over the pipeline. Exit codes are those of `potstill.errors`.
+"""The command line: verbs over `pipeline.Run`. Exit codes are those of `potstill.errors`.
 
-Heavy imports (torch, transformers) stand inside the verbs that need them, so that `--help` and `check` answer at once.
+Heavy imports (torch, transformers, pyarrow) stand inside the verbs that need them: `--help` and `check` answer at once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,14 +20,12 @@ from cyclopts import App, CycloptsError, Parameter
 from potstill import console
 from potstill.errors import InputError, PotstillError, Stopped, as_disk_error
 from potstill.processes import Process
-from potstill.recipe import load_recipe
-from potstill.recipe.choices import ChoiceRecipe, load_choice_recipe
-from potstill.recipe.whole import Recipe, is_data_recipe
-from potstill.records import Stage, Watch
-from potstill.store.run import recipe_of
+from potstill.recipe import Recipe, arms_of, load_recipe
+from potstill.recipe.student import Encoder
+from potstill.store.run import RunFolder
 
 if TYPE_CHECKING:
-    from potstill.verify.answers import Nats
+    from potstill.pipeline import Run
 
 app = App(
     name="potstill",
@@ -65,32 +63,32 @@ def check(recipe: Path, *, probe: int | None = None, prompts: int | None = None,
     Parameters
     ----------
     probe
-        Ask the teacher the first so many prompts of a recipe with `generate:`, keep the answers, estimate the rest.
+        Ask the teacher the first so many prompts, keep the answers, estimate the rest.
     prompts
-        Plan a recipe with `generate:` as if it had so many prompts like those that it has.
+        Plan as if there were so many prompts to train on, like those that there are.
     """
-    if _writes_data(recipe):
-        _check_data(recipe, probe, prompts, options)
-        return
-    if probe is not None or prompts is not None:
-        raise InputError("--probe and --prompts need a recipe with a 'generate:' section", way_out="leave them out")
-    from potstill.plan import plan
+    from potstill.plan import as_probed, plan
 
-    resolved, _ = _resolve(recipe, options)
-    found = plan(resolved)
-    if options.json:
-        console.say_json({"name": resolved.name, "prompts": found.prompts, "licences": list(found.licences)})
-    else:
-        console.show_plan(found)
+    resolved, folder = _resolve(recipe, options)
+    found = plan(resolved, as_if=prompts)
+    if probe is not None:
+        with _running(resolved, folder, options) as run:
+            asked = run.generate(limit=probe)
+        found = as_probed(found, run.folder.ledger, probe, answers=asked.exported)
+    console.show_plan(found, as_json=options.json)
 
 
 @app.command
 def run(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Run all stages of a recipe, or go on with a run folder: prompts, generate, verify, train, evaluate, report."""
-    if _writes_data(recipe):
-        _walk_data(recipe, None, options)
-    else:
-        _walk(recipe, "report", options)
+    from potstill.pipeline import distill
+
+    resolved, folder = _resolve(recipe, options)
+    _for_trained(resolved, arm=None)
+    with console.watching(as_json=options.json) as watch:
+        done = distill(resolved, folder=folder, watch=watch)
+    if Process.this().first:
+        console.show_run(done, as_json=options.json)
 
 
 @app.command
@@ -106,78 +104,90 @@ def generate(
     budget
         US dollars that are never exceeded, in place of generate.budget.
     """
-    if _writes_data(recipe):
-        budgeted = () if budget is None else (f"generate.budget={budget}",)
-        _walk_data(recipe, "generate", options, limit=limit, overrides=budgeted)
-    elif limit is not None or budget is not None:
-        raise InputError("--limit and --budget need a recipe with a 'generate:' section", way_out="leave them out")
-    else:
-        _walk(recipe, "generate", options)
+    budgeted = () if budget is None else (f"generate.budget={budget}",)
+    with _running(*_resolve(recipe, options, *budgeted), options) as run:
+        found = run.generate(limit=limit)
+    console.show_generated(found, as_json=options.json)
 
 
 @app.command
 def verify(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Check the teacher's answers and keep the good ones. Asks only a judge, if the recipe has one, and only once."""
-    _walk(recipe, "verify", options)
+    with _running(*_resolve(recipe, options), options) as run:
+        found = run.verify()
+    console.show_verified(found, rescue=run.recipe.rescue is not None, as_json=options.json)
 
 
 @app.command
 def rescue(recipe: Path, *, options: Options = _DEFAULTS) -> None:
     """Ask again where no answer passed (more samples, a hint, another teacher, as `rescue:` says), and verify."""
-    if not _writes_data(recipe):
-        raise InputError("potstill rescue needs a recipe with a 'rescue:' section", way_out="add one to a data recipe")
-    _walk_data(recipe, "rescue", options)
+    with _running(*_resolve(recipe, options), options) as run:
+        found = run.rescue()
+    console.show_verified(found, rescue=True, as_json=options.json)
+
+
+@app.command
+def train(recipe: Path, *, arm: str | None = None, options: Options = _DEFAULTS) -> None:
+    """Train the student, its controls and the recipe's own arms.
+
+    Parameters
+    ----------
+    arm
+        Only the arm of this name.
+    """
+    resolved, folder = _resolve(recipe, options)
+    _for_trained(resolved, arm)
+    with _running(resolved, folder, options) as run:
+        models = run.train(arm)
+    if Process.this().first:
+        console.show_trained(models, as_json=options.json)
+
+
+@app.command
+def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
+    """Compare student, teacher and controls on the test prompts."""
+    with _running(*_resolve(recipe, options), options) as run:
+        scores = run.evaluate()
+    console.show_scores(scores, as_json=options.json)
 
 
 @app.command
 def export(recipe: Path, *, format: Literal["jsonl", "parquet"] = "jsonl", options: Options = _DEFAULTS) -> None:
-    """Write the selected answers (and pairs) for other programs, beside the Parquet files of `potstill verify`.
+    """Write the kept answers (and pairs) for other programs, beside the Parquet files of the run.
 
     Parameters
     ----------
     format
         jsonl writes them anew; parquet names the files that are there.
     """
-    if not _writes_data(recipe):
-        raise InputError("potstill export needs a recipe with a 'generate:' section", way_out="see `model/` of the run")
-    _, folder = _resolve_data(recipe, options.set, options)
-    from potstill.store.export import export_examples
-
-    console.show_export(export_examples(folder / "examples", form=format), as_json=options.json)
-
-
-@app.command
-def train(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Train the student and its controls."""
-    _walk(recipe, "train", options)
-
-
-@app.command
-def evaluate(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Compare student, teacher and controls on the test prompts (a recipe with `generate:` writes its report too)."""
-    _walk(recipe, "evaluate", options)
+    with _running(*_resolve(recipe, options), options) as run:
+        files = run.export(format)
+    console.show_exported(files, as_json=options.json)
 
 
 @app.command
 def report(recipe: Path, *, options: Options = _DEFAULTS) -> None:
-    """Write report.html and the model's card. A recipe with `generate:` may ask for it at any moment of its run."""
-    _walk(recipe, "report", options)
+    """Write report.html and the model's card from what the run folder holds, at any moment of the run."""
+    with _running(*_resolve(recipe, options), options) as run:
+        page = run.report()
+    console.show_report(page, as_json=options.json)
 
 
 @app.command
 def chat(folder: Path, *, text: str | None = None, options: Options = _DEFAULTS) -> None:
     """Ask the student of a run folder: one --text, or line by line."""
-    recipe_of(folder)
-    from potstill.chat import answerer
+    run = RunFolder(folder)
+    recipe = run.read_recipe()
+    from potstill.serve.chat import answerer
 
-    answer = answerer(folder / "model")
+    answer = answerer(run, recipe)
     if text is not None:
-        console.out.print(console.clean(answer(text)))
+        console.say(console.clean(answer(text)))
         return
     if sys.stdin.isatty():
-        console.out.print("Type a prompt; an empty line or Ctrl-D ends.")
+        console.say("Type a prompt; an empty line or Ctrl-D ends.")
     while (line := _ask_line()) is not None:
-        console.out.print(console.clean(answer(line)))
+        console.say(console.clean(answer(line)))
 
 
 @app.command
@@ -238,6 +248,16 @@ def _check_verb(arguments: Sequence[str]) -> None:
         _for_one_process(f"'potstill {verb}'")
 
 
+def _for_trained(recipe: Recipe, arm: str | None) -> None:
+    """Several processes train language models alone."""
+    trained = [one for one in arms_of(recipe) if arm in (None, one.name)]
+    if not trained:
+        _for_one_process(f"the recipe '{recipe.name}'")
+    for one in trained:
+        if isinstance(one.student, Encoder):
+            _for_one_process(f"the encoder '{one.name}'")
+
+
 def _for_one_process(what: str) -> None:
     """Refuse it where torchrun started several, in one sentence of the first of them."""
     this = Process.this()
@@ -247,117 +267,26 @@ def _for_one_process(what: str) -> None:
         sys.exit(InputError.exit_code)
     raise InputError(
         f"torchrun started {this.count} processes, but {what} is for one",
-        way_out="start it without torchrun; several serve `potstill train` and `run` of a recipe with 'generate:' and "
-        "'student:'",
+        way_out="start it without torchrun; several serve `potstill train` and `run` of language models "
+        "(--arm leaves the others out)",
     )
 
 
-def _walk(target: Path, through: Stage, options: Options) -> None:
-    if target.exists() and _writes_data(target):
-        _walk_data(target, through, options)
-        return
-    recipe, folder = _resolve(target, options)
-    _for_one_process(f"the recipe '{target}'")
-    from potstill import pipeline
+@contextmanager
+def _running(recipe: Recipe, folder: Path, options: Options) -> Generator[Run]:
+    """The run, watched by whoever sits at the terminal."""
+    from potstill.pipeline import Run
 
     with console.watching(as_json=options.json) as watch:
-        run = pipeline.distill(recipe, folder=folder, through=through, watch=watch)
-    if through == "report" and not options.json:
-        console.show_run(run)
+        yield Run(recipe, folder, watch)
 
 
-def _walk_data(
-    target: Path, stage: str | None, options: Options, *, limit: int | None = None, overrides: Sequence[str] = ()
-) -> None:
-    """One stage of a recipe of free text; None: every stage that it has a section for."""
-    recipe, folder = _resolve_data(target, (*options.set, *overrides), options)
-    first = Process.this().first
-    for each in _data_stages(recipe, stage):
-        if not first and each != "train":
-            continue  # of several processes the first does what is not training, and `train` waits for it
-        with console.watching(as_json=options.json) if first else console.silent() as watch:
-            show = _data_stage(each, recipe, folder, limit, watch)
-        if first:
-            show(as_json=options.json)
-
-
-def _data_stages(recipe: Recipe, stage: str | None) -> list[str]:
-    """What is done: the stage alone, an exam with the report of it; None: all that the recipe has a section for."""
-    if stage is not None:
-        return [stage, "report"] if stage == "evaluate" else [stage]
-    checks = "rescue" if recipe.rescue else "verify"  # rescue verifies too
-    sections = {checks: recipe.verify, "train": recipe.student, "evaluate": recipe.evaluate}
-    return ["generate", *(name for name, section in sections.items() if section), "report"]
-
-
-def _data_stage(stage: str, recipe: Recipe, folder: Path, limit: int | None, watch: Watch) -> Callable[..., None]:
-    """Do it; returns what shows the outcome."""
-    from potstill import harvest
-
-    match stage:
-        case "generate":
-            done = harvest.harvest(recipe, folder=folder, limit=limit, watch=watch)
-            return partial(console.show_harvest, done)
-        case "verify":
-            found = harvest.sift(recipe, folder=folder, student_nats=_student_nats(recipe), watch=watch)
-            return partial(console.show_sift, found, rescue=recipe.rescue is not None)
-        case "rescue":
-            from potstill.rescue import rescue
-
-            found = rescue(recipe, folder=folder, student_nats=_student_nats(recipe), watch=watch)
-            return partial(console.show_sift, found, rescue=True)
-        case "train":
-            from potstill import lessons  # torch takes seconds
-
-            return partial(console.show_student, lessons.teach(recipe, folder=folder, watch=watch))
-        case "report":
-            from potstill.report.free_text import write_data_report
-
-            return partial(console.show_report, write_data_report(folder, watch=watch))
-        case _:
-            from potstill import lessons
-
-            return partial(console.show_exam, lessons.examine(recipe, folder=folder, watch=watch))
-
-
-def _student_nats(recipe: Recipe) -> Nats | None:
-    if recipe.select.prefer != "learnable":
-        return None
-    from potstill import lessons  # torch takes seconds
-
-    return lessons.student_nats(recipe)
-
-
-def _check_data(target: Path, asked: int | None, as_if: int | None, options: Options) -> None:
-    from potstill.data_plan import as_probed, plan_data, probe
-
-    recipe, folder = _resolve_data(target, options.set, options)
-    plan = plan_data(recipe, as_if=as_if)
-    probed = None
-    if asked is not None:
-        with console.watching(as_json=options.json) as watch:
-            probed = probe(recipe, folder, asked, total=plan.prompts, watch=watch)
-        plan = as_probed(plan, probed)
-    console.show_data_plan(plan, probed, as_json=options.json)
-
-
-def _writes_data(target: Path) -> bool:
-    inside = target / "recipe.yaml"
-    return is_data_recipe(inside if inside.is_file() else target)
-
-
-def _resolve_data(target: Path, overrides: Sequence[str], options: Options) -> tuple[Recipe, Path]:
-    if target.is_dir():
-        return load_recipe(target / "recipe.yaml", overrides), options.run or target
+def _resolve(target: Path, options: Options, *more: str) -> tuple[Recipe, Path]:
+    """A recipe file, or a run folder with its own recipe; and the folder of the run."""
+    overrides = (*options.set, *more)
+    if (inside := target / "recipe.yaml").is_file():
+        return load_recipe(inside, overrides), options.run or target
     recipe = load_recipe(target, overrides)
-    return recipe, options.run or Path("runs") / recipe.name
-
-
-def _resolve(target: Path, options: Options) -> tuple[ChoiceRecipe, Path]:
-    """A recipe file, or a run folder with its own recipe."""
-    if target.is_dir() and (target / "recipe.yaml").is_file():
-        return load_choice_recipe(target / "recipe.yaml", options.set), options.run or target
-    recipe = load_choice_recipe(target, options.set)
     return recipe, options.run or Path("runs") / recipe.name
 
 

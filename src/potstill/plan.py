@@ -1,25 +1,39 @@
-"""What a run will do, before it does it: prompts, tokens, time, memory and licences, with no weights loaded.
+"""What a run will take, before it does it: prompts, requests, tokens, money, licences, memory and time. No weights are
+loaded, no torch, nothing is sent.
 
-Tokens are estimated as a quarter of the bytes; time from a matrix product measured on this machine. Both are marked as
-estimates; they are there to tell minutes from hours.
+Tokens to read are an estimate (a quarter of the bytes); tokens to write and dollars are upper bounds. Time comes from a
+matrix product measured on this CPU: it is there to tell minutes from hours.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from potstill.licences import Policy, check_licence
-from potstill.models.locate import Facts, check_layers, facts, locate
-from potstill.prompts import load_prompts
-from potstill.recipe.choices import ChoiceRecipe
-from potstill.store.sinks import require_sinks
-from potstill.text.template import Template
+from potstill.dispatch.money import DOLLAR, FREE, Price, prompt_bound
+from potstill.engines.sampler import Ask
+from potstill.errors import InputError
+from potstill.generate.collect import price_of
+from potstill.generate.context import context_of
+from potstill.generate.require import require_form, require_sections
+from potstill.licences import Policy, named_licences
+from potstill.models.precision import spoken
+from potstill.prompts.stream import described, stream_prompts
+from potstill.recipe import Arm, Recipe, arms_of
+from potstill.recipe.request import probabilities_of
+from potstill.recipe.task import Choice
+from potstill.recipe.teacher import Gguf, Local
+from potstill.records import Prompt, Split
+from potstill.sizing.job import Lengths, Size, Sizes, examples_of, facts_of_teacher, size_of, sizes_of
+from potstill.store.requests import Requests
 
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _BYTES_PER_TOKEN = 4
 _SHARE_OF_PEAK = 0.5  # an assumption, not a measurement: what a model reaches of a bare product
 _TRAINING_BYTES = 16  # fp32 weight, gradient and two moments
@@ -28,116 +42,239 @@ _WEIGHT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One stage: what it does, tokens it reads, estimated seconds and peak bytes (None: not known offline)."""
+    """A stage, or an arm of it: what it does, tokens it reads and writes at most, estimated seconds and bytes on this
+    CPU; None where it is not done in this process, or nothing here tells."""
 
     stage: str
     what: str
     tokens: int
-    seconds: float | None
-    memory: int | None
+    seconds: float | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What the first prompts took, and from them what all will: means with 95 % intervals, dollars and tokens."""
+
+    prompts: int
+    answers: int
+    tokens_written: tuple[float, float, float]
+    dollars: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    recipe: ChoiceRecipe
-    prompts: Mapping[str, int]
+    """For as many `prompts` of each split, like those `found`. `requests`, tokens and `dollars` are the teacher's in
+    `generate`; `probabilities` says how those of choices are had. Answers are as long as they may be, until a probe
+    knows better."""
+
+    recipe: Recipe
+    found: Mapping[Split, int]
+    prompts: Mapping[Split, int]
     left_out: Mapping[str, int]
-    work: tuple[Work, ...]
-    teacher: Facts | None
-    student_parameters: int | None
+    requests: int
+    tokens_read: int
+    tokens_written: int
+    dollars: float
     licences: Mapping[str, Policy]
+    probabilities: str | None
+    precision: str
+    lengths: Lengths
+    work: tuple[Work, ...]
+    sizes: Sizes | None
+    probed: Probed | None = None
 
 
-def plan(recipe: ChoiceRecipe) -> Plan:
-    """Raises a PotstillError for everything that can be known to be wrong before weights are loaded."""
-    licences = {
-        f"{what} ({licence})": check_licence(licence, key=f"{what}.licence")
-        for what, licence in (
-            ("teacher", recipe.teacher.licence),
-            ("prompts", recipe.prompts.licence),
-            *([("encoder", recipe.encoder.licence)] if recipe.encoder and recipe.encoder.licence else []),
-        )
-    }
-    require_sinks(recipe.train)
-    teacher = facts(locate(recipe.teacher.model))
-    if recipe.encoder and recipe.encoder.start:
-        locate(recipe.encoder.start)
-    check_layers(teacher, recipe.student.layers, key="student.layers")
-    for name, source in (
-        ("teacher", recipe.teacher.template),
-        ("student", recipe.student.template),
-    ):
-        if source is not None:
-            Template(source, name=name)
-    found = load_prompts(recipe)
-    sizes = Counter(p.split for p in found.prompts)
-    mean_tokens = sum(len(p.text.encode()) for p in found.prompts) / len(found.prompts) / _BYTES_PER_TOKEN + 8
-    return Plan(
+def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
+    """The plan for the prompts that there are, or as if there were so many to train on. Raises a PotstillError for
+    everything that can be known to be wrong before weights are loaded or anybody is paid."""
+    if as_if is not None and as_if < 1:
+        raise InputError(f"--prompts is {as_if}", way_out="give a number of prompts, 1 or more")
+    policies, named, left_out = require_sections(recipe), named_licences(recipe), Counter[str]()
+    require_form(recipe.request)
+    asking = _Asking.of(recipe)
+    there = _Measured.of(recipe, asking, left_out)
+    found: dict[Split, int] = {split: there.found[split] for split in _SPLITS if there.found[split]}
+    prompts: dict[Split, int] = found if as_if is None else {**found, "train": as_if}
+    lengths = there.lengths(recipe, asking, prompts["train"])
+    planned = Plan(
         recipe=recipe,
-        prompts=dict(sizes),
-        left_out=found.left_out,
-        work=_work(recipe, teacher, mean_tokens),
-        teacher=teacher,
-        student_parameters=teacher.with_layers(recipe.student.layers) if teacher else None,
-        licences=licences,
+        found=found,
+        prompts=prompts,
+        left_out={reason: count for reason, count in left_out.items() if count},
+        requests=_asked(prompts) * asking.requests,
+        tokens_read=there.in_context * _asked(prompts) // _asked(found) * asking.times,
+        tokens_written=_asked(prompts) * asking.times * asking.written,
+        dollars=there.worst * asking.times * _asked(prompts) / (_asked(found) * DOLLAR),
+        licences={f"{key.removesuffix('.licence')} ({named[key]})": policy for key, policy in policies.items()},
+        probabilities=asking.probabilities,
+        precision=spoken(recipe.train.precision),
+        lengths=lengths,
+        work=(),
+        sizes=None,
+    )
+    return replace(planned, work=tuple(_work(planned)), sizes=sizes_of(recipe, lengths))
+
+
+def as_probed(planned: Plan, ledger: Path, prompts: int, *, answers: int) -> Plan:
+    """With what the first `prompts` took, whose `answers` are in the ledger; sizes are for texts as long as theirs."""
+    with Requests(ledger) as requests:
+        spent = requests.spent_by_prompt(limit=prompts)
+    if not spent:
+        raise InputError("the probe brought no answer", way_out="see what failed with potstill generate --limit 20")
+    asked = _asked(planned.prompts)
+    probed = Probed(
+        prompts=len(spent),
+        answers=answers,
+        tokens_written=_total([tokens for tokens, _ in spent], asked),
+        dollars=_total([cost / DOLLAR for _, cost in spent], asked),
+    )
+    lengths = planned.lengths
+    if not isinstance(planned.recipe.task, Choice):
+        lengths = replace(lengths, answer=probed.tokens_written[1] / planned.requests)
+    probed_plan = replace(planned, probed=probed, lengths=lengths, sizes=sizes_of(planned.recipe, lengths))
+    return replace(probed_plan, work=tuple(_work(probed_plan)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """How often a prompt is sent, in how many requests, and the most tokens that may be written each time."""
+
+    times: int
+    requests: int
+    written: int
+    price: Price
+    probabilities: str | None
+
+    @staticmethod
+    def of(recipe: Recipe) -> _Asking:
+        how, price = recipe.generate, price_of(recipe.request)
+        match probabilities_of(recipe.request):
+            case None | "votes" as said:
+                return _Asking(how.n, how.n, how.longest or how.max_tokens, price, said)
+            case "computed here" as said:
+                return _Asking(1, 1, 0, price, said)
+            case "prompt_logprobs" as said:  # one request asks for all choices
+                return _Asking(_choices(recipe), 1, 1, price, said)
+            case "completions" | "top_logprobs" as said:
+                return _Asking(1, 1, 1, price, said)
+
+
+@dataclass(slots=True)
+class _Measured:
+    """The prompts that there are; lengths are those of the ones that `generate` asks. `worst`: the most that a reply to
+    each can cost, in picodollars."""
+
+    found: Counter[Split] = field(default_factory=Counter[Split])
+    own: int = 0
+    in_context: int = 0
+    longest_own: int = 0
+    longest_in_context: int = 0
+    worst: int = 0
+
+    @staticmethod
+    def of(recipe: Recipe, asking: _Asking, left_out: Counter[str]) -> _Measured:
+        context = tuple(message.as_dict() for message in context_of(recipe.teacher))
+        nothing = Ask(messages=(), count=1, max_tokens=asking.written, seed=0, identity="")
+        before = prompt_bound(replace(nothing, messages=context)) - prompt_bound(nothing)
+        there = _Measured()
+        for prompt in _prompts(recipe, left_out):
+            there.found[prompt.split] += 1
+            if prompt.split == "test":
+                continue
+            turns = tuple(message.as_dict() for message in prompt.messages)
+            most = prompt_bound(replace(nothing, messages=turns, tools=prompt.tools))
+            own, whole = most // _BYTES_PER_TOKEN, (before + most) // _BYTES_PER_TOKEN
+            there.own, there.longest_own = there.own + own, max(own, there.longest_own)
+            there.in_context += whole
+            there.longest_in_context = max(whole, there.longest_in_context)
+            if asking.price != FREE:
+                there.worst += asking.price.worst(replace(nothing, messages=(*context, *turns), tools=prompt.tools))
+        if not _asked(there.found):
+            raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
+        return there
+
+    def lengths(self, recipe: Recipe, asking: _Asking, prompts: int) -> Lengths:
+        answer = longest = float(asking.written)
+        if isinstance(recipe.task, Choice):
+            tokens = [1 + len(choice.encode()) / _BYTES_PER_TOKEN for choice in recipe.task.choices]
+            answer, longest = sum(tokens) / len(tokens), max(tokens)
+        count = _asked(self.found)
+        return Lengths(
+            prompts=prompts,
+            own=self.own / count,
+            in_context=self.in_context / count,
+            longest_own=self.longest_own,
+            longest_in_context=self.longest_in_context,
+            answer=answer,
+            longest_answer=math.ceil(longest),
+        )
+
+
+def _prompts(recipe: Recipe, left_out: Counter[str]) -> Iterator[Prompt]:
+    """Those of the recipe, and of its test set where that is a source of its own."""
+    yield from stream_prompts(recipe.prompts, left_out, task=recipe.task, seed=recipe.seed)
+    if recipe.evaluate is not None and recipe.evaluate.prompts is not None:
+        yield from stream_prompts(recipe.evaluate.prompts, left_out, task=recipe.task, splits=("test",))
+
+
+def _asked(prompts: Mapping[Split, int]) -> int:
+    """Of `generate`: test prompts are asked when the arms are compared."""
+    return sum(count for split, count in prompts.items() if split != "test")
+
+
+def _work(planned: Plan) -> Iterator[Work]:
+    recipe, lengths = planned.recipe, planned.lengths
+    teacher = facts_of_teacher(recipe.teacher) if isinstance(recipe.teacher.engine, Local | Gguf) else None
+    writes = Size(teacher.parameters, teacher.layers * teacher.per_layer) if teacher else None
+    arms = [(arm, size_of(arm.student, _choices(recipe))) for arm in arms_of(recipe)]
+    rate = _flops_per_second() * _SHARE_OF_PEAK if writes or any(size for _, size in arms) else 1.0
+    read = planned.requests * lengths.read if writes else planned.tokens_read
+    tokens = read + planned.tokens_written
+    yield Work(
+        stage="generate",
+        what=f"{planned.requests:,} answers by the teacher",
+        tokens=round(tokens),
+        seconds=2 * tokens * writes.body / rate if writes else None,
+        memory=writes.parameters * _WEIGHT_BYTES if writes else None,
+    )
+    for arm, size in arms:
+        yield _training(arm, size, lengths, rate)
+    if recipe.evaluate is not None:
+        yield _evaluation(planned, writes, arms, rate)
+
+
+def _training(arm: Arm, size: Size | None, lengths: Lengths, rate: float) -> Work:
+    examples, epochs = examples_of(arm.recipe, lengths.prompts), arm.recipe.train.epochs
+    tokens = round(examples * (lengths.own + lengths.answer)) * epochs
+    return Work(
+        stage="train",
+        what=f"{arm.name}: up to {examples:,} examples x {epochs} epochs",
+        tokens=tokens,
+        seconds=6 * tokens * size.body / rate if size else None,
+        memory=size.parameters * _TRAINING_BYTES if size else None,
     )
 
 
-def _work(recipe: ChoiceRecipe, teacher: Facts | None, mean_tokens: float) -> tuple[Work, ...]:
-    split, settings = recipe.prompts.split, recipe.train
-    arms = ["student", *(c for c in ("from_scratch", "hard_labels") if c in recipe.controls)]
-    asked = round(split.total * mean_tokens)
-    trained = round(split.train * mean_tokens * settings.epochs * len(arms))
-    evaluated = round(split.test * mean_tokens * (len(arms) + ("base" in recipe.controls)))
-    big = small = rate = None
-    if teacher:
-        rate = _flops_per_second() * _SHARE_OF_PEAK
-        big = teacher.layers * teacher.per_layer
-        small = recipe.student.layers * teacher.per_layer
-    student_bytes = teacher.with_layers(recipe.student.layers) * _TRAINING_BYTES if teacher else None
-
-    def seconds(flops_per_token: int, tokens: int, parameters: int | None) -> float | None:
-        return flops_per_token * tokens * parameters / rate if rate and parameters else None
-
-    return (
-        Work(
-            stage="generate",
-            what=f"{split.total} answers by {recipe.teacher.model}",
-            tokens=asked,
-            seconds=seconds(2, asked, big),
-            memory=teacher.parameters * _WEIGHT_BYTES if teacher else None,
-        ),
-        Work(
-            stage="train",
-            what=f"{', '.join(arms)}: up to {split.train} examples x {settings.epochs} epochs",
-            tokens=trained,
-            seconds=seconds(6, trained, small),
-            memory=student_bytes,
-        ),
-        *_encoder_work(recipe, mean_tokens),
-        Work(
-            stage="evaluate",
-            what=f"{split.test} test prompts x {len(arms) + len(recipe.controls) + (recipe.encoder is not None)} arms",
-            tokens=evaluated,
-            seconds=seconds(2, evaluated, small),
-            memory=teacher.parameters * _WEIGHT_BYTES if teacher else None,
-        ),
+def _evaluation(planned: Plan, writes: Size | None, arms: list[tuple[Arm, Size | None]], rate: float) -> Work:
+    recipe, lengths, count = planned.recipe, planned.lengths, planned.prompts.get("test", 0)
+    assert recipe.evaluate is not None
+    names = ["teacher", *(arm.name for arm, _ in arms), *(c for c in recipe.compared if c in ("base", "tfidf"))]
+    answer = lengths.answer if isinstance(recipe.task, Choice) else recipe.evaluate.max_tokens
+    sizes = [writes, *(size for _, size in arms), *([arms[0][1]] if "base" in names else [])]
+    each = [lengths.read + answer, *[lengths.own + answer] * (len(sizes) - 1)]
+    known = [(tokens, size) for tokens, size in zip(each, sizes, strict=True) if size]
+    return Work(
+        stage="evaluate",
+        what=f"{count:,} test prompts x {len(names)} arms: {', '.join(names)}",
+        tokens=round(count * sum(each)),
+        seconds=count * sum(2 * tokens * size.body for tokens, size in known) / rate if known else None,
+        memory=max(size.parameters for _, size in known) * _WEIGHT_BYTES if known else None,
     )
 
 
-def _encoder_work(recipe: ChoiceRecipe, mean_tokens: float) -> tuple[Work, ...]:
-    if recipe.encoder is None:
-        return ()
-    examples, epochs = recipe.prompts.split.train, recipe.encoder.epochs
-    return (
-        Work(
-            stage="train",
-            what=f"encoder: up to {examples} examples x {epochs} epochs",
-            tokens=round(examples * mean_tokens * epochs),
-            seconds=None,
-            memory=None,
-        ),
-    )
+def _choices(recipe: Recipe) -> int:
+    return len(recipe.task.choices) if isinstance(recipe.task, Choice) else 0
 
 
 def _flops_per_second() -> float:
@@ -149,3 +286,11 @@ def _flops_per_second() -> float:
         np.matmul(a, a)
         rounds += 1
     return rounds * 2 * 512**3 / (time.perf_counter() - start)
+
+
+def _total(values: list[float] | list[int], count: int) -> tuple[float, float, float]:
+    """(low, middle, high) of the sum over `count` prompts: normal 95 % interval of the mean, never below nothing."""
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)
+    half = 1.96 * math.sqrt(variance / len(values))
+    return max(0.0, mean - half) * count, mean * count, (mean + half) * count

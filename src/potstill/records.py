@@ -1,59 +1,91 @@
 """What crosses a stage border. Frozen, plain, and never torch.
 
-prompt (what is asked) -> sample (an answer) -> verdict (what a check said) -> example (kept for training).
+prompt (what is asked) -> sample (an answer) -> verdict (what the checks said) -> example (kept for training).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
-Stage = Literal["prompts", "generate", "verify", "train", "evaluate", "report"]
+Stage = Literal["generate", "verify", "rescue", "train", "evaluate", "report"]
 Finish = Literal["stop", "length", "filtered", "tool_calls", "unknown"]
 Opinion = Literal["passed", "failed", "undecided"]
+ToolCalls = tuple[Mapping[str, Any], ...]
+"""What an assistant asks to be called, in OpenAI's form: id (where there is one), type, function {name, arguments}, the
+arguments as JSON text."""
+Tools = tuple[Mapping[str, Any], ...]
+"""Definitions of functions that may be called, in OpenAI's form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn, in the Hugging Face `messages` convention."""
+    """One turn, in the Hugging Face `messages` convention. `name` is of who speaks or of the tool that answers,
+    `tool_call_id` of the call that a tool answers."""
 
     role: Role
     content: str
     reasoning_content: str | None = None
-    tool_calls: tuple[Mapping[str, object], ...] = ()
+    name: str | None = None
+    tool_calls: ToolCalls = ()
+    tool_call_id: str | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The message as templates and Parquet expect it: absent fields are left out."""
+        """The message as servers and Parquet expect it: absent fields are left out."""
         turn: dict[str, object] = {"role": self.role, "content": self.content}
         if self.reasoning_content is not None:
             turn["reasoning_content"] = self.reasoning_content
+        if self.name is not None:
+            turn["name"] = self.name
         if self.tool_calls:
             turn["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
         return turn
 
     @classmethod
     def from_dict(cls, turn: Mapping[str, Any]) -> Message:
-        """The inverse of `as_dict`. Raises KeyError, TypeError or AttributeError where this is no message."""
-        return cls(
-            role=turn["role"],
-            content=turn.get("content") or "",
-            reasoning_content=turn.get("reasoning_content"),
-            tool_calls=tuple(turn.get("tool_calls") or ()),
-        )
+        """The inverse of `as_dict`. Raises ValueError, KeyError, TypeError or AttributeError where this is no
+        message."""
+        if turn["role"] not in get_args(Role):
+            raise ValueError(f"the role {turn['role']!r} is none of {', '.join(get_args(Role))}")
+        texts = {name: turn.get(name) for name in ("content", "reasoning_content", "name", "tool_call_id")}
+        for name, text in texts.items():
+            if not (text is None or isinstance(text, str)):
+                raise ValueError(f"its '{name}' is neither text nor null: {str(text)[:80]}")
+        content = texts.pop("content") or ""
+        return cls(role=turn["role"], content=content, tool_calls=as_tool_calls(turn.get("tool_calls") or ()), **texts)
+
+
+def as_tool_calls(calls: Iterable[Mapping[str, Any]]) -> ToolCalls:
+    """The calls of a message, whether their arguments are an object or its JSON text. Raises ValueError, KeyError,
+    TypeError or AttributeError where one is no call of a function."""
+    return tuple(map(_tool_call, calls))
+
+
+def _tool_call(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    name, arguments = function["name"], function.get("arguments")
+    if not isinstance(name, str):
+        raise ValueError(f"a tool call without a name: {str(call)[:80]}")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    known = {} if call.get("id") is None else {"id": str(call["id"])}
+    return {**known, "type": "function", "function": {"name": name, "arguments": text}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What is asked. `reference` (where answers are free text also unit tests or a task's record, as JSON) and `grade`
+    """What is asked. `reference` (of texts also unit tests or a task's record, as JSON) and `grade`
     are human knowledge and never reach training."""
 
     id: str
     split: Split
     messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, object], ...] = ()
+    tools: Tools = ()
     reference: str | None = None
     grade: float | None = None
 
@@ -65,35 +97,28 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One answer. With choices, `choice_logp` holds ln p(choice | prompt), one value a choice, as the model said it
-    (full-vocabulary softmax, so the values need not sum to one). `cut_off`: the answer, or the reasoning before it,
-    did not come to its end. `rescue`: the number of the rescue try that brought it; 0 for the answers that every prompt
-    gets."""
+    """One answer. With choices, `choice_logprobs` holds ln p(choice | prompt), one value per choice, as the model said
+    it (full-vocabulary softmax, so the values need not sum to one); `calibrated_logprobs` sum to one and are in no
+    ledger. `cut_off`: the answer, or the reasoning before it, did not come to its end. `rescue`: the number of the
+    rescue try that brought it; 0 for the answers that every prompt gets."""
 
     prompt_id: str
     text: str
     index: int = 0
-    choice_logp: tuple[float, ...] | None = None
+    choice_logprobs: tuple[float, ...] | None = None
+    calibrated_logprobs: tuple[float, ...] | None = None
     reasoning: str | None = None
+    tool_calls: ToolCalls = ()
     finish: Finish = "stop"
     cut_off: bool = False
     rescue: int = 0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What the checks said of a sample: the first that failed, or "accepted". `choice_p` is calibrated."""
-
-    prompt_id: str
-    accepted: bool
-    reason: str
-    answer: str
-    choice_p: tuple[float, ...]
-    index: int = 0
-
     @property
-    def confidence(self) -> float:
-        return max(self.choice_p)
+    def message(self) -> Message:
+        """The answer as the assistant's turn."""
+        return Message(
+            role="assistant", content=self.text, reasoning_content=self.reasoning, tool_calls=self.tool_calls
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,16 +134,35 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """A sample selected for training, with where it came from and what its licence allows."""
+class Verdict:
+    """What all checks said of a sample. `reason` is what spoke against keeping it. In a test `kept` means right."""
 
     prompt_id: str
+    index: int
+    kept: bool
+    reason: str
+    evidence: str = ""
+    findings: tuple[Finding, ...] = ()
+    score: float | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sample selected for training: its answer is the last of `messages`, `weight` is how much it counts, and
+    `choice_logprobs` is the teacher's calibrated distribution where there are choices. `licence`: what all that it is
+    made of allows."""
+
     messages: tuple[Message, ...]
-    answer: str
-    choice_p: tuple[float, ...]
-    teacher: str
-    licence: str
+    weight: float = 1.0
+    prompt_id: str = ""
+    split: Split = "train"
+    tools: Tools = ()
+    choice_logprobs: tuple[float, ...] | None = None
     labelled_by: Literal["teacher", "human"] = "teacher"
+    teacher: str = ""
+    domain: str | None = None
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

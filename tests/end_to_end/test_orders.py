@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from affordable import AFFORDABLE
 
-from potstill.harvest import harvest, sift
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -30,9 +31,9 @@ def test_forty_orders(tmp_path: Path) -> None:
         f"select.evaluation.source={tmp_path / 'orders_test.jsonl'}",
         f"evaluate.prompts.source={tmp_path / 'orders_test.jsonl'}",
     ]
-    recipe = load_recipe(ROOT / "recipes" / "orders.yaml", [*files, "generate.n=4"])
-    done = harvest(recipe, folder=tmp_path / "run")
-    found = sift(recipe, folder=tmp_path / "run")
+    recipe = load_recipe(ROOT / "recipes" / "orders.yaml", [*files, "generate.n=4", f"train.precision={AFFORDABLE}"])
+    done = Run(recipe, tmp_path / "run").generate()
+    found = Run(recipe, tmp_path / "run").verify()
     examples = tmp_path / "run" / "examples"
     gold = {
         o["text"]: json.loads(o["gold"]) for o in map(json.loads, (tmp_path / "orders.jsonl").read_text().splitlines())

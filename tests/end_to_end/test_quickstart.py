@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from affordable import AFFORDABLE
 from browser import open_page
 from forks import ROOT, Forker
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.models.load import fingerprint, folder_of
 from potstill.models.locate import locate
+from potstill.store.run import RunFolder
 
 SMALL = (
     "prompts.split={train: 96, validation: 24, test: 48}",
     "train.epochs=3",
+    f"train.precision={AFFORDABLE}",
     "train.batch_size=8",
     "train.checkpoint_seconds=0.5",
     "evaluate.uncached_prompts=4",
@@ -98,7 +101,7 @@ def test_ten_kills_at_random_moments_change_no_score(
             shutil.rmtree(folder)  # finished too soon: the kills that are left go to a new run
     finished(forker, folder)
     assert timeless(read(folder)) == timeless(read(whole))
-    assert (folder / "examples" / "train.parquet").read_bytes() == (whole / "examples" / "train.parquet").read_bytes()
+    assert RunFolder(folder).selected.read_bytes() == RunFolder(whole).selected.read_bytes()
     assert fingerprint(folder / "model") == fingerprint(whole / "model")
 
 
@@ -117,7 +120,7 @@ def test_an_interrupt_exits_75_and_says_how_to_go_on(unbroken: tuple[Path, float
 
 def test_scores_have_the_promised_shape(unbroken: tuple[Path, float]) -> None:
     scores = read(unbroken[0])
-    arms = {"teacher", "teacher_raw", "student", "base", "from_scratch", "hard_labels", "floor"}
+    arms = {"teacher", "teacher_raw", "student", "base", "from_scratch", "hard_labels", "tfidf"}
     assert set(scores["arms"]) == arms
     for metrics in scores["arms"].values():
         for score in metrics.values():
@@ -126,7 +129,7 @@ def test_scores_have_the_promised_shape(unbroken: tuple[Path, float]) -> None:
         low, high = metrics["accuracy"]["ci95"]
         assert 0 <= low <= metrics["accuracy"]["value"] <= high <= 1
     assert set(scores["paired"]) == {f"student - {arm}" for arm in arms - {"student"}}
-    assert set(scores["gap_recovered"]) == {"base", "from_scratch", "hard_labels", "floor"}
+    assert set(scores["gap_recovered"]) == {"base", "from_scratch", "hard_labels", "tfidf"}
     assert scores["arms"]["teacher"]["agreement"]["value"] == 1
     assert scores["arms"]["teacher"]["prompts_per_second_uncached"]["value"] > 0
 
@@ -161,13 +164,14 @@ def test_another_method_reuses_every_answer_of_the_teacher(
 
     def samples() -> list[tuple[str, str]]:
         with sqlite3.connect(folder / "ledger.sqlite") as db:
-            return db.execute("SELECT key, choice_logp FROM samples ORDER BY key").fetchall()
+            return db.execute(
+                "SELECT key, choice_logprobs FROM answers JOIN questions q ON q.id = question ORDER BY key"
+            ).fetchall()
 
     before = samples()
     said = finished(forker, folder, "--set", "train.method={kind: sft}", "--set", "controls=[]", "--json")
     events = [json.loads(line) for line in said.splitlines()]
     assert {e["stage"] for e in events if e["note"] == "already done"} == {
-        "prompts",
         "generate",
         "verify",
     }

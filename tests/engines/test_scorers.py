@@ -1,23 +1,15 @@
-"""What a scorer says is the model's own distribution, and a served one's traps are caught."""
+"""What a server says of given tokens, and its traps."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from potstill.engines.scorer import Scored
-from potstill.engines.scoring_local import LocalScorer
-from potstill.engines.scoring_server import ServerScorer, read_scores
+from potstill.engines.scoring_server import Scored, ServerScorer, read_scores
 from potstill.errors import InputError, TeacherError
-from potstill.models.load import load
-from potstill.models.locate import locate
 from potstill.recipe.teacher import Server, Teacher
-from potstill.signals import Hidden, TopK
 
 IDS = [5, 9, 17, 33, 8]
 
@@ -31,25 +23,9 @@ def reply(**usage: Any) -> dict[str, Any]:
     return {"choices": [{"prompt_logprobs": listed}], "usage": usage}
 
 
-def test_a_local_scorer_gives_the_models_own_distribution(tiny_model: Path) -> None:
-    model = load(locate(str(tiny_model)), dtype=torch.float32).model
-    scored = asyncio.run(LocalScorer(model, k=6).score(IDS, start=2))
-    logp_LV = torch.log_softmax(model(input_ids=torch.tensor([IDS])).logits[0].float(), dim=-1)
-    expected = logp_LV[1:-1].topk(6)
-    signal = scored.signal
-    assert isinstance(signal, TopK) and signal.lse_N is not None
-    torch.testing.assert_close(signal.logp_NK, expected.values.detach(), atol=1e-5, rtol=0)
-    assert torch.equal(signal.ids_NK, expected.indices)
-    np.testing.assert_allclose(scored.token_logp_N, [logp_LV[i - 1, IDS[i]].item() for i in (2, 3, 4)], atol=1e-5)
-    whole = asyncio.run(LocalScorer(model, k=None).score(IDS, start=2))
-    assert isinstance(whole.signal, Hidden)
-    logits_NV = whole.signal.hidden_ND @ whole.signal.head_VD.T
-    torch.testing.assert_close(logits_NV.log_softmax(-1), logp_LV[1:-1].detach(), atol=1e-5, rtol=0)
-
-
 def test_the_actual_token_beyond_the_top_is_not_part_of_it() -> None:
-    scored: Scored = read_scores(reply(), IDS, start=1, k=2)
-    assert isinstance(scored.signal, TopK) and scored.signal.lse_N is None
+    scored = read_scores(reply(), IDS, start=1, k=2)
+    assert scored.signal.lse_N is None
     assert scored.signal.ids_NK.tolist() == [[1, 2]] * 4 and scored.token_logp_N.tolist() == [-3.0] * 4
     assert scored.signal.logp_NK.tolist() == [[-0.5, -1.5]] * 4
 

@@ -14,19 +14,20 @@ from pydantic import ValidationError
 
 from loopback import loopback
 from potstill.engines.address import check_address, forbidden
+from potstill.engines.chat import Anthropic, Chat
 from potstill.engines.keys import Key, find_key
 from potstill.engines.sampler import Ask, Failure
 from potstill.engines.server import ServerSampler
 from potstill.errors import InputError
-from potstill.recipe.generate import Generate
-from potstill.recipe.teacher import Server, Teacher
+from potstill.recipe.teacher import Server
 
 ASK = Ask(messages=({"role": "user", "content": "why?"},), count=1, max_tokens=9, seed=3, identity="i")
 
 
 def sampler(url: str, **engine: Any) -> ServerSampler:
     server = Server(kind="server", url=url, **{"deadline": 1.0, "max_reply_bytes": 10_000, **engine})
-    return ServerSampler(Teacher(model="m", licence="mit", engine=server), Generate(), server)
+    how: dict[str, object] = {"model": "m", "temperature": 1.0, "top_p": 1.0}
+    return ServerSampler(server, Anthropic(how) if server.form == "anthropic" else Chat(how))
 
 
 def ask(of: ServerSampler, what: Ask = ASK) -> bytes:
@@ -156,12 +157,12 @@ def test_an_address_of_another_form_is_refused(url: str) -> None:
 def test_requests_a_minute_are_kept(tmp_path: Path) -> None:
     from data_runs import write_recipe
 
-    from potstill.harvest import harvest
+    from potstill.pipeline import Run
     from potstill.recipe import load_recipe
 
     engine: Mapping[str, Any] = {"requests_per_minute": 600.0}
     with loopback() as server:
         start = time.monotonic()
-        harvest(load_recipe(write_recipe(tmp_path, server.url, prompts=30, engine=engine)), folder=tmp_path / "run")
+        Run(load_recipe(write_recipe(tmp_path, server.url, prompts=30, engine=engine)), tmp_path / "run").generate()
         assert time.monotonic() - start >= 1.9  # ten at once, then ten per second
         assert server.attempts() == 30

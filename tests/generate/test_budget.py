@@ -10,7 +10,7 @@ from data_runs import query, write_recipe
 
 from loopback import loopback
 from potstill.errors import BudgetReached, InputError
-from potstill.harvest import harvest
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 
 PROMPT, COMPLETION = 150, 600  # dollars for a million tokens: a reply costs about a cent
@@ -45,7 +45,7 @@ def test_fifty_random_budgets_are_kept_under_faults(tmp_path: Path) -> None:
                 [f"seed={number}"],
             )
             try:
-                harvest(recipe, folder=folder / "run")
+                Run(recipe, folder / "run").generate()
             except BudgetReached as said:
                 reached += 1
                 assert said.exit_code == 5 and f"${budget:.2f}" in str(said)
@@ -62,10 +62,10 @@ def test_a_raised_budget_goes_on_where_the_lower_one_stopped(tmp_path: Path) -> 
     with loopback() as server:
         path = write_recipe(tmp_path, server.url, prompts=50, max_tokens=16, budget=0.1, prices=str(prices(tmp_path)))
         with pytest.raises(BudgetReached):
-            harvest(load_recipe(path), folder=tmp_path / "run")
+            Run(load_recipe(path), tmp_path / "run").generate()
         some = server.attempts()
         assert 0 < some < 50
-        assert harvest(load_recipe(path, ["generate.budget=10.0"]), folder=tmp_path / "run").exported == 50
+        assert Run(load_recipe(path, ["generate.budget=10.0"]), tmp_path / "run").generate().exported == 50
         assert server.attempts() == 50
 
 
@@ -80,5 +80,5 @@ def test_a_price_that_is_missing_or_wrong_is_told(tmp_path: Path) -> None:
     ):
         file.write_text(content)
         with pytest.raises(InputError, match=said):
-            harvest(load_recipe(path), folder=tmp_path / "run")
+            Run(load_recipe(path), tmp_path / "run").generate()
     assert not (tmp_path / "run").exists()

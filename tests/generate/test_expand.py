@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from potstill import harvest as harvests
 from potstill.engines.canned import CannedSampler
 from potstill.errors import InputError
+from potstill.generate import ask
 from potstill.generate.expand import Distinct, ask_for_more, listed
-from potstill.harvest import harvest
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
 
@@ -42,13 +42,18 @@ WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird"]
 
 def recipe(folder: Path, to: int) -> Recipe:
     (folder / "seeds.jsonl").write_text("".join(json.dumps({"q": f"describe the colour of {w}"}) + "\n" for w in "abc"))
+    (folder / "answers.jsonl").write_text("")
     seeds = {"source": str(folder / "seeds.jsonl"), "licence": "mit", "columns": {"text": "q"}}
     (folder / "recipe.yaml").write_text(
         json.dumps(
             {
                 "name": "more",
                 "prompts": {"kind": "expand", "seeds": seeds, "to": to, "per_request": 4},
-                "teacher": {"model": "m", "licence": "mit", "engine": {"kind": "canned", "answers": "unused"}},
+                "teacher": {
+                    "model": "m",
+                    "licence": "mit",
+                    "engine": {"kind": "canned", "answers": str(folder / "answers.jsonl")},
+                },
                 "generate": {"n": 2},
             }
         )
@@ -71,25 +76,25 @@ def test_seeds_grow_to_the_number_asked_for_and_everything_is_paid_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(harvests, "sampler_for", lambda _: teacher(asked, fresh=True))
-    found = harvest(recipe(tmp_path, 40), folder=tmp_path / "run")
+    monkeypatch.setattr(ask, "sampler_for", lambda _: teacher(asked, fresh=True))
+    found = Run(recipe(tmp_path, 40), tmp_path / "run").generate()
     assert found.prompts == 40 and found.exported == 80
     written = [json.loads(line)["text"] for line in (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()]
     assert len(set(written)) == 40 and written[0] == "describe the colour of a"
     before = len(asked)
-    assert harvest(recipe(tmp_path, 40), folder=tmp_path / "run").exported == 80 and len(asked) == before
+    assert Run(recipe(tmp_path, 40), tmp_path / "run").generate().exported == 80 and len(asked) == before
 
 
 def test_a_teacher_that_repeats_itself_is_not_asked_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(harvests, "sampler_for", lambda _: teacher(asked, fresh=False))
-    found = harvest(recipe(tmp_path, 100), folder=tmp_path / "run")
+    monkeypatch.setattr(ask, "sampler_for", lambda _: teacher(asked, fresh=False))
+    found = Run(recipe(tmp_path, 100), tmp_path / "run").generate()
     assert found.prompts == 7 and sum("new tasks" in prompt for prompt in asked) <= 6 * 25
 
 
 def test_no_seeds_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harvests, "sampler_for", lambda _: teacher([], fresh=True))
+    monkeypatch.setattr(ask, "sampler_for", lambda _: teacher([], fresh=True))
     asked = recipe(tmp_path, 10)
     (tmp_path / "seeds.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no prompts"):
-        harvest(asked, folder=tmp_path / "run")
+        Run(asked, tmp_path / "run").generate()

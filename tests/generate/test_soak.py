@@ -16,7 +16,8 @@ from pathlib import Path
 from potstill.recipe import load_recipe
 from potstill.engines import choose
 from potstill.engines.canned import CannedSampler
-import potstill.harvest as h
+from potstill.pipeline import Run
+import potstill.generate.ask as h
 h.sampler_for = lambda recipe: CannedSampler(lambda prompt, seed: f"an answer to {prompt}")
 memory, scan = [], []
 collect = h.collect
@@ -31,7 +32,7 @@ def watch(progress):
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     memory.append((progress.done, pages * 4096 / 2**20))
 start = time.perf_counter()
-found = h.harvest(load_recipe(Path(sys.argv[1])), folder=Path(sys.argv[2]), watch=watch)
+found = Run(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]), watch).generate()
 took = time.perf_counter() - start
 middle = [mb for done, mb in memory if 0.3 < done / found.prompts < 0.4]
 late = [mb for done, mb in memory if 0.9 < done / found.prompts <= 1]
@@ -45,12 +46,17 @@ print(json.dumps({"exported": found.exported, "seconds": took, "collect": scan[0
 @pytest.mark.timeout(3000)
 def test_a_million_prompts_in_flat_memory_and_a_quick_resume(tmp_path: Path) -> None:
     count = 1_000_000
+    (tmp_path / "answers.jsonl").write_text("")
     with (tmp_path / "prompts.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": f"what do you think of film number {i}?"}) + "\n" for i in range(count))
     recipe = {
         "name": "million",
         "prompts": {"source": str(tmp_path / "prompts.jsonl"), "licence": "mit", "columns": {"text": "text"}},
-        "teacher": {"model": "canned", "licence": "mit", "engine": {"kind": "canned", "answers": "unused"}},
+        "teacher": {
+            "model": "canned",
+            "licence": "mit",
+            "engine": {"kind": "canned", "answers": str(tmp_path / "answers.jsonl")},
+        },
         "generate": {"n": 1},
     }
     path, run = tmp_path / "recipe.yaml", tmp_path / "run"

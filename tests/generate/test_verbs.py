@@ -12,7 +12,7 @@ from data_runs import generate, query, write_recipe
 
 from loopback import loopback
 from potstill.cli import execute
-from potstill.harvest import harvest
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 
 
@@ -60,8 +60,8 @@ def test_procedural_prompts_are_the_same_for_the_same_seed(tmp_path: Path) -> No
     with loopback() as server:
         path = write_recipe(tmp_path, server.url, prompts=1)
         gym = "prompts={kind: reasoning_gym, task: chain_sum, size: 8, config: {max_terms: 2, seed: 5}}"
-        assert harvest(load_recipe(path, [gym]), folder=tmp_path / "run").exported == 8
-        assert harvest(load_recipe(path, [gym]), folder=tmp_path / "run").exported == 8 and server.attempts() == 8
+        assert Run(load_recipe(path, [gym]), tmp_path / "run").generate().exported == 8
+        assert Run(load_recipe(path, [gym]), tmp_path / "run").generate().exported == 8 and server.attempts() == 8
     asked = query(tmp_path / "run", "SELECT messages FROM questions ORDER BY id")
     assert all("arithmetic" in body for (body,) in asked)
 
@@ -96,9 +96,21 @@ def test_a_mistake_is_one_sentence(
     assert said in error and error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_other_verbs_say_what_a_data_recipe_is_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("report", "there is no run in"),
+        ("verify", "holds no answers yet; let the teacher write: potstill generate"),
+        ("export", "holds no answers yet; potstill generate first"),
+        ("train", "the recipe has no 'student' section"),
+        ("evaluate", "the recipe has no 'evaluate' section"),
+        ("rescue", "the recipe has no 'rescue' section"),
+    ],
+)
+def test_other_verbs_say_what_is_missing(
+    verb: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_recipe(tmp_path, "http://127.0.0.1:9/v1", prompts=3)
-    assert execute(["report", str(path)]) == 2
-    assert "there is no run in" in capsys.readouterr().err
-    assert execute(["generate", "recipes/quickstart.yaml", "--limit", "3"]) == 2
-    assert "need a recipe with a 'generate:' section" in capsys.readouterr().err
+    assert execute([verb, str(path), "--run", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

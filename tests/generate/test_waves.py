@@ -11,10 +11,12 @@ from data_runs import query, write_recipe
 
 from loopback import Loopback, loopback
 from potstill.errors import InputError, TeacherError
-from potstill.harvest import harvest
+from potstill.generate.stage import generate
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
 from potstill.records import Prompt, Sample
+from potstill.store.run import open_run
 
 
 def recipe(folder: Path, server: Loopback, *more: str, prompts: int = 10, **generate: object) -> Recipe:
@@ -30,7 +32,9 @@ def test_more_is_asked_only_where_it_is_wanted(tmp_path: Path) -> None:
         return 0 if any(len(s.text.split()) > 9 for s in samples) else 2
 
     with loopback() as server:
-        found = harvest(recipe(tmp_path, server, n=1), folder=tmp_path / "run", wanted=wanted, most=6)
+        asked = recipe(tmp_path, server, n=1)
+        with open_run(tmp_path / "run", asked) as run:
+            found = generate(asked, run, wanted=wanted, most=6)
         counts = query(tmp_path / "run", "SELECT question, count(*), max(text) FROM answers GROUP BY question")
         long = dict(
             query(
@@ -55,31 +59,31 @@ def test_a_refused_prompt_is_given_up_with_its_reason_and_the_others_go_on(tmp_p
         asked = recipe(tmp_path, server, n=2)
         with (tmp_path / "prompts.jsonl").open("a") as file:
             file.write(json.dumps({"text": "REFUSE this"}) + "\n")
-        found = harvest(asked, folder=tmp_path / "run")
+        found = Run(asked, tmp_path / "run").generate()
         assert found.exported == 20 and found.settled == {"done": 10, "gave up": 1}
         reasons = query(tmp_path / "run", "SELECT DISTINCT given_up FROM answers WHERE given_up IS NOT NULL")
         assert reasons == [("refused: these messages are not answered",)]
         before = server.attempts()
-        assert harvest(asked, folder=tmp_path / "run").exported == 20 and server.attempts() == before
+        assert Run(asked, tmp_path / "run").generate().exported == 20 and server.attempts() == before
 
 
 def test_a_server_that_refuses_everything_is_left_after_twenty(tmp_path: Path) -> None:
     with loopback() as server:
         asked = recipe(tmp_path, server, n=1)
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": f"REFUSE {i}"}) + "\n" for i in range(900)))
-        with pytest.raises(TeacherError, match="said no with status 400"):
-            harvest(asked, folder=tmp_path / "run")
+        with pytest.raises(TeacherError, match=r"refused the request .HTTP 400"):
+            Run(asked, tmp_path / "run").generate()
         assert server.attempts() < 300
 
 
 def test_what_failed_too_often_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
     with loopback(faults=1, kinds="500") as server:
         asked = recipe(tmp_path, server)
-        found = harvest(asked, folder=tmp_path / "run")
+        found = Run(asked, tmp_path / "run").generate()
         assert found.settled == {"failed": 10} and found.exported == 0 and server.attempts() == 30
     with loopback() as server:
         moved = load_recipe(tmp_path / "recipe.yaml", [f"teacher.engine.url={server.url}"])
-        found = harvest(moved, folder=tmp_path / "run")
+        found = Run(moved, tmp_path / "run").generate()
         assert found.settled == {"done": 10} and found.exported == 10 and server.attempts() == 10
 
 
@@ -93,14 +97,14 @@ def test_a_cut_off_answer_is_kept_dropped_or_asked_longer(
 ) -> None:
     with loopback() as server:
         asked = recipe(tmp_path, server, *policy, n=1, max_tokens=4)
-        found = harvest(asked, folder=tmp_path / "run")
+        found = Run(asked, tmp_path / "run").generate()
         cut = query(tmp_path / "run", "SELECT count(*) FROM answers WHERE cut_off")[0][0]
         assert found.exported == (exported if exported is not None else 10 - cut)
         assert (cut, server.attempts() > 15) == (0, True) if attempts is None else cut > 5 and server.attempts() == 10
         # A higher limit asks again for what was cut off, and for nothing else.
         before = server.attempts()
         more = recipe(tmp_path, server, n=1, max_tokens=50)
-        assert harvest(more, folder=tmp_path / "run").exported == 10
+        assert Run(more, tmp_path / "run").generate().exported == 10
         assert server.attempts() - before == cut
 
 
@@ -109,12 +113,12 @@ def test_a_longer_answer_that_is_refused_is_given_up_and_fewer_are_exported_wher
 ) -> None:
     with loopback(most_tokens=6) as server:
         longer = ("generate.truncated=longer", "generate.longest=64")
-        found = harvest(recipe(tmp_path, server, *longer, n=2, max_tokens=3), folder=tmp_path / "run")
+        found = Run(recipe(tmp_path, server, *longer, n=2, max_tokens=3), tmp_path / "run").generate()
         short = query(tmp_path / "run", "SELECT count(*) FROM answers WHERE NOT cut_off")[0][0]
         assert found.exported == short < 20 and set(found.settled) <= {"done", "gave up"}
         assert server.attempts() <= 3 * 20
         kept = recipe(tmp_path, server, n=1, max_tokens=3)
-        assert harvest(kept, folder=tmp_path / "run").exported == 10
+        assert Run(kept, tmp_path / "run").generate().exported == 10
 
 
 def test_prompts_that_ask_the_same_are_asked_once(tmp_path: Path) -> None:
@@ -122,13 +126,13 @@ def test_prompts_that_ask_the_same_are_asked_once(tmp_path: Path) -> None:
         asked = recipe(tmp_path, server)
         rows = [{"text": "one"}, {"text": "two"}, {"text": "one"}, {"text": "  "}]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert harvest(asked, folder=tmp_path / "run").exported == 2 and server.attempts() == 2
+        assert Run(asked, tmp_path / "run").generate().exported == 2 and server.attempts() == 2
         left_out = query(tmp_path / "run", "SELECT value FROM marks WHERE name = 'left out'")
         assert json.loads(left_out[0][0]) == {"empty prompt": 1, "duplicate text": 1}
         rows = [{"id": "a", "text": "one"}, {"id": "a", "text": "two"}]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(InputError, match="the id 'a' stands on two different prompts"):
-            harvest(load_recipe(tmp_path / "recipe.yaml", ["prompts.columns.id=id"]), folder=tmp_path / "run")
+            Run(load_recipe(tmp_path / "recipe.yaml", ["prompts.columns.id=id"]), tmp_path / "run").generate()
 
 
 def test_a_reply_that_was_kept_but_not_read_is_read_and_not_asked_again(
@@ -149,9 +153,9 @@ def test_a_reply_that_was_kept_but_not_read_is_read_and_not_asked_again(
         with monkeypatch.context() as patch:
             patch.setattr(Requests, "close", die)
             with pytest.raises(SystemError):
-                harvest(asked, folder=tmp_path / "run")
+                Run(asked, tmp_path / "run").generate()
         kept = query(tmp_path / "run", "SELECT count(*) FROM attempts WHERE state = 'replied'")[0][0]
         assert kept > 0
         before = server.attempts()
-        assert harvest(asked, folder=tmp_path / "run").exported == 10
+        assert Run(asked, tmp_path / "run").generate().exported == 10
         assert server.attempts() - before == 10 - kept

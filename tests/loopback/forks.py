@@ -22,7 +22,8 @@ from potstill.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 _IMPORTED = (
-    "potstill.lessons",
+    "potstill.train.stage",
+    "potstill.evaluate.stage",
     "potstill.pipeline",
     "peft",
     "transformers.models.llama.modeling_llama",

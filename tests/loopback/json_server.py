@@ -27,6 +27,7 @@ def serving(answer: Answer) -> Generator[str]:
         def reply(self, status: int, body: object) -> None:
             data = json.dumps(body).encode()
             self.send_response(status)
+            self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

@@ -21,6 +21,8 @@ from forks import Forker
 Seen = Callable[[Path, float], bool]
 """Whether the moment has come, from what lies in the run folder; what is older than that time is of an earlier life."""
 
+STUDENT = Path("arms") / "student"
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -45,7 +47,7 @@ class Witness:
     def look(self) -> None:
         places = list[Path]()
         with contextlib.suppress(FileNotFoundError):  # all of them are dropped at the end
-            places += (self.run / "checkpoints" / "student").glob("step-*")
+            places += (self.run / STUDENT / "checkpoints").glob("step-*")
         for place in places:
             with contextlib.suppress(FileNotFoundError):  # dropped while we look
                 if (one := (place.name, place.stat().st_mtime_ns)) not in self._known:
@@ -107,14 +109,14 @@ def in_step(step: int) -> Seen:
 
     def seen(run: Path, born: float) -> bool:
         logged = steps_logged(run)
-        return logged >= step - 1 and _young(run / "checkpoints" / "student", f"step-{logged:06d}", born)
+        return logged >= step - 1 and _young(run / STUDENT / "checkpoints", f"step-{logged:06d}", born)
 
     return seen
 
 
 def saving(step: int) -> Seen:
     """A checkpoint of this step or a later one is being written."""
-    return lambda run, born: steps_logged(run) >= step and _young(run / "checkpoints" / "student", ".draft-*", born)
+    return lambda run, born: steps_logged(run) >= step and _young(run / STUDENT / "checkpoints", ".draft-*", born)
 
 
 def reading_the_teacher(run: Path, born: float) -> bool:
@@ -130,7 +132,7 @@ def keeping_signals(run: Path, born: float) -> bool:
 
 def saving_the_model(run: Path, born: float) -> bool:
     """All steps are taken; the model is being written, or is there and not booked yet."""
-    return _young(run, ".model-*", born) or ((run / "model").exists() and not (run / "student.json").exists())
+    return _young(run, ".model-*", born) or ((run / "model").exists() and not (run / STUDENT / "trained.json").exists())
 
 
 def cache_of(run: Path) -> Path:
@@ -147,7 +149,7 @@ def result(run: Path) -> dict[str, Any]:
     """What a run must come to, however often it was killed: model files by their hash, the log and the books without
     what a clock says."""
     files = sorted(path for path in (run / "model").rglob("*") if path.is_file())
-    student = json.loads((run / "student.json").read_text())
+    student = json.loads((run / STUDENT / "trained.json").read_text())
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         "model": {path.name: sha256(path.read_bytes()).hexdigest() for path in files},

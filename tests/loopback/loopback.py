@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import random
 import subprocess
 import sys
@@ -70,7 +71,7 @@ class Teacher(asyncio.Protocol):
             self.batch(line, headers, body)
         elif line.startswith("POST /redirect"):
             self.reply(307, b"", extra="Location: http://127.0.0.1:9/v1/chat/completions\r\n")
-        elif line.startswith(("POST /v1/chat/completions", "POST /v1/messages")):
+        elif line.startswith(("POST /v1/chat/completions", "POST /v1/messages", "POST /v1/completions")):
             self.teach(line, headers, body)
         else:
             self.reply(404, b'{"error": {"message": "no such path"}}')
@@ -123,11 +124,7 @@ class Teacher(asyncio.Protocol):
             headers.get("authorization", "") + headers.get("x-api-key", "")
         ):
             fault = "401"
-        if (
-            asked.get("max_tokens", 0) > self.options.most_tokens
-            or not asked["messages"]
-            or "REFUSE" in str(asked["messages"][-1]["content"])
-        ):
+        if asked.get("max_tokens", 0) > self.options.most_tokens or not _said(asked) or "REFUSE" in _said(asked):
             fault = "400"
         self.books.seen[identity].append(fault)
         self.books.at_once += 1
@@ -150,6 +147,8 @@ class Teacher(asyncio.Protocol):
             self.reply(400, b'{"error": {"message": "these messages are not answered", "code": "bad_request"}}')
             return
         reply = _anthropic(asked) if anthropic else _openai(asked)
+        if self.options.choices:
+            _choose(reply, asked, self.options.choices.split(","), self.options.logprobs)
         if self.options.judge:
             said = _judged(self.options.judge, str(asked["messages"][-1]["content"]))
             reply["choices"][0]["message"]["content"] = said
@@ -196,12 +195,45 @@ class Teacher(asyncio.Protocol):
 
 def _texts(asked: dict[str, Any]) -> list[str]:
     """`n` answers, each a function of the conversation, the sampling and the seed."""
-    what = json.dumps([asked["messages"], asked.get("temperature"), asked.get("seed")], sort_keys=True)
+    read = asked.get("messages") or asked["prompt"]
+    what = json.dumps([read, asked.get("temperature"), asked.get("seed")], sort_keys=True)
     texts: list[str] = []
     for i in range(asked.get("n", 1)):
         draw = random.Random(hashlib.sha256(f"{what} {i}".encode()).digest())
         texts.append(" ".join(draw.choices(WORDS, k=draw.randint(3, 12))))
     return texts
+
+
+def _said(asked: dict[str, Any]) -> str:
+    """What is asked last: a chat's last turn, or the whole text."""
+    if "prompt" in asked:
+        return str(asked["prompt"])
+    return str(asked["messages"][-1]["content"]) if asked["messages"] else ""
+
+
+def _choose(reply: dict[str, Any], asked: dict[str, Any], choices: list[str], shape: str) -> None:
+    """Answer with one of the choices, and list the first tokens in the shape that the server is said to have."""
+    what = hashlib.sha256(json.dumps([_said(asked), asked.get("seed") if not _lists(asked) else 0]).encode()).digest()
+    draw = random.Random(what)
+    weights = [draw.random() for _ in choices]
+    total = 1.25 * sum(weights)
+    listed = {f" {choice}": math.log(weight / total) for choice, weight in zip(choices, weights, strict=True)}
+    listed[" Hm"] = math.log(0.1)
+    for choice in reply["choices"]:
+        text = draw.choices(choices, weights)[0]
+        choice.pop("message", None) if "prompt" in asked else choice["message"].update(content=text)
+        choice["text"] = text
+        if not _lists(asked) or shape == "none":
+            continue
+        content = [{"token": token, "logprob": logprob} for token, logprob in listed.items()]
+        if "messages" in asked or shape == "llama.cpp":
+            choice["logprobs"] = {"content": [{**content[0], "top_logprobs": content}]}
+        else:
+            choice["logprobs"] = {"tokens": [" Hm"], "token_logprobs": [-2.3], "top_logprobs": [listed]}
+
+
+def _lists(asked: dict[str, Any]) -> bool:
+    return bool(asked.get("logprobs"))
 
 
 def _openai(asked: dict[str, Any]) -> dict[str, Any]:
@@ -240,9 +272,11 @@ def _anthropic(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _usage(asked: dict[str, Any], reply: dict[str, Any]) -> tuple[int, int]:
-    prompt = sum(len(str(m["content"]).split()) + 3 for m in asked["messages"])
+    turns = asked.get("messages") or [{"content": asked["prompt"]}]
+    prompt = sum(len(str(m["content"]).split()) + 3 for m in turns)
     if "choices" in reply:
-        return prompt, sum(len(c["message"]["content"].split()) for c in reply["choices"])
+        texts = (c["message"]["content"] if "message" in c else c["text"] for c in reply["choices"])
+        return prompt, sum(len(text.split()) for text in texts)
     return prompt, sum(len(str(part.get("text", "")).split()) for part in reply["content"])
 
 
@@ -298,5 +332,7 @@ if __name__ == "__main__":
     parser.add_argument("--nameless", type=int, default=0, help="1: a new batch's id is not told")
     parser.add_argument("--most-tokens", type=int, default=1 << 30, help="a higher max_tokens is refused")
     parser.add_argument("--judge", default="", help="judge answers: long, first or unreadable")
+    parser.add_argument("--choices", default="", help="answer with one of these, by comma")
+    parser.add_argument("--logprobs", default="openai", help="shape of a completion's: openai, llama.cpp or none")
     parser.add_argument("--key", default="", help="the key that is asked for")
     asyncio.run(serve(parser.parse_args()))

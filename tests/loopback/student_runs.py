@@ -13,8 +13,7 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.harvest import harvest, sift
-from potstill.lessons import teach
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
 from potstill.records import Progress
@@ -59,8 +58,8 @@ def recipe_in(folder: Path, model: Path, **changes: Any) -> Recipe:
 
 
 def kept_answers(recipe: Recipe, run: Path) -> None:
-    harvest(recipe, folder=run)
-    sift(recipe, folder=run)
+    Run(recipe, run).generate()
+    Run(recipe, run).verify()
 
 
 def stop_at(step: int) -> Callable[[Progress], None]:
@@ -82,8 +81,8 @@ def taught(recipe: Recipe, run: Path, *, stops: Sequence[int] = ()) -> dict[str,
     kept_answers(recipe, run)
     for step in stops:
         with pytest.raises(KeyboardInterrupt):
-            teach(recipe, folder=run, watch=stop_at(step))
-    return weights(teach(recipe, folder=run))
+            Run(recipe, run, stop_at(step)).train()
+    return weights(Run(recipe, run).train()["student"])
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,3 +60,22 @@ def test_without_it_logits_are_rounded_but_right(monkeypatch: pytest.MonkeyPatch
     out = torch.empty(5, 11)
     logits(hidden, weight, alpha=2.0, out_CV=out)
     torch.testing.assert_close(out.double(), 2 * hidden.double() @ weight.double().T, rtol=2e-2, atol=5e-2)
+
+
+BROKEN = {"no compiler": (None, "no c++ or g++ on the PATH"), "one that fails": ("exit 1", "returned non-zero exit")}
+
+
+@pytest.mark.parametrize(("script", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_product_that_cannot_be_built_is_said_once(tmp_path: Path, script: str | None, reason: str) -> None:
+    if script is not None:
+        (tmp_path / "c++").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "c++").chmod(0o755)
+    program = (
+        "from potstill.losses import native\n"
+        "native.has_avx512_bf16 = lambda: True\n"  # so that any machine tries to build it
+        "assert native.bf16_product() is None and native.bf16_product() is None"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "POTSTILL_CACHE": str(tmp_path), "POTSTILL_NATIVE": ""}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    (line,) = ran.stderr.splitlines()
+    assert reason in line and "POTSTILL_NATIVE=0" in line

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from potstill.losses import divergence
 from potstill.losses.estimators import (
-    advantage,
     leave_one_out,
     policy_gradient,
     reward_to_go,
     sampled_logp,
-    sequence_advantage,
     sequence_sums,
 )
 from potstill.signals import Hidden
@@ -74,12 +72,10 @@ def test_the_answers_are_all_there_are() -> None:
 @given(seed=seeds)
 def test_answers_of_different_length_give_the_exact_gradient_on_average(seed: int) -> None:
     (logits, student_N), teacher_N = policy(seed), policy(seed + 1)[1].detach()
-    reward_N = advantage(student_logp_N=student_N, teacher_logp_N=teacher_N)
+    reward_N = (teacher_N - student_N).detach()
     chance_S = whole(student_N).exp().detach()
     for gain_N in (
-        sequence_advantage(
-            student_logp_N=student_N, teacher_logp_N=teacher_N, sequence_N=OWNER_N, sequences=len(ANSWERS)
-        ),
+        sequence_sums(reward_N, sequence_N=OWNER_N, sequences=len(ANSWERS))[OWNER_N],
         reward_to_go(reward_N, sequence_N=OWNER_N),
     ):
         loss_N = policy_gradient(student_logp_N=student_N, advantage_N=gain_N)
@@ -111,7 +107,7 @@ def test_the_others_as_a_baseline_leave_the_gradient_as_it_is(seed: int, alone: 
 def test_a_constant_added_to_every_return_changes_nothing_on_average(seed: int, constant: float) -> None:
     (logits, student_N), teacher_N = policy(seed), policy(seed + 1)[1].detach()
     chance_N = whole(student_N).exp().detach()[OWNER_N]
-    gain_N = reward_to_go(advantage(student_logp_N=student_N, teacher_logp_N=teacher_N), sequence_N=OWNER_N)
+    gain_N = reward_to_go((teacher_N - student_N).detach(), sequence_N=OWNER_N)
     found = [
         gradient((chance_N * policy_gradient(student_logp_N=student_N, advantage_N=gain_N + more)).sum(), logits)
         for more in (0.0, constant)
@@ -125,7 +121,7 @@ def test_the_token_level_is_every_states_own_divergence(seed: int) -> None:
     (logits, student_N), teacher_logits = policy(seed), policy(seed + 1)[0].detach()
     sampler_N = policy(seed + 2)[1].detach()
     teacher_N = teacher_logits.log_softmax(-1)[STATE_N, WORD_N]
-    gain_N = advantage(student_logp_N=student_N, teacher_logp_N=teacher_N)
+    gain_N = (teacher_N - student_N).detach()
     loss_N = policy_gradient(student_logp_N=student_N, advantage_N=gain_N, sampler_logp_N=sampler_N)
     chance_N = whole(sampler_N).exp()[OWNER_N]
     visits_X = sequence_sums(chance_N, sequence_N=STATE_N, sequences=len(STATES))
@@ -156,7 +152,7 @@ def test_whole_answers_of_a_stale_policy_are_reweighed_exactly(seed: int) -> Non
 def test_drawn_answers_agree_with_the_exact_gradient_within_their_noise() -> None:
     (logits, student_N), teacher_N = policy(11), policy(12)[1].detach()
     exact = exact_gradient(logits, student_N, teacher_N).flatten()
-    reward_N = advantage(student_logp_N=student_N, teacher_logp_N=teacher_N)
+    reward_N = (teacher_N - student_N).detach()
     loss_N = policy_gradient(student_logp_N=student_N, advantage_N=reward_to_go(reward_N, sequence_N=OWNER_N))
     each_SX = torch.stack([gradient(one, logits).flatten() for one in whole(loss_N)])
     draws = torch.multinomial(
@@ -224,7 +220,7 @@ def test_the_policy_gradient_seeks_the_mode_too() -> None:
     for _ in range(600):
         logq_V = bells(place[:1], place[1:].exp())[0]
         drawn_N = torch.multinomial(logq_V.exp().detach(), 64, replacement=True, generator=draw)
-        gain_N = advantage(student_logp_N=logq_V[drawn_N], teacher_logp_N=TWO_MODES_V[drawn_N])
+        gain_N = (TWO_MODES_V[drawn_N] - logq_V[drawn_N]).detach()
         gain_N = leave_one_out(gain_N, group_S=torch.zeros(64, dtype=torch.long), groups=1)
         optimizer.zero_grad()
         policy_gradient(student_logp_N=logq_V[drawn_N], advantage_N=gain_N).mean().backward()

@@ -1,5 +1,5 @@
-"""A run folder of a data recipe, made through the library: canned teacher, real ledger, real checks, real exam. The
-student's and the base's answers are canned too, so that no model need be trained."""
+"""A run folder of a task of kind text, made through the library: canned teacher, real ledger, real checks, real scorer.
+The answers of the other arms are canned too, so that no model need be trained."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from potstill.evaluate.exam import compare_papers, marked
-from potstill.harvest import harvest, sift
-from potstill.lessons import _sitting  # pyright: ignore[reportPrivateUsage]
-from potstill.recipe import load_recipe
+from potstill.evaluate.stage import compare
+from potstill.generate.ask import answered
+from potstill.pipeline import Run
+from potstill.recipe import GenerationRequest, Recipe, load_recipe
+from potstill.recipe.generate import Generate
 from potstill.recipe.teacher import Canned, Teacher
-from potstill.recipe.whole import Recipe
+from potstill.records import unwatched
+from potstill.store.run import RunFolder
+from potstill.store.stages import Stages
 
 NAMES = ("Ana Ruiz", "Tom Becker", "Lena Novak", "Omar Haddad", "Grace Lim", "Paulo Reis")
 ITEMS = ("desk lamps", "office chairs", "coffee mugs", "garden hoses", "wall clocks")
@@ -26,7 +29,8 @@ SHAPE = {
     "properties": {"name": {"type": "string"}, "quantity": {"type": "integer"}, "total": {"type": "integer"}},
     "required": ["name", "item", "quantity", "city", "total"],
 }
-SKILL = {"teacher": 0.5, "student": 0.75, "base": 0.0}
+SKILL = {"teacher": 0.5, "student": 0.75, "four": 0.6, "from_scratch": 0.3, "sft": 0.7, "base": 0.0}
+TRAINED = ("student", "four", "from_scratch", "sft")
 
 
 def orders(count: int, seed: int) -> list[dict[str, str]]:
@@ -81,7 +85,7 @@ def recipe_in(
         said = [{"prompt": row["text"], "answer": answer(row["gold"], skill, draw) + hostile} for row in test]
         write_lines(folder / f"{arm}.jsonl", said)
     columns = {"text": "text", "reference": "gold"}
-    paper = {"source": str(write_lines(folder / "test.jsonl", test)), "licence": "own", "columns": columns}
+    tested = {"source": str(write_lines(folder / "test.jsonl", test)), "licence": "own", "columns": columns}
     values: dict[str, Any] = {
         "name": "orders",
         "prompts": {
@@ -98,7 +102,15 @@ def recipe_in(
         "verify": {"checks": [{"kind": "json", "shape": SHAPE}, {"kind": "grounded"}], "processes": 1},
         "select": {"keep": 2},
         "student": {"start": "a/model-that-is-not-here", "licence": "apache-2.0", "layers": 15},
-        "evaluate": {"prompts": paper, "checks": [{"kind": "json", "as_reference": True}], "processes": 1},
+        "train": {"method": {"kind": "logit_kd"}, "scored_by": {"model": "a/scorer", "licence": "apache-2.0"}},
+        "controls": ["base", "from_scratch", "sft"],
+        "arms": {"four": {"student.layers": 4}},
+        "evaluate": {
+            "prompts": tested,
+            "checks": [{"kind": "json", "as_reference": True}],
+            "processes": 1,
+            "resamples": 500,
+        },
         **changes,
     }
     path = folder / "orders.yaml"
@@ -107,45 +119,49 @@ def recipe_in(
     return load_recipe(path)
 
 
-def made_run(folder: Path, recipe: Recipe, *, student: bool = True, exam: bool = True) -> Path:
+def made_run(folder: Path, recipe: Recipe, *, student: bool = True, tests: bool = True) -> RunFolder:
     """The run folder under `folder`, as far as asked for."""
-    run = folder / "run"
-    harvest(recipe, folder=run)
+    made = Run(recipe, folder / "run")
+    made.generate()
     if recipe.verify is not None:
-        sift(recipe, folder=run)
+        made.verify()
     if student:
-        draw = random.Random(1)
-        rows = [
-            {"arm": "student", "step": i, "tokens": 900 * i, "loss": 2.0 * 0.97**i + draw.random() / 9}
-            for i in range(1, 121)
-        ]
-        for row in rows[29::30]:
-            row["validation_nats_per_token"] = 0.8 * float(row["loss"])
-        write_lines(run / "metrics.jsonl", rows)
-        learnt = {
-            "fingerprint": "f" * 64,
-            "answers": 41,
-            "layers": [*range(15)],
-            "steps": 120,
-            "tokens": 108_000,
-            "seconds": 93.4,
-        }
-        (run / "student.json").write_text(json.dumps(learnt))
-    if exam:
-        sit(folder, recipe, run)
-    return run
+        train(made.folder)
+    if tests:
+        evaluate(folder, recipe, made.folder)
+    return made.folder
 
 
-def sit(folder: Path, recipe: Recipe, run: Path) -> None:
-    """As `lessons.examine` does, with canned arms."""
-    assert recipe.evaluate is not None
-    papers: dict[str, Any] = {}
+def train(run: RunFolder) -> None:
+    draw = random.Random(1)
+    rows: list[dict[str, Any]] = []
+    for arm in TRAINED:
+        run.arm_model(arm).mkdir(parents=True, exist_ok=True)
+        learned = {"arm": arm, "fingerprint": f"{arm}-1", "examples": 41, "layers": [*range(15)], "of": 30}
+        learned |= {"steps": 120, "tokens": 108_000, "seconds": 93.4, "left_out": {}}
+        if arm == "four":
+            learned["chose"] = {"metric": "nats_per_token", "score": 0.31415, "step": 90, "stopped_early": True}
+        run.arm(arm).mkdir(parents=True, exist_ok=True)
+        (run.arm(arm) / "trained.json").write_text(json.dumps(learned))
+        for i in range(1, 121):
+            rows.append({"arm": arm, "step": i, "tokens": 900 * i, "loss": 2.0 * 0.97**i + draw.random() / 9})
+            if i % 30 == 0:
+                rows[-1]["validation_nats_per_token"] = 0.8 * float(rows[-1]["loss"])
+    write_lines(run.metrics, rows)
+    with Stages(run.ledger) as stages:
+        stages.finish("generate", "made up", 12.0)
+        for arm in TRAINED:
+            stages.finish(f"train:{arm}", f"{arm}-1", 93.4)
+
+
+def evaluate(folder: Path, recipe: Recipe, run: RunFolder) -> None:
+    """As the stage does, with arms whose answers are canned."""
+    assert recipe.test_prompts is not None
     for arm in SKILL:
         canned = Canned(kind="canned", answers=str(folder / f"{arm}.jsonl"))
+        once = Generate(n=1, temperature=0.0)
         writer = Teacher(model=arm, licence="apache-2.0", engine=canned)
-        sitting = _sitting(recipe, recipe.evaluate, None, "").model_copy(update={"teacher": writer})
-        harvest(sitting, folder=run / "exam" / arm)
-        papers[arm] = marked(run / "exam" / arm, recipe.evaluate)
-    scores = {"recipe": recipe.name, "student_fingerprint": "f" * 64}
-    scores |= compare_papers(papers, count=500, seed=0)
-    (run / "scores.json").write_text(json.dumps(scores, indent=1))
+        request = GenerationRequest(prompts=recipe.test_prompts, teacher=writer, generate=once, seed=recipe.seed)
+        answered(request, run.test(arm), unwatched)
+    with Stages(run.ledger) as stages:
+        compare(recipe, run, stages, list(SKILL), unwatched)

@@ -15,13 +15,12 @@ from potstill.models.load import compute_dtype
 from potstill.models.lora import adapt
 from potstill.models.shapes import Shape
 from potstill.models.student import freeze
-from potstill.recipe.choices import ChoiceTrain
-from potstill.recipe.methods import Sft
 from potstill.recipe.student import Lora
+from potstill.recipe.train import TrainSettings
 from potstill.sizing.memory import Learning, training_memory
 from potstill.train.batch import Row, Whole, collate, passes
 from potstill.train.methods import terms
-from potstill.train.trainee import Trainee
+from potstill.train.state import TrainState
 
 SHAPE = Shape(
     architecture="qwen3",
@@ -40,7 +39,7 @@ def main(kind: str, tokens: int) -> None:
     lora = Lora(rank=8, alpha=16) if kind == "lora" else None
     again = kind == "checkpointed"
     learning = Learning(shape=SHAPE, pass_tokens=tokens, lora=lora, averaged=kind == "averaged", checkpointed=again)
-    settings = ChoiceTrain(method=Sft(kind="sft"), pass_tokens=tokens, gradient_checkpointing=again)  # pyright: ignore[reportCallIssue]
+    settings = TrainSettings(pass_tokens=tokens, gradient_checkpointing=again)  # pyright: ignore[reportCallIssue]
     rows = [Row(prefix=(1,), target=tuple(range(2, 257))) for _ in range(2 * tokens // 256)]
     half = compute_dtype().itemsize
     steps(learning, [rows[:1]], settings)  # what the first use of everything takes is no part of the job
@@ -49,12 +48,12 @@ def main(kind: str, tokens: int) -> None:
     print(json.dumps({"measured": peak.added_bytes, "promised": training_memory(learning, half=half).total}))
 
 
-def steps(learning: Learning, batches: list[list[Row]], settings: ChoiceTrain) -> None:
+def steps(learning: Learning, batches: list[list[Row]], settings: TrainSettings) -> None:
     model = AutoModelForCausalLM.from_config(config_of(learning.shape), dtype=torch.float32)
     if learning.lora is not None:
         adapt(model, learning.lora, seed=0)
     freeze(model, embeddings=learning.frozen_embeddings, layers=learning.frozen_layers)
-    trainee = Trainee(model.train(), settings)
+    state = TrainState(model.train(), settings)
     for rows in batches:
         for part in passes(rows, settings.pass_tokens):
             batch = collate(part, (), whole=Whole.of(rows), device=model.device)
@@ -64,9 +63,9 @@ def steps(learning: Learning, batches: list[list[Row]], settings: ChoiceTrain) -
                 )
             loss, _ = terms(settings.method, model, hidden_RD.to(compute_dtype()), batch)
             loss.backward()
-        trainee.update(rate=1e-4)
+        state.update(rate=1e-4)
         if learning.averaged:
-            trainee.take_into_average()
+            state.take_into_average()
 
 
 if __name__ == "__main__":

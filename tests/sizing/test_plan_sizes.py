@@ -1,4 +1,4 @@
-"""The planner's sizes: held against a real trainee, what autograd keeps and what a process takes; laws."""
+"""The planner's sizes: held against a real state, what autograd keeps and what a process takes; laws."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from potstill.models.lora import adapt
 from potstill.models.shapes import Shape
 from potstill.models.student import freeze
 from potstill.recipe import load_recipe
-from potstill.recipe.choices import ChoiceTrain
-from potstill.recipe.methods import Sft
-from potstill.recipe.student import Lora
+from potstill.recipe.student import Encoder, EncoderShape, Lora
+from potstill.recipe.train import TrainSettings
 from potstill.signals import Hidden, Sampled
+from potstill.sizing.job import size_of
 from potstill.sizing.memory import LOSS_BYTES, Learning, activation_bytes, scoring_memory, training_memory
 from potstill.sizing.pace import learning_flops
-from potstill.train.trainee import Trainee
+from potstill.train.state import TrainState
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 LORA = Lora(rank=4, alpha=8)
@@ -77,18 +77,18 @@ KINDS = [
 @pytest.mark.parametrize("learning", KINDS)
 def test_weights_gradients_and_moments_are_those_of_a_real_trainee(learning: Learning) -> None:
     model = built(learning)
-    trainee = Trainee(model, ChoiceTrain(method=Sft(kind="sft")))  # pyright: ignore[reportCallIssue]
+    state = TrainState(model, TrainSettings())  # pyright: ignore[reportCallIssue]
     model(torch.arange(1, 60).unsqueeze(0)).logits.sum().backward()
-    trainee._lookups.add_gradients()
+    state._lookups.add_gradients()
     said = training_memory(learning)
     assert said.weights == sum(p.nbytes for p in model.parameters())
     assert said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    trainee.update(rate=1e-4)
-    states = trainee._optimizer.state.values()
+    state.update(rate=1e-4)
+    states = state._optimizer.state.values()
     assert said.optimizer == sum(state[key].nbytes for state in states for key in ("exp_avg", "exp_avg_sq"))
-    trainee.take_into_average()
+    state.take_into_average()
     average = training_memory(replace(learning, averaged=True)).average
-    assert average == sum(value.nbytes for value in trainee._average.values())
+    assert average == sum(value.nbytes for value in state._average.values())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
@@ -316,6 +316,40 @@ def test_every_recipe_of_real_size_is_planned_and_says_its_duties(
         assert "Built with Llama" in capsys.readouterr().out
 
 
+def test_the_plan_of_choices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    said = planned(capsys, "recipes/reviews_encoder.yaml")
+    assert said["task"] == "choice" and said["probabilities"] == "computed here"
+    assert said["prompts"] == {"train": 1000, "validation": 150, "test": 600}
+    assert (said["requests"], said["tokens_written_at_most"], said["dollars_at_most"]) == (1150, 0, 0)
+    student, encoder = said["sizes"]["models"][1]["parameters"], said["work"][2]
+    assert said["work"][1]["what"] == "student: up to 1,000 examples x 2 epochs"
+    assert encoder["what"] == "encoder: up to 1,000 examples x 8 epochs" and encoder["seconds"] > 0
+    assert student == 49_152 * 576 + 4 * 3_540_096 + 576
+    assert encoder["memory"] == 16 * (49_152 * 128 + 2 * (10 * 128**2 + 256) + 128 + 128**2 + 128 + 129 * 2)
+    assert said["work"][-1]["what"] == "600 test prompts x 4 arms: teacher, student, encoder, tfidf"
+    more = planned(capsys, "recipes/reviews_encoder.yaml", "--prompts", "10000")
+    assert more["prompts"] == {"train": 10_000, "validation": 150, "test": 600} and more["requests"] == 10_150
+    assert more["work"][1]["tokens"] == pytest.approx(10 * said["work"][1]["tokens"], abs=20)
+    votes = ("--set", "teacher.engine={kind: server, url: 'http://127.0.0.1:9/v1'}", "--set", "generate.n=8")
+    asked = planned(capsys, "recipes/reviews_encoder.yaml", *votes, "--set", "generate.max_tokens=4")
+    assert asked["probabilities"] == "votes" and asked["requests"] == 8 * 1150
+    assert asked["tokens_written_at_most"] == 4 * 8 * 1150
+    untold = ("--set", "task.probabilities=completions")  # needs the template that the server's model reads
+    assert execute(["check", "recipes/reviews_encoder.yaml", *votes[:2], *untold]) == 2
+    assert "'task.probabilities' completions needs a server" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [EncoderShape(), EncoderShape(layers=3, hidden=64, heads=4)])
+def test_an_encoder_of_random_weights_is_as_large_as_it_is(shape: EncoderShape, tiny_model: Path) -> None:
+    from potstill.models.encoder import initial_encoder
+
+    student = Encoder(kind="encoder", shape=shape, tokenizer=str(tiny_model))
+    made = initial_encoder(student, ["bad", "fair", "good"], seed=0)
+    size = size_of(student, 3)
+    assert size and size.parameters == sum(p.numel() for p in made.model.parameters())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -342,7 +376,6 @@ def test_as_if_there_were_more_prompts(capsys: pytest.CaptureFixture[str], monke
         assert thousandfold[key] == 1000 * as_they_are[key]
     assert thousandfold["sizes"]["memory_on_one_gpu"] == as_they_are["sizes"]["memory_on_one_gpu"]
     assert execute(["check", recipe, "--prompts", "0"]) == 2
-    assert execute(["check", "recipes/quickstart.yaml", "--prompts", "9"]) == 2
 
 
 def test_a_probe_puts_the_real_length_of_answers_in_place_of_the_longest(

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from potstill.errors import MissingEnvironment
-from potstill.recipe.choices import ChoiceTrain
 from potstill.recipe.methods import Sft
+from potstill.recipe.train import TrainSettings
 from potstill.store.metrics import Metrics
 from potstill.store.sinks import require_sinks, sinks_of
 
 
-def settings(*names: str) -> ChoiceTrain:
-    return ChoiceTrain.model_validate({"method": Sft(kind="sft"), "report_to": names})
+def settings(*names: str) -> TrainSettings:
+    return TrainSettings.model_validate({"method": Sft(kind="sft"), "report_to": names})
 
 
 def row(step: int, run: int) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def row(step: int, run: int) -> dict[str, Any]:
     return {"arm": "student", "step": step, "loss": step + run / 10, **validated}
 
 
-def training(folder: Path, how: ChoiceTrain, begin: int, end: int, *, run: int, killed: bool = False) -> None:
+def training(folder: Path, how: TrainSettings, begin: int, end: int, *, run: int, killed: bool = False) -> None:
     """Steps `begin` + 1 to `end`; a killed process closes nothing."""
     metrics = Metrics(folder / "metrics.jsonl", sinks_of(how, folder))
     metrics.rewind("student", begin)

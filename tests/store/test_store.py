@@ -2,21 +2,27 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import DiskError, InputError, as_disk_error
-from potstill.records import Example, Message, Prompt, Sample, Verdict
+from potstill.records import Example, Message, Prompt, Sample, as_tool_calls
+from potstill.store.answers import write_answers
 from potstill.store.checkpoints import Checkpoints
-from potstill.store.examples import read_examples, write_examples
+from potstill.store.examples import read_examples
 from potstill.store.files import write_atomic
-from potstill.store.ledger import Ledger, Timing
 from potstill.store.metrics import Metrics
+from potstill.store.requests import Intent, Outcome, Replied, Requests, Timing
+from potstill.store.samples import Written
+from potstill.store.stages import Stages
+from potstill.store.tables import TURN, table
 
 texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
 floats = st.floats(-50, 0, allow_nan=False)
@@ -25,7 +31,9 @@ messages = st.builds(
     role=st.sampled_from(["system", "user", "assistant"]),
     content=texts,
     reasoning_content=st.none() | texts,
-    tool_calls=st.just(()) | st.just(({"name": "f", "arguments": {"x": 1}},)),
+    name=st.none() | texts,
+    tool_calls=st.just(()) | st.builds(lambda a: as_tool_calls([{"function": {"name": "f", "arguments": a}}]), texts),
+    tool_call_id=st.none() | texts,
 )
 prompts = st.builds(
     Prompt,
@@ -38,75 +46,158 @@ prompts = st.builds(
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(tmp_path / "ledger.sqlite") as opened:
+def ledger(tmp_path: Path) -> Iterator[Requests]:
+    with Requests(tmp_path / "ledger.sqlite") as opened:
         yield opened
 
 
-@given(found=st.lists(prompts, max_size=5, unique_by=lambda p: p.id))
-def test_prompts_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, found: list[Prompt]) -> None:
-    with Ledger(tmp_path_factory.mktemp("l") / "ledger.sqlite") as ledger:
-        ledger.put_prompts(found, {"why": 3})
-        assert ledger.prompts() == found
-        assert ledger.counts("prompts") == {"why": 3}
+def ask(requests: Requests, *names: str) -> list[int]:
+    """The number of each question."""
+    given = (
+        (Prompt(id=name, split="train", messages=(Message(role="user", content=name),)), name.encode())
+        for name in names
+    )
+    with requests.transaction():
+        requests.put_asks(given)
+    return [one.question for one in requests.open_asks()]
 
 
-@given(logp=st.lists(floats, min_size=2, max_size=4).map(tuple))
-def test_samples_verdicts_and_predictions_keep_every_bit(
-    tmp_path_factory: pytest.TempPathFactory, logp: tuple[float, ...]
+def answer(question: int, **more: Any) -> Written:
+    return Written(question=question, sample=0, attempt=1, max_tokens=9, text="good", **more)
+
+
+@given(logprobs=st.lists(floats, min_size=2, max_size=4).map(tuple))
+def test_answers_and_what_was_measured_keep_every_bit(
+    tmp_path_factory: pytest.TempPathFactory, logprobs: tuple[float, ...]
 ) -> None:
-    sample = Sample(prompt_id="p", text="good", choice_logp=logp)
-    verdict = Verdict(prompt_id="p", accepted=True, reason="accepted", answer="good", choice_p=logp)
-    with Ledger(tmp_path_factory.mktemp("l") / "ledger.sqlite") as ledger:
-        ledger.put_samples([("k", sample)], arm="teacher", batch=0, timing=Timing(1, 5, 0.5))
-        ledger.put_verdicts([verdict])
-        ledger.put_predictions("student", {"p": logp}, {"parameters": 3.0})
-        assert ledger.samples() == {"p": sample} and ledger.sample_keys() == {"k"}
-        assert ledger.verdicts() == {"p": verdict}
-        assert ledger.predictions("student") == {"p": logp}
-        assert ledger.measured("student") == {"parameters": 3.0}
-        assert ledger.timing("teacher") == Timing(1, 5, 0.5)
+    path = tmp_path_factory.mktemp("l") / "ledger.sqlite"
+    with Requests(path) as requests, Stages(path) as stages:
+        (question,) = ask(requests, "p")
+        with requests.transaction():
+            requests.put_written([answer(question, choice_logprobs=logprobs)])
+        stages.put_measured("student", {"parameters": logprobs[0]})
+    with Requests(path) as requests, Stages(path) as stages:
+        assert requests.first_answer("p") == Sample(
+            prompt_id="p", text="good", choice_logprobs=logprobs, finish="unknown"
+        )
+        assert stages.measured("student") == {"parameters": logprobs[0]}
 
 
-def test_a_transaction_that_fails_leaves_nothing(ledger: Ledger) -> None:
-    def two_then_fail() -> Iterator[tuple[str, Sample]]:
-        yield "a", Sample(prompt_id="a", text="x")
+def test_what_is_measured_again_replaces_all_that_was_and_only_of_its_arm(tmp_path: Path) -> None:
+    with Stages(tmp_path / "ledger.sqlite") as stages:
+        for arm in ("student", "base"):
+            stages.put_measured(arm, {"seconds": 1.5, "parameters": 3.0})
+        stages.put_measured("student", {"seconds": 2.5})
+        assert stages.measured("student") == {"seconds": 2.5}
+        assert stages.measured("base") == {"seconds": 1.5, "parameters": 3.0} and stages.measured("teacher") == {}
+
+
+def test_a_transaction_that_fails_leaves_nothing(ledger: Requests) -> None:
+    first, second = ask(ledger, "a", "b")
+
+    def two_then_fail() -> Iterator[Written]:
+        yield answer(first)
         raise RuntimeError("killed")
 
-    with pytest.raises(RuntimeError):
-        ledger.put_samples(two_then_fail(), arm="teacher", batch=0, timing=Timing(1, 1, 1.0))
-    assert ledger.samples() == {} and ledger.timing("teacher") == Timing(0, 0, 0.0)
+    with pytest.raises(RuntimeError), ledger.transaction():
+        ledger.send([Intent(question=second, sample=0, samples=1, max_tokens=9, worst=7)])
+        ledger.put_written(two_then_fail())
+    assert not list(ledger.samples()) and ledger.totals() == {} and ledger.timing() == Timing(0, 0, 0.0)
 
 
-def test_a_stage_is_finished_under_one_fingerprint(ledger: Ledger) -> None:
-    assert ledger.finished("verify") is None
-    ledger.finish("verify", "one", 1.5)
-    assert ledger.finished("verify") == "one" and ledger.stage_seconds() == {"verify": 1.5}
-    ledger.forget("verify")
-    assert ledger.finished("verify") is None
+def test_what_asking_took_is_summed_over_what_is_asked_now(ledger: Requests) -> None:
+    questions = ask(ledger, "a", "b")
+    with ledger.transaction():
+        sent = ledger.send([Intent(question=q, sample=0, samples=1, max_tokens=9, worst=7) for q in questions])
+    with ledger.transaction():
+        ledger.replied(Replied(attempt=number, raw=b"{}", seconds=0.25) for number in sent)
+    assert [one.attempt for one in ledger.unread()] == sent
+    with ledger.transaction():
+        ledger.close([Outcome(attempt=number, state="read", prompt_tokens=5, cost=2) for number in sent])
+    assert ledger.timing() == Timing(2, 10, 0.5)
+    assert ledger.totals() == {"attempts": 2, "paid": 4, "prompt tokens": 10, "read attempts": 2}
+    ask(ledger, "b", "c")
+    assert ledger.timing() == Timing(1, 5, 0.25)
 
 
-def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_stage_is_finished_under_one_fingerprint(tmp_path: Path) -> None:
+    with Stages(tmp_path / "ledger.sqlite") as stages:
+        assert stages.finished("verify") is None
+        stages.finish("verify", "one", 1.5)
+        assert stages.finished("verify") == "one" and stages.seconds() == {"verify": 1.5}
+        stages.finish("verify", "two", 2.5)
+        assert stages.finished("verify") == "two" and stages.seconds() == {"verify": 2.5}
+        stages.forget("verify")
+        assert stages.finished("verify") is None and stages.seconds() == {}
+
+
+@pytest.mark.parametrize("opened", [Requests, Stages])
+def test_a_file_that_is_no_ledger_is_refused(opened: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(InputError, match="is not a ledger"):
-        Ledger(path)
+        opened(path)
 
 
-def test_examples_are_readable_by_column_and_the_same_bytes_each_time(tmp_path: Path) -> None:
+SELECTED = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("split", pa.string()),
+        ("messages", pa.list_(TURN)),
+        ("tools", pa.string()),
+        ("weight", pa.float64()),
+        ("choice_logprobs", pa.list_(pa.float64())),
+        ("labelled_by", pa.string()),
+        ("teacher", pa.string()),
+        ("domain", pa.string()),
+        ("licence", pa.string()),
+    ]
+)
+
+
+def test_examples_come_back_and_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    row = {
+        "prompt_id": "1",
+        "index": 3,
+        "split": "train",
+        "messages": [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "good"}],
+        "tools": '[{"type": "function"}]',
+        "weight": 0.5,
+        "choice_logprobs": [-2.5, -0.1234567890123456],
+        "labelled_by": "teacher",
+        "teacher": "t",
+        "licence": "mit",
+    }
     example = Example(
         prompt_id="1",
-        messages=(Message(role="user", content="a film"),),
-        answer="good",
-        choice_p=(0.1, 0.9),
+        messages=(Message(role="user", content="a film"), Message(role="assistant", content="good")),
+        tools=({"type": "function"},),
+        weight=0.5,
+        choice_logprobs=(-2.5, -0.1234567890123456),
         teacher="t",
         licence="mit",
     )
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    write_examples(one, [example], ["bad", "good"])
-    write_examples(two, [example], ["bad", "good"])
-    assert read_examples(one) == [example]
+    for path in (one, two):
+        with table(path, SELECTED) as put:
+            put(row)
+    assert list(read_examples(one)) == [example]
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_answers_that_nobody_checked_are_examples_too(tmp_path: Path) -> None:
+    prompt = Prompt(id="1", split="validation", messages=(Message(role="user", content="a film"),))
+    sample = Sample(prompt_id="1", text="good", reasoning="so")
+    write_answers(tmp_path / "answers.parquet", [(prompt, sample)], teacher="t", licence="mit")
+    wanted = Example(
+        prompt_id="1",
+        split="validation",
+        messages=(*prompt.messages, Message(role="assistant", content="good", reasoning_content="so")),
+        teacher="t",
+        licence="mit",
+    )
+    assert list(read_examples(tmp_path / "answers.parquet")) == [wanted]
 
 
 def test_only_whole_checkpoints_count_and_the_last_two_are_kept(tmp_path: Path) -> None:

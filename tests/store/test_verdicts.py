@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from potstill.records import Finding
+from potstill.records import Finding, Verdict
 from potstill.store.tables import table
-from potstill.store.verdicts import VERDICTS, Ruling, read_verdicts
+from potstill.store.verdicts import VERDICTS, read_verdicts
+
+PLAIN = ("prompt_id", "index", "kept", "reason", "evidence", "score", "weight")
 
 
 def test_every_row_comes_back_with_its_own_findings(tmp_path: Path) -> None:
@@ -16,12 +18,14 @@ def test_every_row_comes_back_with_its_own_findings(tmp_path: Path) -> None:
         for i in range(5)
     ]
     rows = [
-        Ruling(
+        Verdict(
             prompt_id=f"p{i // 3}",
             index=i % 3,
             kept=i % 2 == 0,
             reason=f"r{i}",
             evidence="",
+            score=None if i % 2 else i / 12_345,
+            weight=float(i % 5),
             findings=tuple(said[(i + k) % 5] for k in range(i % 4)),
         )
         for i in range(12_345)  # more than one row group, batches across its edge, rows without findings
@@ -31,7 +35,7 @@ def test_every_row_comes_back_with_its_own_findings(tmp_path: Path) -> None:
         for row in rows:
             put(
                 {
-                    **{k: getattr(row, k) for k in ("prompt_id", "index", "kept", "reason", "evidence")},
+                    **{k: getattr(row, k) for k in PLAIN},
                     "findings": [asdict(f) for f in row.findings],
                 }
             )

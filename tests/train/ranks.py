@@ -1,9 +1,9 @@
 """Several processes of one training, for tests: `python ranks.py FOLDER < jobs`, a job a line.
 
 Imports are paid once: every process is forked from here, with the environment that torchrun would give it. A job is
-{"run", "count", "set", "half", "stop", "fail"}: `half` computes in bf16 where the machine does, `stop` raises
-KeyboardInterrupt in all after that step, `fail` ends the last process without a word. The answer is a line: exit codes,
-what was said, seconds, whether torch.distributed was initialised in the end.
+{"run", "count", "set", "half", "stop", "fail"}: `half` computes in bf16, `stop` raises KeyboardInterrupt in all after
+that step, `fail` ends the last process without a word. The answer is a line: exit codes, what was said, seconds,
+whether torch.distributed was initialised in the end.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-import potstill.lessons
-import potstill.train.parallel  # noqa: F401
 from potstill import cli, console
+from potstill.console import progress as watching
 from potstill.records import Progress
 
 torch.set_num_threads(1)
@@ -32,13 +31,12 @@ def process(rank: int, port: int, folder: Path, job: dict[str, Any]) -> None:
     said = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 2)
     os.dup2(said, 1)
-    if not job.get("half"):
-        torch.cpu._is_avx512_bf16_supported = lambda: False  # fp32
+    os.environ["POTSTILL_PRECISION"] = "bf16" if job.get("half") else "fp32"
     last = rank == job["count"] - 1
     if job["count"] > 1:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["count"]), **address)
-    heeding = console._heeding
+    heeding = watching._heeding
 
     def stopping(watch: Any) -> Any:
         def heed(progress: Progress) -> None:
@@ -50,7 +48,7 @@ def process(rank: int, port: int, folder: Path, job: dict[str, Any]) -> None:
 
         return heeding(heed)
 
-    console._heeding = stopping
+    watching._heeding = stopping
     sets = [word for override in job.get("set", ()) for word in ("--set", override)]
     code = cli.execute(
         [job.get("verb", "train"), str(folder / "recipe.yaml"), "--run", str(folder / job["run"]), *sets]

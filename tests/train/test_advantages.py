@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,24 +17,27 @@ from potstill.cli import execute
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.errors import InputError
-from potstill.harvest import harvest, sift
-from potstill.lessons import rewarding, teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.methods import LogitKd, Method, PolicyGradient
 from potstill.recipe.on_policy import OnPolicy, TaskReward
 from potstill.recipe.train import TrainSettings
 from potstill.records import Message, Sample
+from potstill.store.examples import read_examples
 from potstill.store.metrics import Metrics
 from potstill.store.requests import Requests
 from potstill.text.tokens import Ids
 from potstill.train.advantages import Advantages, judged, verdicts_by
 from potstill.train.batch import Own, Row, Whole, collate
 from potstill.train.methods import terms
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.rollout_buffer import RolloutBuffer
+from potstill.train.rows import example_rows
 from potstill.train.teaching import LiveTeacher
+from potstill.train.validation import HeldOutPrompts
+from potstill.verify.rewards import rewarding
 
 TOKEN = PolicyGradient(kind="policy_gradient")
 SEQUENCE = PolicyGradient(kind="policy_gradient", level="sequence", clip=None)
@@ -230,7 +234,7 @@ def test_drawn_tokens_give_the_gradient_of_the_whole_distribution(teacher: PreTr
 def test_own_rows_say_how_they_were_written(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     how = OnPolicy(max_tokens=4, slots=3, warm_up=0.0, samples=3)
-    own = OwnAnswers.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    own = RolloutBuffer.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
     given = [Row(prefix=(5, 6 + i), target=(9, 2), teacher_prefix=(7, 5, 6 + i)) for i in range(4)]
     written = own(lambda _: given, 2, 8)
     assert [row.own and row.own.prompt for row in written] == [i for i in range(4) for _ in range(3)]
@@ -244,19 +248,19 @@ def test_own_rows_say_how_they_were_written(tiny_model: Path) -> None:
 def test_checks_read_an_own_answer_as_they_read_a_teachers(tiny_model: Path) -> None:
     codec = codec_of(tiny_model, None, name="student")
     asked = [Message(role="user", content="film")]
-    heard: list[tuple[Sequence[Message], Sample]] = []
+    heard: list[Sample] = []
 
-    def reward(answers: Sequence[tuple[Sequence[Message], Sample]]) -> list[float | None]:
+    def reward(answers: Sequence[Sample]) -> list[float | None]:
         heard.extend(answers)
         return [1.0] * len(answers)
 
     end = codec.end_of_turn("x")
     said = (*codec.tokenizer.encode("<think>dull</think>a nap", add_special_tokens=False).ids, end)
-    row = Row(prefix=codec.prefix(asked), target=said, own=Own(prompt=0, cut_off=False, logp=()))
+    row = Row(prefix=codec.prefix(asked), target=said, own=Own(prompt=0, cut_off=False, logp=()), prompt_id="7")
     cut = replace(row, target=said[:-1], own=Own(prompt=0, cut_off=True, logp=()))
-    assert verdicts_by(reward, codec, [asked])([row, cut]) == [1.0, 1.0]
-    assert [messages for messages, _ in heard] == [asked, asked]
-    assert [(s.text, s.reasoning, s.cut_off) for _, s in heard] == [("a nap", "dull", False), ("a nap", "dull", True)]
+    assert verdicts_by(reward, codec)([row, cut]) == [1.0, 1.0]
+    assert [s.prompt_id for s in heard] == ["7", "7"]
+    assert [(s.text, s.reasoning, s.cut_off) for s in heard] == [("a nap", "dull", False), ("a nap", "dull", True)]
 
 
 def opinionated(folder: Path, make: Callable[..., Path]) -> Path:
@@ -276,9 +280,9 @@ def test_a_policy_gradient_brings_the_student_nearer_to_its_teacher(
     how = {"max_tokens": 6, "warm_up": 0.0, "slots": 32, "samples": 4}
     method = {"kind": "policy_gradient"}
     recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, folder, method=method, on_policy=how, epochs=8))
-    harvest(recipe, folder=tmp_path / "run")
-    sift(recipe, folder=tmp_path / "run")
-    made = teach(recipe, folder=tmp_path / "run")
+    Run(recipe, tmp_path / "run").generate()
+    Run(recipe, tmp_path / "run").verify()
+    made = Run(recipe, tmp_path / "run").train()["student"]
     start = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
     student, judge = (AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32).eval() for m in (made, folder))
     prompts = [codec_of(tiny_model, None, name="student").prefix([Message(role="user", content="say nap idea")])]
@@ -301,7 +305,7 @@ def test_what_the_checks_pass_becomes_more_frequent(teacher: PreTrainedModel) ->
     student = first_layers(teacher, 2)
     asked = Row(prefix=(20, 21), target=(5, 2), teacher_prefix=(20, 21))
     how = OnPolicy(max_tokens=1, slots=64, warm_up=0.0, samples=64)
-    own = OwnAnswers.here(student, how, end_of_turn=2, longest_prefix=2, seed=1)
+    own = RolloutBuffer.here(student, how, end_of_turn=2, longest_prefix=2, seed=1)
     teach = LiveTeacher(teacher, [asked.teacher_prefix])
     judge = Advantages(TOKEN, how.samples, 3.0, teach, lambda some: [1.0 - row.target[0] % 2 for row in some], 64)
     optimizer, passed = torch.optim.Adam(student.parameters(), lr=0.01), list[float]()
@@ -324,8 +328,8 @@ def test_a_rewarded_divergence_resumes_to_the_bit(
     recipe = load_recipe(path, ["train.on_policy.share=0.7"])
 
     def weights(run: Path, stops: Sequence[int]) -> dict[str, torch.Tensor]:
-        harvest(recipe, folder=run)
-        sift(recipe, folder=run)
+        Run(recipe, run).generate()
+        Run(recipe, run).verify()
         for stop in stops:
 
             def watch(progress: object, stop: int = stop) -> None:
@@ -333,8 +337,8 @@ def test_a_rewarded_divergence_resumes_to_the_bit(
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                teach(recipe, folder=run, watch=watch)
-        return AutoModelForCausalLM.from_pretrained(teach(recipe, folder=run)).state_dict()
+                Run(recipe, run, watch).train()
+        return AutoModelForCausalLM.from_pretrained(Run(recipe, run).train()["student"]).state_dict()
 
     whole, resumed = weights(tmp_path / "a", []), weights(tmp_path / "b", [3])
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -349,24 +353,50 @@ def test_the_recipes_checks_are_the_reward(
     """Votes are not asked; of a number where the reference holds none the check cannot say."""
     changes = ["train.on_policy.reward={}", f"verify.checks=[{{kind: exact}}, {{kind: {second}}}]"]
     recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, tiny_model), changes)
-    harvest(recipe, folder=tmp_path / "run")
-    talk = [Message(role="user", content="say good dull")]
+    Run(recipe, tmp_path / "run").generate()
     said = [("good dull", False), ("good nap", False), ("good dull", True)]
-    asked = [(talk, Sample(prompt_id="", text=text, cut_off=cut_off)) for text, cut_off in said]
-    with Requests(tmp_path / "run" / "ledger.sqlite") as requests, rewarding(recipe, requests) as reward:
+    with Requests(tmp_path / "run" / "ledger.sqlite") as requests, rewarding(recipe, requests.prompts()) as reward:
+        (asked_of,) = (prompt.id for prompt in requests.prompts() if prompt.text == "say good dull")
+        asked = [Sample(prompt_id=asked_of, text=text, cut_off=cut_off) for text, cut_off in said]
         assert reward(asked) == wanted
         assert reward(asked[1:]) == wanted[1:]  # by the same processes
 
 
+def test_two_prompts_of_one_text_are_judged_by_their_own_references(tmp_path: Path, tiny_model: Path) -> None:
+    """From the prompts' file to the rows' rewards: answers are shared, references are not."""
+    recipe_on_policy(tmp_path, tiny_model, tiny_model)
+    lines = [{"q": "say good dull", "a": answer} for answer in ("good dull", "what?")]
+    (tmp_path / "learn.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe, run = load_recipe(tmp_path / "recipe.yaml", ["train.on_policy.reward={}"]), tmp_path / "run"
+    assert Run(recipe, run).generate().totals["attempts"] == 3, "one question"
+    Run(recipe, run).verify()
+    kept = list(read_examples(run / "examples" / "selected.parquet"))
+    codec = codec_of(tiny_model, None, name="student")
+    own = Own(prompt=0, cut_off=True, logp=())
+    rows = [replace(row, own=own) for row in example_rows(kept, codec, reasoning=False)]
+    assert len({row.prefix for row in rows}) == 1 and len({row.prompt_id for row in rows}) == 2
+    said = {text: codec.tokenizer.encode(text, add_special_tokens=False).ids for text in ("good dull", "what?")}
+    with Requests(run / "ledger.sqlite") as requests, rewarding(recipe, requests.prompts()) as reward:
+        wanted = {prompt.id: str(prompt.reference) for prompt in requests.prompts()}
+        asked = [
+            replace(row, target=(*said[wanted[row.prompt_id]], 2), own=replace(own, cut_off=False)) for row in rows
+        ]
+        assert verdicts_by(reward, codec)(asked) == [1.0] * len(asked)
+        crossed = [replace(row, prompt_id=other.prompt_id) for row, other in zip(asked, asked[::-1], strict=True)]
+        assert verdicts_by(reward, codec)(crossed) == [0.0] * len(asked)
+    with_quiz = HeldOutPrompts.of(rows, lambda asked: [1.0] * len(asked), end_of_turn=2, max_tokens=2)
+    assert {row.prompt_id for row in with_quiz.questions} == {row.prompt_id for row in rows}
+
+
 def test_a_prompt_that_is_gone_is_named(tmp_path: Path, tiny_model: Path) -> None:
     recipe = load_recipe(rewarded(tmp_path, tiny_model, tiny_model, epochs=1))
-    harvest(recipe, folder=tmp_path / "run")
-    sift(recipe, folder=tmp_path / "run")
+    Run(recipe, tmp_path / "run").generate()
+    Run(recipe, tmp_path / "run").verify()
     (tmp_path / "learn.jsonl").write_text('{"q": "something new", "a": "new"}\n')
     (tmp_path / "answers.jsonl").write_text('{"prompt": "something new", "answer": "new"}\n')
-    harvest(recipe, folder=tmp_path / "run")
-    with pytest.raises(InputError, match=r"'say .*'; potstill verify first"):
-        teach(recipe, folder=tmp_path / "run")
+    Run(recipe, tmp_path / "run").generate()
+    with pytest.raises(InputError, match=r"not in the recipe any more: '\w+'; potstill verify first"):
+        Run(recipe, tmp_path / "run").train()
 
 
 def test_a_reward_that_nobody_gives_is_refused(teacher: PreTrainedModel) -> None:

@@ -10,30 +10,33 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import choices_by_hand
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from test_student_that_writes import recipe_in
+from student_runs import recipe_in
 from transformers import PreTrainedModel
 
 from potstill.cli import execute
-from potstill.errors import DiskError, GuardStopped
+from potstill.errors import DiskError, GuardStopped, InputError
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
-from potstill.recipe.choices import ChoiceTrain
 from potstill.recipe.methods import Sft
 from potstill.recipe.train import Best, TrainSettings
 from potstill.records import Progress, Score, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
-from potstill.train.answers import held_back_nats
 from potstill.train.batch import Row
 from potstill.train.best import Choice
-from potstill.train.loop import Fitted, Job, fit
-from potstill.train.trainee import Trainee
+from potstill.train.data import Data
+from potstill.train.language import TokenObjective
+from potstill.train.loop import Fitted, Training, fit
+from potstill.train.state import TrainState
+from potstill.train.texts import held_back_nats
+from potstill.train.traces import Traces
 from potstill.train.validation import apart
 
 SFT = Sft(kind="sft")
@@ -49,10 +52,10 @@ def rows(n: int, *, seed: int) -> list[Row]:
     return [Row(prefix=some(4), target=(7, *some(2), 2)) for _ in range(n)]
 
 
-def settings(**best: Any) -> ChoiceTrain:
+def settings(**best: Any) -> TrainSettings:
     chosen = Best(metric="nats_per_token", **best)
     often = {"validations": STEPS, "epochs": STEPS, "batch_size": 8, "checkpoint_seconds": 1e9, "warmup": 0.0}
-    return ChoiceTrain(method=SFT, learning_rate=0.03, best=chosen, **often)  # pyright: ignore[reportArgumentType]
+    return TrainSettings(method=SFT, learning_rate=0.03, best=chosen, **often)  # pyright: ignore[reportArgumentType]
 
 
 class Killed(BaseException):
@@ -60,7 +63,12 @@ class Killed(BaseException):
 
 
 def train(
-    start: PreTrainedModel, folder: Path, how: ChoiceTrain, *, kill_at: int | None = None, seen: list[Any] | None = None
+    start: PreTrainedModel,
+    folder: Path,
+    how: TrainSettings,
+    *,
+    kill_at: int | None = None,
+    seen: list[Any] | None = None,
 ) -> tuple[PreTrainedModel, Fitted]:
     """Eight examples, random in part. What they have in common is learnt first and helps with others; then the rest is
     learnt by heart and does not."""
@@ -75,20 +83,22 @@ def train(
         if p.done == kill_at:
             raise Killed
 
-    job = Job(
+    traces = Traces(
         arm="student",
-        rows=rows(8, seed=0),
-        choices=(),
-        method=SFT,
-        settings=how,
-        seed=0,
         fingerprint="f",
         checkpoints=Checkpoints(folder / "checkpoints", better=how.better),
         metrics=Metrics(folder / "metrics.jsonl"),
-        validate=validate,
         watch=unwatched if kill_at is None else watch,
     )
-    return model, fit(model, job)
+    training = Training(
+        data=Data(rows(8, seed=0)),
+        objective=TokenObjective(method=SFT),
+        settings=how,
+        seed=0,
+        validate=validate,
+        traces=traces,
+    )
+    return model, fit(model, training)
 
 
 @pytest.fixture
@@ -136,18 +146,18 @@ def test_best_weights_that_are_damaged_are_not_replaced_by_others(start: PreTrai
     with pytest.raises(Killed):
         train(start, tmp_path / "broken", how, kill_at=fitted.steps)
     checkpoints = Checkpoints(tmp_path / "broken" / "checkpoints")
-    trainee = Trainee(copy.deepcopy(start), how)
-    trainee.go_back(checkpoints, step=fitted.chose.step)
+    state = TrainState(copy.deepcopy(start), how)
+    state.go_back(checkpoints, step=fitted.chose.step)
     tensors = tmp_path / "broken" / "checkpoints" / f"step-{fitted.chose.step:06d}" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"?")
     with pytest.raises(DiskError, match=rf"best weights, those of step {fitted.chose.step}, are lost: .*is damaged"):
-        trainee.go_back(checkpoints, step=fitted.chose.step)
+        state.go_back(checkpoints, step=fitted.chose.step)
 
 
 def test_a_score_that_is_no_number_stops_training(start: PreTrainedModel, tmp_path: Path) -> None:
-    trainee: Any = SimpleNamespace(step=7, scores=[(3, 1.0)])
+    state: Any = SimpleNamespace(step=7, scores=[(3, 1.0)])
     with pytest.raises(GuardStopped, match="step 7: validation nats_per_token is nan"):
-        Choice(settings(), trainee).weigh({"nats_per_token": Score(value=math.nan, n=1)}, arm="student")
+        Choice(settings(), state).weigh({"nats_per_token": Score(value=math.nan, n=1)}, of="training")
 
 
 def as_hugging_face(scores: Sequence[float], *, larger: bool, patience: int, threshold: float) -> tuple[int, int]:
@@ -176,32 +186,31 @@ def test_patience_and_best_are_those_of_hugging_face(
     scores: list[float], metric: Any, patience: int, threshold: float
 ) -> None:
     best = Best(metric=metric, early_stopping_patience=patience, early_stopping_threshold=threshold)
-    trainee: Any = SimpleNamespace(step=0, scores=[])
-    choice = Choice(ChoiceTrain(method=SFT, validations=100, best=best), trainee)
+    state: Any = SimpleNamespace(step=0, scores=[])
+    choice = Choice(TrainSettings(method=SFT, validations=100, best=best, predict_with_generate=True), state)
     improved = 0
     for number, score in enumerate(scores):
-        trainee.step = number
-        if choice.weigh({metric: Score(value=score, n=1)}, arm="student") is not None:
+        state.step = number
+        if choice.weigh({metric: Score(value=score, n=1)}, of="training") is not None:
             improved = number
         if choice.over(10_000):
             break
     expected = as_hugging_face(scores, larger=metric == "pass_rate", patience=patience, threshold=threshold)
-    assert (trainee.step + 1, improved) == expected
+    assert (state.step + 1, improved) == expected
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "averaged": (
-        lambda: ChoiceTrain(method=SFT, average=0.5, best=Best(metric="accuracy")),
+        lambda: TrainSettings(method=SFT, average=0.5, best=Best(metric="accuracy")),
         "'average' is the mean of the last steps and 'best' takes one of them",
     ),
     "patient for ever": (
-        lambda: ChoiceTrain(method=SFT, validations=4, best=Best(metric="accuracy", early_stopping_patience=3)),
+        lambda: TrainSettings(method=SFT, validations=4, best=Best(metric="accuracy", early_stopping_patience=3)),
         "3 never stops anything in 4 'validations': take at least 5",
     ),
     "unread": (lambda: Best(metric="kd", early_stopping_threshold=0.1), "is read with 'early_stopping_patience' alone"),
     "no teacher": (lambda: TrainSettings(best=Best(metric="kd")), "'method' sft has none to read"),
     "no answers": (lambda: TrainSettings(best=Best(metric="pass_rate")), "set 'predict_with_generate' to true"),
-    "no choices": (lambda: TrainSettings(best=Best(metric="accuracy")), "take nats_per_token, kd or pass_rate"),
 }
 
 
@@ -212,6 +221,13 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(name: str) -> None:
         make()
     (error,) = refused.value.errors()
     assert said in error["msg"]
+
+
+def test_what_is_not_scored_of_a_task_chooses_nothing(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match="accuracy is not scored here: take one of nats_per_token, kd, pass_rate"):
+        recipe_in(tmp_path, tiny_model, train={"best": {"metric": "accuracy"}})
+    with pytest.raises(InputError, match="kd is not scored here: take one of accuracy, agreement, kl_to_teacher"):
+        choices_by_hand.recipe_in(tmp_path, train={"method": {"kind": "logit_kd"}, "best": {"metric": "kd"}})
 
 
 def test_all_answers_to_a_question_are_held_back_together() -> None:
@@ -233,7 +249,7 @@ def test_a_student_is_chosen_by_the_answers_that_it_writes(
         assert execute([verb, str(tmp_path / "recipe.yaml"), "--run", str(run)]) == 0
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = {row["step"]: row["validation_pass_rate"] for row in steps if "validation_pass_rate" in row}
-    chose = json.loads((run / "student.json").read_text())["chose"]
+    chose = json.loads((run / "arms" / "student" / "trained.json").read_text())["chose"]
     assert steps[-1]["stopped_early"] and steps[-1]["best_step"] == chose["step"]
     assert max(curve.values()) == curve[chose["step"]] == chose["score"] and len(curve) < 10
     said = capsys.readouterr().out

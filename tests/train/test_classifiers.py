@@ -8,27 +8,30 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, PreTrainedModel
 
 from potstill.errors import GuardStopped, InputError
 from potstill.models.load import fingerprint
-from potstill.records import Score, unwatched
+from potstill.recipe.train import Best
+from potstill.records import Score
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.train.classifiers import (
     UNLABELLED,
+    Classification,
     Distillation,
-    Rows,
-    Traces,
+    classification,
     distil_classifier,
     drawn_from,
     logits_of,
-    objective,
-    schedule,
+    train_classifier,
     unpadded,
 )
+from potstill.train.loop import Fitted
+from potstill.train.traces import Traces
 
 CPU = torch.device("cpu")
 SHORT = Distillation(epochs=3, batch_size=8, learning_rate=1e-2)
@@ -62,8 +65,9 @@ def test_the_objective_is_hintons(seed: int, temperature: float, alpha: float) -
     draw = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(6, 4, generator=draw), torch.randn(6, 4, generator=draw)
     labels = torch.tensor([0, 3, UNLABELLED, 1, UNLABELLED, UNLABELLED])
-    batch = Rows(inputs={}, teacher_logits_NC=teacher, label_N=labels, label_share=0.5)
-    loss, parts = objective(Distillation(temperature=temperature, alpha=alpha), student, batch)
+    settings = Distillation(temperature=temperature, alpha=alpha)
+    whole = Classification(settings=settings, inputs={}, teacher_logits_NC=teacher, label_N=labels, label_share=0.5)
+    loss, parts = whole.loss(student, range(6), of=6)
     p = torch.softmax(teacher.double() / temperature, -1)
     q = torch.softmax(student.double() / temperature, -1)
     kd = temperature**2 * (p * (p / q).log()).sum(-1).mean()
@@ -73,16 +77,27 @@ def test_the_objective_is_hintons(seed: int, temperature: float, alpha: float) -
 
 
 @given(size=st.integers(1, 30))
-def test_the_mean_over_batches_is_the_loss_of_all_rows_wherever_the_labels_fall(size: int) -> None:
+def test_the_mean_over_steps_is_the_loss_of_all_rows_wherever_the_labels_fall(size: int) -> None:
     inputs, labels = data()
     teacher, student = network("teacher")(inputs).detach(), network("student")(inputs).detach()
+    whole = classification(network("student"), teacher, inputs, labels, SHORT)
 
-    def loss_of(rows: slice) -> float:
-        batch = Rows(inputs={}, teacher_logits_NC=teacher[rows], label_N=labels[rows], label_share=1 / 3)
-        return objective(SHORT, student[rows], batch)[0].item()
+    def loss_of(rows: range) -> float:
+        return whole.loss(student[rows.start : rows.stop], rows, of=len(rows))[0].item()
 
-    parts = [(slice(i, i + size), len(labels[i : i + size])) for i in range(0, 30, size)]
-    assert sum(loss_of(rows) * n for rows, n in parts) / 30 == pytest.approx(loss_of(slice(0, 30)), rel=1e-5)
+    parts = [range(i, min(i + size, 30)) for i in range(0, 30, size)]
+    assert sum(loss_of(rows) * len(rows) for rows in parts) / 30 == pytest.approx(loss_of(range(30)), rel=1e-5)
+
+
+def test_a_step_in_several_passes_is_the_step_in_one() -> None:
+    inputs, labels = data()
+    made = []
+    for pass_tokens in (8192, 3):
+        student, settings = network("student"), SHORT.model_copy(update={"pass_tokens": pass_tokens})
+        distil_classifier(student, network("teacher"), inputs, labels=labels, settings=settings)
+        made.append(weights(student))
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=1e-4)
+    assert not torch.equal(made[0], made[1])
 
 
 def test_a_classifier_teaches_a_classifier_and_keeps_its_weights_and_mode() -> None:
@@ -130,41 +145,39 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_generator_alone(
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
-def traces(folder: Path, *, stop_at: int | None = None) -> Traces:
+def train(student: nn.Module, folder: Path, *, teacher: str = "teacher", stop_at: int | None = None) -> Fitted:
+    """In a run folder, half validated."""
+
     def watch(progress: Any) -> None:
         if progress.done == stop_at:
             raise KeyboardInterrupt
 
-    return Traces(
+    traces = Traces(
         arm="encoder",
+        fingerprint="",
         checkpoints=Checkpoints(folder / "checkpoints"),
-        checkpoint_seconds=1e-9,
         metrics=Metrics(folder / "metrics.jsonl"),
-        validate=lambda _: {"accuracy": Score(value=0.5, n=2)},
-        validations=2,
-        watch=watch if stop_at else unwatched,
+        watch=watch,
     )
+    settings = SHORT.model_copy(update={"checkpoint_seconds": 1e-9, "validations": 2})
+    objective = classification(student, network(teacher), *data(), settings)
+    validate = lambda _: {"accuracy": Score(value=0.5, n=2)}  # noqa: E731
+    return train_classifier(student, objective, validate=validate, traces=traces)
+
+
+def with_running_means(seed: str) -> nn.Sequential:
+    with drawn_from(seed, CPU):
+        return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
 
 
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    inputs, labels = data()
-    whole = network("student", dropout=0.3)
-    distil_classifier(whole, network("teacher"), inputs, labels=labels, settings=SHORT, traces=traces(tmp_path / "a"))
+    whole, again = with_running_means("student"), with_running_means("student")
+    train(whole, tmp_path / "a")
     for stop in (5, 9):
         with pytest.raises(KeyboardInterrupt):
-            distil_classifier(
-                network("student", dropout=0.3),
-                network("teacher"),
-                inputs,
-                labels=labels,
-                settings=SHORT,
-                traces=traces(tmp_path / "b", stop_at=stop),
-            )
-    again = network("student", dropout=0.3)
-    taught = distil_classifier(
-        again, network("teacher"), inputs, labels=labels, settings=SHORT, traces=traces(tmp_path / "b")
-    )
-    assert torch.equal(weights(again), weights(whole))
+            train(with_running_means("student"), tmp_path / "b", stop_at=stop)
+    taught = train(again, tmp_path / "b")
+    assert hashed(again) == hashed(whole) != hashed(with_running_means("student"))
     assert Metrics(tmp_path / "a" / "metrics.jsonl").rows() == Metrics(tmp_path / "b" / "metrics.jsonl").rows()
     assert taught.steps == 12
     steps = [row["step"] for row in Metrics(tmp_path / "b" / "metrics.jsonl").rows() if "validation_accuracy" in row]
@@ -172,21 +185,37 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_teacher_is_not_gone_on_from(tmp_path: Path) -> None:
-    inputs, _ = data()
     with pytest.raises(KeyboardInterrupt):
-        distil_classifier(
-            network("student"), network("other"), inputs, settings=SHORT, traces=traces(tmp_path, stop_at=9)
-        )
+        train(network("student"), tmp_path, teacher="other", stop_at=9)
     one, two = network("student"), network("student")
-    distil_classifier(one, network("teacher"), inputs, settings=SHORT, traces=traces(tmp_path))
-    distil_classifier(two, network("teacher"), inputs, settings=SHORT)
+    train(one, tmp_path)
+    train(two, tmp_path / "other")
     assert torch.equal(weights(one), weights(two))
 
 
-def test_the_rate_rises_and_falls_to_zero() -> None:
-    rates = [schedule(step, 50, 0.1) for step in range(50)]
-    assert max(rates) <= 1 and rates.index(max(rates)) in (4, 5) and rates[-1] < 0.05
-    assert all(rate > 0 for rate in rates)
+def test_nothing_is_written_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inputs, labels = data()
+    distil_classifier(network("student"), None, inputs, labels=labels, settings=SHORT)
+    assert not list(tmp_path.iterdir())
+    best = SHORT.model_copy(update={"best": Best(metric="accuracy")})
+    with pytest.raises(InputError, match="'best' goes back to a checkpoint"):
+        distil_classifier(network("student"), None, inputs, labels=labels, settings=best)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move() -> None:
+    class Root(nn.Module):  # finite at 0, its slope is not
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().sqrt()
+
+    student = nn.Sequential(nn.Linear(5, 3), Root())
+    with torch.no_grad():
+        student[0].weight.zero_()
+        student[0].bias.zero_()
+    before = weights(student)
+    with pytest.raises(GuardStopped, match="step 1: the gradient's norm is nan"):
+        distil_classifier(student, network("teacher"), data()[0], settings=SHORT)
+    assert torch.equal(weights(student), before)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +244,7 @@ def test_bad_input_is_one_sentence(changed: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"alpha": -1.0}, {"epochs": 0}])
 def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=next(iter(wrong))):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
         Distillation(**wrong)
 
 
@@ -256,15 +285,33 @@ def test_an_encoder_folder_teaches_a_smaller_encoder(tmp_path: Path) -> None:
     lengths = torch.randint(2, 12, (64,), generator=draw)
     mask = (torch.arange(12)[None] < lengths[:, None]).long()
     inputs = {"input_ids": torch.randint(1, 60, (64, 12), generator=draw) * mask, "attention_mask": mask}
-    student, untaught = encoder("student", 1), encoder("student", 1)
+    student, untrained = encoder("student", 1), encoder("student", 1)
     settings = Distillation(epochs=25, batch_size=16, learning_rate=5e-3, temperature=2.0)
     distil_classifier(student, teacher, inputs, settings=settings)
 
     def agreement(model: nn.Module) -> float:
         return (logits_of(model, inputs).argmax(-1) == logits_of(teacher, inputs).argmax(-1)).float().mean().item()
 
-    assert agreement(student) > max(agreement(untaught), 0.8)
+    assert agreement(student) > max(agreement(untrained), 0.8)
     assert hashed(teacher) == before and fingerprint(tmp_path / "teacher") == bytes_before
+
+
+def test_layers_that_are_computed_again_learn_the_same() -> None:
+    inputs = {"input_ids": torch.randint(1, 60, (16, 6), generator=torch.Generator().manual_seed(0))}
+    settings = Distillation(epochs=2, batch_size=8, gradient_checkpointing=True)
+
+    def trained(settings: Distillation) -> tuple[Tensor, int]:
+        student, calls = encoder("student", 2), list[int]()
+        student.model.layers[0].attn.register_forward_hook(lambda *_: calls.append(1))
+        distil_classifier(student, torch.eye(3)[torch.arange(16) % 3], inputs, settings=settings)
+        return weights(student), len(calls)
+
+    plain, once = trained(settings.model_copy(update={"gradient_checkpointing": False}))
+    computed_again, twice = trained(settings)
+    torch.testing.assert_close(plain, computed_again)
+    assert twice - 1 == 2 * (once - 1)  # one forward counts the classes
+    with pytest.raises(InputError, match="Sequential cannot compute its layers again"):
+        distil_classifier(network("student"), network("teacher"), data()[0], settings=settings)
 
 
 def test_logits_do_not_depend_on_how_the_rows_are_batched() -> None:

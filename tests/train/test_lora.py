@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
 from potstill.errors import InputError
-from potstill.lessons import examine, teach
 from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import fingerprint
 from potstill.models.lora import adapt, merged
 from potstill.models.student import take_layers
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.student import Lora
 from potstill.store.checkpoints import Checkpoints
@@ -117,13 +117,13 @@ def test_it_learns_and_goes_on_after_a_stop_to_the_bit(name: str, tmp_path: Path
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     kept_answers(recipe, whole)
     kept_answers(recipe, broken)
-    expected = weights(teach(recipe, folder=whole))
+    expected = weights(Run(recipe, whole).train()["student"])
     with pytest.raises(KeyboardInterrupt):
-        teach(recipe, folder=broken, watch=stop_at(7))
-    saved = Checkpoints(broken / "checkpoints" / "student").newest()
+        Run(recipe, broken, stop_at(7)).train()
+    saved = Checkpoints(broken / "arms" / "student" / "checkpoints").newest()
     assert saved is not None and saved[1]["step"] == 6
     assert saved[0] and all(".lora_A." in tensor or ".lora_B." in tensor for tensor in saved[0])
-    assert equal(weights(teach(recipe, folder=broken)), expected)
+    assert equal(weights(Run(recipe, broken).train()["student"]), expected)
     start = weights(tiny_model)
     changed = {k for k in start if not torch.equal(start[k], expected[k])}
     assert changed == {k for k in start if k.endswith("_proj.weight")}
@@ -136,7 +136,7 @@ def test_embeddings_may_learn_beside_adapters(tmp_path: Path, tiny_model: Path) 
     train = {**OFTEN, "epochs": 10, "checkpoint_seconds": 60.0}
     recipe = recipe_in(tmp_path, tiny_model, student=student(tiny_model, freeze_embeddings=False), train=train)
     kept_answers(recipe, tmp_path / "run")
-    start, made = weights(tiny_model), weights(teach(recipe, folder=tmp_path / "run"))
+    start, made = weights(tiny_model), weights(Run(recipe, tmp_path / "run").train()["student"])
     losses = losses_of(tmp_path / "run")
     assert max(losses[-3:]) < 0.7 * losses[0]
     assert not torch.equal(start["model.embed_tokens.weight"], made["model.embed_tokens.weight"])
@@ -147,7 +147,7 @@ def test_embeddings_may_learn_beside_adapters(tmp_path: Path, tiny_model: Path) 
 def test_a_frozen_layer_has_no_adapter_that_learns(tmp_path: Path, tiny_model: Path) -> None:
     recipe = recipe_in(tmp_path, tiny_model, student=student(tiny_model, freeze_layers=2), train={**OFTEN, "epochs": 1})
     kept_answers(recipe, tmp_path / "run")
-    start, made = weights(tiny_model), weights(teach(recipe, folder=tmp_path / "run"))
+    start, made = weights(tiny_model), weights(Run(recipe, tmp_path / "run").train()["student"])
     changed = {k.split(".")[2] for k in start if not torch.equal(start[k], made[k])}
     assert changed == {"2", "3"}
 
@@ -163,10 +163,10 @@ def test_the_exam_is_sat_by_the_chosen_layers(
     recipe = recipe_in(tmp_path, tiny_model, student=student(tiny_model, layers=layers), train={**OFTEN, "epochs": 1})
     run = tmp_path / "run"
     assert execute(["run", str(tmp_path / "recipe.yaml"), "--run", str(run)]) == 0
-    chosen = json.loads((run / "student.json").read_text())["layers"]
+    chosen = json.loads((run / "arms" / "student" / "trained.json").read_text())["layers"]
     assert len(chosen) == count and chosen == {"listed": [3, 1], "spaced": [0, 2, 3]}.get(name, sorted(chosen))
     start = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    (base,) = (run / "controls").glob("base-*/model")
+    (base,) = (run / "test" / "base").glob("model-*")
     expected = take_layers(start, chosen).state_dict()
     found = weights(base)
     assert all(torch.equal(found[k], expected[k]) for k in expected)
@@ -176,8 +176,10 @@ def test_the_exam_is_sat_by_the_chosen_layers(
         and "of 4" in card
         and ("(counted from 0)" in card) == (chosen != list(range(count)))
     )
-    assert card.split("Made of ")[1].split(f" of {tiny_model}")[0] in " ".join(page.split())
-    assert examine(recipe, folder=run)["arms"].keys() == {"teacher", "student", "base"}
+    assert str(tmp_path) not in card and card.split("is made of ")[1].split(f" of {tiny_model.name},")[0] in " ".join(
+        page.split()
+    )
+    assert Run(recipe, run).evaluate()["arms"].keys() == {"teacher", "student", "base"}
     assert AutoModelForCausalLM.from_pretrained(run / "model").config.num_hidden_layers == count
     capsys.readouterr()
 
@@ -187,7 +189,7 @@ def test_a_whole_model_is_a_student_too(tmp_path: Path, tiny_model: Path) -> Non
         tmp_path, tiny_model, student={"start": str(tiny_model), "licence": "mit"}, train={**OFTEN, "epochs": 1}
     )
     kept_answers(recipe, tmp_path / "run")
-    start, made = weights(tiny_model), weights(teach(recipe, folder=tmp_path / "run"))
+    start, made = weights(tiny_model), weights(Run(recipe, tmp_path / "run").train()["student"])
     assert made.keys() == start.keys()
     assert torch.equal(start["model.embed_tokens.weight"], made["model.embed_tokens.weight"])
     assert not torch.equal(start["model.layers.3.mlp.up_proj.weight"], made["model.layers.3.mlp.up_proj.weight"])

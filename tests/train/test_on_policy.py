@@ -16,19 +16,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
-from potstill.lessons import teach
 from potstill.models.load import codec_of
+from potstill.models.precision import Precision, precision
 from potstill.models.student import first_layers, freeze
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.on_policy import OnPolicy
 from potstill.recipe.train import TrainSettings
-from potstill.records import Message, unwatched
-from potstill.store.checkpoints import Checkpoints
-from potstill.store.metrics import Metrics
+from potstill.records import Message
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
-from potstill.train.loop import Job, fit
-from potstill.train.own_answers import OwnAnswers, WritesHere
+from potstill.train.data import OnPolicyData
+from potstill.train.language import TokenObjective
+from potstill.train.loop import Training, fit
+from potstill.train.rollout_buffer import RolloutBuffer, WritesHere
 from potstill.train.teaching import LiveTeacher
 
 SOFT = {"kind": "logit_kd", "divergence": "reverse_kl", "alpha": 0.0}
@@ -77,7 +78,7 @@ def test_a_head_wider_than_the_teachers_writes_only_what_the_teacher_can_read(
     own = {"max_tokens": 6, "warm_up": 0.0, "slots": 5, "guards": None}
     recipe = load_recipe(recipe_on_policy(tmp_path, tmp_path / "wide", teacher, epochs=1, on_policy=own))
     kept_answers(recipe, tmp_path / "run")
-    made = teach(recipe, folder=tmp_path / "run")
+    made = Run(recipe, tmp_path / "run").train()["student"]
     assert AutoModelForCausalLM.from_pretrained(made).config.vocab_size == named + 64
 
 
@@ -92,7 +93,7 @@ def test_divergence_on_the_students_own_text_falls(
     teacher.save_pretrained(folder)
     recipe = load_recipe(recipe_on_policy(tmp_path, tiny_model, folder))
     kept_answers(recipe, tmp_path / "run")
-    made = teach(recipe, folder=tmp_path / "run")
+    made = Run(recipe, tmp_path / "run").train()["student"]
     start = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
     student = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
     codec = codec_of(tiny_model, None, name="student")
@@ -102,7 +103,7 @@ def test_divergence_on_the_students_own_text_falls(
     assert after < 0.5 * before
     losses = losses_of(tmp_path / "run")
     assert sum(losses[-4:]) / 4 < 0.5 * losses[0]
-    told = json.loads((tmp_path / "run" / "rollouts.json").read_text())
+    told = json.loads((tmp_path / "run" / "arms" / "student" / "rollouts.json").read_text())
     assert told["reverse_kl_per_token"] == pytest.approx(after, rel=0.4)  # of two other prompts
 
 
@@ -113,7 +114,7 @@ def rows(count: int) -> list[Row]:
 def test_a_share_of_the_answers_is_its_own_and_a_step_draws_the_same_again(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     how = OnPolicy(share=0.5, max_tokens=4, slots=3, warm_up=0.25)
-    own = OwnAnswers.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    own = RolloutBuffer.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
     given = rows(40)
     assert own(lambda _: given, 1, 8) == given  # warm-up
     written = own(lambda _: given, 2, 8)
@@ -123,14 +124,14 @@ def test_a_share_of_the_answers_is_its_own_and_a_step_draws_the_same_again(tiny_
         assert written[i].teacher_prefix == given[i].teacher_prefix and len(written[i].target) <= 4
         # an end-of-turn token that the teacher knows nothing of has no soft target; a cut-off answer has none at all
         assert written[i].ends_alike == (written[i].target[-1] != 2)
-    again = OwnAnswers.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
+    again = RolloutBuffer.here(model, how, end_of_turn=2, longest_prefix=2, seed=1)
     assert again(lambda _: given, 2, 8) == written
     assert again(lambda _: given, 3, 8) != written
 
 
 def test_it_writes_with_the_weights_as_they_are(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    own = OwnAnswers.here(model, OnPolicy(temperature=0, max_tokens=3), end_of_turn=2, longest_prefix=2, seed=1)
+    own = RolloutBuffer.here(model, OnPolicy(temperature=0, max_tokens=3), end_of_turn=2, longest_prefix=2, seed=1)
     own(lambda _: rows(2), 5, 10)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
@@ -140,9 +141,11 @@ def test_it_writes_with_the_weights_as_they_are(tiny_model: Path) -> None:
     assert own(lambda _: rows(1), 5, 10)[0].target[0] == first
 
 
+@pytest.mark.parametrize("computed_in", ["fp32", "bf16"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_gradient_of_every_step_is_that_of_float64_autograd(
     frozen: bool,
+    computed_in: Precision,
     tmp_path: Path,
     tiny_model: Path,
     make_tiny_model: Callable[..., Path],
@@ -150,9 +153,11 @@ def test_the_gradient_of_every_step_is_that_of_float64_autograd(
 ) -> None:
     """All of a step, from the drawing to what the optimizer is given: several passes, answers that ended and answers
     that were cut off, weights that have moved since the last writing, embeddings that learn and embeddings that do not.
-    """
+    In bf16, writer and teacher are rounded too: measured 0.005 of the gradient's norm and 0.003 nats."""
     folder = make_tiny_model(tmp_path / "teacher", seed=1)
-    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    least, most = {"fp32": (0, 1e-5), "bf16": (1e-4, 1e-2)}[computed_in]  # 2^-9 a rounding
+    dtype = torch.float32 if computed_in == "fp32" else torch.bfloat16
+    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(2.0)
@@ -163,7 +168,6 @@ def test_the_gradient_of_every_step_is_that_of_float64_autograd(
     trained = [p for p in student.parameters() if p.requires_grad]
     own = OnPolicy(samples=2, max_tokens=9, warm_up=0.0, slots=3)
     given = [Row(prefix=(*range(i), 40), target=(9, 40), teacher_prefix=(7, 5, 6 + i)) for i in range(12)]
-    writer = OwnAnswers.here(student, own, end_of_turn=40, longest_prefix=12, seed=1)
     seen: list[tuple[list[Row], dict[str, torch.Tensor]]] = []
     gradients: list[list[torch.Tensor]] = []
     clip = torch.nn.utils.clip_grad_norm_
@@ -180,25 +184,35 @@ def test_the_gradient_of_every_step_is_that_of_float64_autograd(
     how = TrainSettings.model_validate(
         {"method": SOFT, "epochs": 1, "batch_size": 4, "learning_rate": 0.01, "pass_tokens": 60}
     )
-    job = Job(
-        arm="student", rows=given, choices=(), method=how.method, settings=how, seed=0, fingerprint="",
-        teach=LiveTeacher(teacher, [row.teacher_prefix for row in given]), own=writer, judge=look,
-        checkpoints=Checkpoints(tmp_path / "checkpoints"), metrics=Metrics(tmp_path / "metrics.jsonl"),
-        validate=lambda _: {}, watch=unwatched,
-    )  # fmt: skip
-    fit(student, job)
+    with precision(computed_in):
+        writer = RolloutBuffer.here(student, own, end_of_turn=40, longest_prefix=12, seed=1)
+        teach = LiveTeacher(teacher, [row.teacher_prefix for row in given])
+        training = Training(
+            data=OnPolicyData(given, buffer=writer, judge=look),
+            objective=TokenObjective(method=how.method, teach=teach),
+            settings=how,
+            seed=0,
+            validate=lambda _: {},
+        )
+        fit(student, training)
     assert len(seen) == 3
     assert {row.own.cut_off for rows, _ in seen for row in rows if row.own} == {True, False}
     for (rows, weights), found in zip(seen, gradients, strict=True):
-        wanted = gradient_by_definition(student, weights, teacher, rows)
-        assert (torch.cat([g.flatten() for g in found]).double() - wanted).norm() < 1e-5 * wanted.norm()
+        wanted = gradient_by_definition(student, weights, teacher, rows, within=1e-4 if computed_in == "fp32" else 1e-2)
+        error = (torch.cat([g.flatten() for g in found]).double() - wanted).norm() / wanted.norm()
+        assert least < error < most
 
 
 def gradient_by_definition(
-    student: PreTrainedModel, weights: dict[str, torch.Tensor], teacher: PreTrainedModel, rows: Sequence[Row]
+    student: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
+    teacher: PreTrainedModel,
+    rows: Sequence[Row],
+    *,
+    within: float,
 ) -> torch.Tensor:
     """Of the mean over own tokens of KL(student || teacher), one answer at a time; what was written as the writer says
-    it was on the way."""
+    it was on the way, `within` so many nats."""
     reference, scorer = copy.deepcopy(student).double(), copy.deepcopy(teacher).double()
     reference.load_state_dict(weights)
     loss = torch.zeros((), dtype=torch.float64)
@@ -210,7 +224,7 @@ def gradient_by_definition(
         q, p = logp(reference, row.prefix), logp(scorer, row.teacher_prefix)
         assert row.own is not None
         said = q[torch.arange(len(row.target)), list(row.target)]
-        assert said.tolist() == pytest.approx(row.own.logp, abs=1e-4)
+        assert said.tolist() == pytest.approx(row.own.logp, abs=within)
         loss = loss + (q.exp() * (q - p)).sum() / sum(len(one.target) for one in rows)
     loss.backward()
     return torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
@@ -232,14 +246,14 @@ def test_answers_for_several_steps_are_written_in_one_call(tiny_model: Path) -> 
     given = [rows(9)[i % 9 :] + rows(9)[: i % 9] for i in range(10)]  # another order in every step
     calls: list[int] = []
 
-    def writing() -> OwnAnswers:
+    def writing() -> RolloutBuffer:
         here = WritesHere(model, slots=3, capacity_tokens=6, end_of_turn=2)
 
         def writes(some: Sequence[Row], **asked: Any) -> list[Rollout]:
             calls.append(len(some))
             return here(some, **asked)
 
-        return OwnAnswers(how, writes, seed=1)
+        return RolloutBuffer(how, writes, seed=1)
 
     own = writing()
     written: list[list[Row]] = []

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affordable import AFFORDABLE
 from on_policy_experiment import OFF, ON, SFT, START, Arm, Point, Seen, Trained, arms_of, greedy, one_seed, ratio
 from on_policy_tasks import COLUMNS, Task, columns_task
+
+from potstill.models.precision import precision
 
 SHORT = replace(COLUMNS, exam=150, epochs=1, validations=1)
 SEEDS = range(5)
@@ -15,12 +18,14 @@ SEEDS = range(5)
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return columns_task(SHORT)
+    with precision(AFFORDABLE):
+        return columns_task(SHORT)
 
 
 @pytest.fixture(scope="module")
 def arms(task: Task) -> dict[str, Arm]:
-    return arms_of([one_seed(task, SHORT, seed, (SFT, OFF, ON)) for seed in SEEDS])
+    with precision(AFFORDABLE):
+        return arms_of([one_seed(task, SHORT, seed, (SFT, OFF, ON)) for seed in SEEDS])
 
 
 def test_the_teacher_can_do_what_its_student_half_can(task: Task, arms: dict[str, Arm]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_student_that_writes import recipe_in
 from transformers import AutoModelForCausalLM
 
-from potstill.harvest import harvest
+from potstill.pipeline import Run
 from potstill.processes import Process
 from potstill.store.checkpoints import Checkpoints
 from potstill.train.batch import Row
@@ -34,7 +34,7 @@ class Ranks:
         self.folder = folder
         lessons = {"epochs": 4, "batch_size": 24, "learning_rate": 0.003, "pass_tokens": 200}
         recipe = recipe_in(folder, student, verify=None, evaluate=None, train=lessons)
-        harvest(recipe, folder=folder / "kept")
+        Run(recipe, folder / "kept").generate()
         scorer = f"train.scored_by={{model: '{teacher}', licence: mit}}"
         self.soft = ("train.method={kind: logit_kd, alpha: 0.3}", scorer)
         source = Path(__file__).parents[2] / "src"
@@ -134,7 +134,7 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(ranks: Ranks, bef
     stopped = ranks(run, before, *often, stop=12)
     assert stopped["codes"] == [75] * before
     assert "the same command goes on" in stopped["said"][0] and all(not said for said in stopped["said"][1:])
-    place = ranks.folder / run / "checkpoints" / "student"
+    place = ranks.folder / run / "arms" / "student" / "checkpoints"
     assert sorted(folder.name for folder in place.iterdir()) == ["step-000010", "step-000011"]
     parts = [path.name for path in (place / "step-000011").glob("*.safetensors")]
     assert len(parts) == before and not list(place.rglob("*.distcp")) and not list(place.rglob(".metadata"))
@@ -184,7 +184,7 @@ def test_torchrun_does_all_of_a_recipe(tmp_path: Path, tiny_model: Path) -> None
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     made = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"model", "metrics.jsonl", "student.json", "scores.json", "report.html"} <= made
+    assert {"model", "metrics.jsonl", "arms", "scores.json", "report.html"} <= made
     assert ended.stdout.count("student - base") == 1
 
 

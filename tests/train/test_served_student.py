@@ -18,13 +18,13 @@ from test_on_policy import recipe_on_policy
 from transformers import AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.data_plan import plan_data
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
-from potstill.lessons import teach
 from potstill.models.lora import adapt, merged, plain_weights
 from potstill.models.save import save_weights
 from potstill.models.student import take_layers
+from potstill.pipeline import Run
+from potstill.plan import plan
 from potstill.recipe import load_recipe
 from potstill.recipe.student import Lora
 
@@ -105,7 +105,7 @@ def test_a_server_writes_with_the_students_weights_as_they_are(
     path = recipe_on_policy(tmp_path, tiny_model, teacher, epochs=2, on_policy=through(vllm, steps_per_generation=2))
     recipe = load_recipe(path, [f"student.lora={json.dumps(lora)}"])
     kept_answers(recipe, tmp_path / "run")
-    made = teach(recipe, folder=tmp_path / "run")
+    made = Run(recipe, tmp_path / "run").train()["student"]
     steps = logged(tmp_path / "run")
     assert len(steps) == 10 and vllm.loads == vllm.resets == 1 + 5  # one to see that it can
     gaps = [row["log_probability_gap"] for row in steps]
@@ -114,7 +114,7 @@ def test_a_server_writes_with_the_students_weights_as_they_are(
     found = weights(made)
     assert not equal(found, vllm.model.state_dict())  # the last step was taken after the last call
     assert found.keys() == vllm.model.state_dict().keys()
-    assert (tmp_path / "run" / "writer" / "tokenizer.json").is_file()
+    assert (tmp_path / "run" / "arms" / "student" / "writer" / "tokenizer.json").is_file()
 
 
 def test_a_server_that_does_not_take_the_weights_is_found_out(
@@ -139,7 +139,7 @@ def test_answers_in_hand_survive_a_stop(
     recipe = load_recipe(path)
     whole = taught(recipe, tmp_path / "a")
     moved = load_recipe(path, ["train.on_policy.engine.url=http://127.0.0.1:9/v1"])
-    assert teach(moved, folder=tmp_path / "a")  # done: another address makes no other student
+    assert Run(moved, tmp_path / "a").train()["student"]  # done: another address makes no other student
     loads = vllm.loads
     assert equal(whole, taught(recipe, tmp_path / "b", stops=[2, 6, 7]))
     assert vllm.loads - loads == loads + 3  # nothing was written twice: each start looks once whether it can
@@ -152,8 +152,8 @@ def test_nobody_there_is_told_how_to_start_it(
     path = recipe_on_policy(tmp_path, tiny_model, tiny_model, on_policy={"engine": engine})
     kept_answers(load_recipe(path), tmp_path / "run")
     said = refusal("train", path, [], capsys, code=4)
-    folder = (tmp_path / "run" / "writer").resolve()
-    assert "nobody answers at http://127.0.0.1:9/v1" in said
+    folder = (tmp_path / "run" / "arms" / "student" / "writer").resolve()
+    assert "no rollout server answers at http://127.0.0.1:9/v1" in said
     assert f"VLLM_SERVER_DEV_MODE=1 vllm serve {folder} --served-model-name student" in said and "--port 9" in said
     assert (folder / "config.json").is_file()
 
@@ -172,9 +172,9 @@ def test_a_folder_of_somebody_elses_is_not_replaced(
     assert (tmp_path / "theirs" / "thesis.txt").read_text() == "all of it"
     (tmp_path / "theirs" / "thesis.txt").unlink()  # an empty one is fine, and so is the one that an earlier start made
     recipe = load_recipe(path)
-    teach(recipe, folder=tmp_path / "run")
-    (tmp_path / "run" / "student.json").unlink()
-    teach(recipe, folder=tmp_path / "run")
+    Run(recipe, tmp_path / "run").train()
+    (tmp_path / "run" / "arms" / "student" / "trained.json").unlink()
+    Run(recipe, tmp_path / "run").train()
     assert (tmp_path / "theirs" / "model.safetensors").is_file()
 
 
@@ -222,8 +222,8 @@ def test_check_names_the_server_and_leaves_its_memory_out(
 ) -> None:
     engine = {"kind": "vllm", "url": "http://127.0.0.1:9/v1"}
     path = recipe_on_policy(tmp_path, tiny_model, tiny_model, on_policy={"engine": engine})
-    there = plan_data(load_recipe(path)).sizes
-    here = plan_data(load_recipe(path, ["train.on_policy.engine=null"])).sizes
+    there = plan(load_recipe(path)).sizes
+    here = plan(load_recipe(path, ["train.on_policy.engine=null"])).sizes
     assert there and here and there.memory and here.memory
     assert there.memory.parts["own_answers"] == 0 < here.memory.parts["own_answers"]
     assert execute(["check", str(path)]) == 0

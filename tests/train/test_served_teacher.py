@@ -14,9 +14,8 @@ from test_on_policy import recipe_on_policy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from potstill.cli import execute
-from potstill.harvest import harvest, sift
-from potstill.lessons import teach
 from potstill.models.load import fingerprint
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.store.metrics import Metrics
 
@@ -71,9 +70,9 @@ def losses(run: Path) -> list[float]:
 
 def taught(path: Path, run: Path, *overrides: str) -> list[float]:
     recipe = load_recipe(path, overrides)
-    harvest(recipe, folder=run)
-    sift(recipe, folder=run)
-    teach(recipe, folder=run)
+    Run(recipe, run).generate()
+    Run(recipe, run).verify()
+    Run(recipe, run).train()
     return losses(run)
 
 
@@ -89,7 +88,7 @@ def test_the_whole_vocabulary_served_is_the_teacher_itself(
         tmp_path, tiny_model, tiny_model, **lessons, scored_by=scored_by(served[0], tiny_model, k=whole)
     )
     assert taught(path, tmp_path / "there") == pytest.approx(here, rel=5e-3)  # half precision, where the machine has it
-    kept = [f"train.signal={{kind: top_k, k: {whole}}}", f"train.signals_folder={tmp_path / 'signals'}"]
+    kept = [f"train.signal={{kind: top_k, k: {whole}}}"]
     served[1].append(503)  # and is asked again
     cached = taught(path, tmp_path / "kept", *kept)
     assert cached == pytest.approx(here, rel=0.05)
@@ -125,8 +124,8 @@ def test_a_server_that_is_not_there_is_heard_of_at_once(
         tmp_path, tiny_model, tiny_model, scored_by=scored_by("http://127.0.0.1:9/v1", tiny_model, k=2)
     )
     recipe = load_recipe(path)
-    harvest(recipe, folder=tmp_path / "run")
-    sift(recipe, folder=tmp_path / "run")
+    Run(recipe, tmp_path / "run").generate()
+    Run(recipe, tmp_path / "run").verify()
     assert execute(["train", str(path), "--run", str(tmp_path / "run")]) == 4
     error = capsys.readouterr().err
     assert "the server did not score: no connection" in error and error.count("\n") == 1

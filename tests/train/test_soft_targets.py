@@ -15,21 +15,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.cli import execute
 from potstill.errors import InputError
-from potstill.lessons import teach
 from potstill.losses import Hidden, Name, Sampled, divergence
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of, fingerprint
 from potstill.models.student import first_layers
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.methods import Divergence, LogitKd
-from potstill.records import Message, Progress
+from potstill.records import Example, Message, Progress
 from potstill.store.packing import Form, HiddenForm, SampledForm
 from potstill.store.signals import Identity, SignalsCache
 from potstill.text.template import Template
 from potstill.text.tokens import Codec, Ids
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import divergence_of, terms
-from potstill.train.rows import conversation_rows
+from potstill.train.rows import example_rows
 from potstill.train.scored import ScoringModel, require_same_tokens, scored_rows
 from potstill.train.teaching import Kept, LiveTeacher, from_cache
 
@@ -140,7 +140,7 @@ def test_the_teacher_scores_what_it_was_told_when_it_wrote(tmp_path: Path, tiny_
     codec = codec_of(tiny_model, None, name="student")
     talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
     assert recipe.scored_by is not None
-    (row,) = scored_rows(recipe, ScoringModel.of(recipe.scored_by), [(talk, 1.0)], codec)
+    (row,) = scored_rows(recipe, ScoringModel.of(recipe.scored_by), [Example(tuple(talk))], codec)
     asked = codec.tokenizer.decode(list(row.teacher_prefix), skip_special_tokens=False)
     assert "be dull" in asked and row.ends_alike
     assert "be dull" not in codec.tokenizer.decode(list(row.prefix), skip_special_tokens=False)
@@ -171,7 +171,7 @@ def test_a_cache_teaches_what_the_live_teacher_does_and_the_teacher_is_not_loade
     def run(place: Path, **changed: object) -> list[float]:
         recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, **soft, **changed))
         kept_answers(recipe, place)
-        teach(recipe, folder=place)
+        Run(recipe, place).train()
         return losses_of(place)
 
     live = run(tmp_path / "live")
@@ -193,7 +193,7 @@ def test_a_teacher_in_int8_teaches_live_and_from_a_cache_of_its_own(
     def run(name: str, **changed: object) -> list[float]:
         recipe = load_recipe(recipe_with_a_scorer(tmp_path, tiny_model, **{**soft, **changed}))
         kept_answers(recipe, tmp_path / name)
-        teach(recipe, folder=tmp_path / name)
+        Run(recipe, tmp_path / name).train()
         return losses_of(tmp_path / name)
 
     plain, live = run("plain"), run("live", **int8)
@@ -241,13 +241,13 @@ def test_draws_teach_too_and_a_stopped_cache_goes_on(
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach(recipe, folder=tmp_path / "run", watch=watch)
-    teach(recipe, folder=tmp_path / "run", watch=watch)
+        Run(recipe, tmp_path / "run", watch).train()
+    Run(recipe, tmp_path / "run", watch).train()
     assert counted == sorted(set(counted)) and len(counted) > 6  # what was computed is not computed again
     first = losses_of(tmp_path / "run")
     other = load_recipe(path, ["train.method.temperature=1.0"])
     with pytest.raises(InputError, match=r"holds other signals: temperature is 2\.0 there, but 1\.0 here"):
-        teach(other, folder=tmp_path / "run")
+        Run(other, tmp_path / "run").train()
     assert len(first) > 5
 
 
@@ -298,7 +298,7 @@ def test_a_cache_killed_between_its_shards_holds_the_bits_of_an_unbroken_one(
 def test_weights_of_the_selection_weigh(tiny_model: Path) -> None:
     codec = codec_of(tiny_model, None, name="student")
     talk = [Message(role="user", content="film"), Message(role="assistant", content="a nap")]
-    rows = conversation_rows([(talk, 1.0), (talk, 3.0)], codec, reasoning=False)
+    rows = example_rows([Example(tuple(talk)), Example(tuple(talk), 3.0)], codec, reasoning=False)
     batch = collate(rows, (), whole=Whole.of(rows), device=torch.device("cpu"))
     n = len(rows[0].target)
     assert batch.weight_N.sum().item() == pytest.approx(1.0)

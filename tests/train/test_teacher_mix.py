@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conftest import CHATML
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts, TeacherMix
-from potstill.lessons import teach
 from potstill.models.forward import hidden_rows
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.methods import LogitKd, Method, PolicyGradient
 from potstill.recipe.on_policy import OnPolicy
@@ -27,7 +27,7 @@ from potstill.records import Message
 from potstill.text.tokens import Ids
 from potstill.train.batch import Own, Row, Whole, collate
 from potstill.train.methods import Logged, terms
-from potstill.train.own_answers import OwnAnswers
+from potstill.train.rollout_buffer import RolloutBuffer
 from potstill.train.teaching import LiveTeacher
 
 SHARE = 0.7
@@ -169,7 +169,7 @@ def test_soft_targets_take_mixed_answers_as_they_are(student: PreTrainedModel, t
 def test_own_rows_say_what_they_were_drawn_with(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     how = OnPolicy(max_tokens=4, slots=3, warm_up=0.0, samples=3, teacher_mix=SHARE)
     mix = TeacherMix(model=teacher, share=SHARE, capacity_tokens=9)
-    own = OwnAnswers.here(student, how, end_of_turn=2, longest_prefix=2, teacher=mix, seed=1)
+    own = RolloutBuffer.here(student, how, end_of_turn=2, longest_prefix=2, teacher=mix, seed=1)
     given = [Row(prefix=(5, 6 + i), target=(9, 2), teacher_prefix=(7, 40, 41, 5, 6 + i)) for i in range(4)]
     for row in own(lambda _: given, 2, 8):
         assert row.own is not None
@@ -190,7 +190,7 @@ def test_a_student_learns_from_mixed_answers_and_resumes_to_the_bit(
     )
     recipe = load_recipe(path, ["train.guards=null"])
     kept_answers(recipe, tmp_path / "a")
-    made = teach(recipe, folder=tmp_path / "a")
+    made = Run(recipe, tmp_path / "a").train()["student"]
     start = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
     after, judge = (AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32).eval() for m in (made, folder))
     prompts = [codec_of(tiny_model, None, name="student").prefix([Message(role="user", content="say nap idea")])]

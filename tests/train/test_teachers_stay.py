@@ -106,12 +106,12 @@ def test_who_chooses_among_answers_stays_as_it_was(
         "prompts.split={train: 32, validation: 8, test: 8}",
         f"teacher.model={teacher}",
         "teacher.examples=[]",
-        "verify.min_confidence=0.0",
-        "student={layers: 1, freeze_embeddings: false}",
+        "verify.checks=[{kind: confidence, at_least: 0.0}]",
+        f"student={{start: '{teacher}', licence: mit, layers: 1, freeze_embeddings: false}}",
         "train.epochs=1",
         "controls=[from_scratch, hard_labels]",
     )
     loads, before = Loads(), fingerprint(teacher)
-    monkeypatch.setattr("potstill.train.arms.load", loads)
+    monkeypatch.setattr("potstill.train.initial.load", loads)
     potstill.distill(recipe, folder=tmp_path / "run", through="train")
     assert len(loads.seen) >= 3 and loads.all_as_they_were() and fingerprint(teacher) == before

@@ -18,16 +18,19 @@ from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import load
 from potstill.models.locate import locate
 from potstill.models.student import first_layers
-from potstill.recipe.choices import ChoiceTrain
 from potstill.recipe.methods import LogitKd, Sft
-from potstill.records import Progress, unwatched
+from potstill.recipe.train import TrainSettings
+from potstill.records import Progress, Watch, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row, Whole, collate, passes, steps_of_epoch
-from potstill.train.loop import Job, fit, schedule
+from potstill.train.data import Data
+from potstill.train.language import ChoiceObjective
+from potstill.train.loop import Training, fit, schedule
 from potstill.train.methods import terms
-from potstill.train.trainee import Trainee
+from potstill.train.state import TrainState
+from potstill.train.traces import Traces
 
 ONE_TOKEN: tuple[Ids, ...] = ((7,), (9,))
 SEVERAL: tuple[Ids, ...] = ((7, 8), (9,), (7, 5, 6))
@@ -54,8 +57,16 @@ def model(tiny_model: Path) -> PreTrainedModel:
     return first_layers(load(locate(str(tiny_model)), dtype=torch.float32).model, 2)
 
 
-def job(folder: Path, choices: tuple[Ids, ...] = ONE_TOKEN, **changed: Any) -> Job:
-    settings = ChoiceTrain(
+def training(
+    folder: Path,
+    choices: tuple[Ids, ...] = ONE_TOKEN,
+    *,
+    method: Sft | LogitKd = KD,
+    fingerprint: str = "f",
+    watch: Watch = unwatched,
+    **changed: Any,
+) -> Training[PreTrainedModel, Row]:
+    settings = TrainSettings(
         method=KD,
         epochs=3,
         batch_size=5,
@@ -64,20 +75,22 @@ def job(folder: Path, choices: tuple[Ids, ...] = ONE_TOKEN, **changed: Any) -> J
         checkpoint_seconds=1e-9,
         average=0.5,
     )
+    traces = Traces(
+        arm="student",
+        fingerprint=fingerprint,
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        metrics=Metrics(folder / "metrics.jsonl"),
+        watch=watch,
+    )
     given: dict[str, Any] = {
-        "arm": "student",
-        "rows": rows(choices),
-        "choices": choices,
-        "method": KD,
+        "data": Data(rows(choices)),
+        "objective": ChoiceObjective(method=method, choices=choices),
         "settings": settings,
         "seed": 0,
-        "fingerprint": "f",
-        "checkpoints": Checkpoints(folder / "checkpoints"),
-        "metrics": Metrics(folder / "metrics.jsonl"),
         "validate": lambda _: {},
-        "watch": unwatched,
+        "traces": traces,
     }
-    return Job(**{**given, **changed})
+    return Training(**{**given, **changed})
 
 
 def naive_loss(
@@ -164,26 +177,26 @@ def test_a_step_is_the_same_in_one_pass_and_in_many(tiny_model: Path, tmp_path: 
 
 
 def test_the_schedule_warms_up_and_ends_at_a_tenth() -> None:
-    rates = [schedule(step, 100, ChoiceTrain(method=KD, warmup=0.1)) for step in range(100)]
+    rates = [schedule(step, 100, TrainSettings(method=KD, warmup=0.1)) for step in range(100)]
     assert rates[0] < rates[5] < rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
 def test_the_other_schedule_is_flat_and_then_falls_to_nothing() -> None:
-    rates = [schedule(step, 100, ChoiceTrain(method=KD, warmup=0.1, schedule="wsd")) for step in range(100)]
+    rates = [schedule(step, 100, TrainSettings(method=KD, warmup=0.1, schedule="wsd")) for step in range(100)]
     assert rates[9] < 1.0 and set(rates[10:80]) == {1.0}
     assert rates[80:] == sorted(rates[80:], reverse=True) and rates[-1] == pytest.approx(0.05)
 
 
 def test_training_brings_the_student_to_the_teacher(model: PreTrainedModel, tmp_path: Path) -> None:
-    settings = ChoiceTrain(method=KD, epochs=40, batch_size=8, learning_rate=3e-3, validations=1)
-    work = job(tmp_path, settings=settings)
+    settings = TrainSettings(method=KD, epochs=40, batch_size=8, learning_rate=3e-3, validations=1)
+    work = training(tmp_path, settings=settings)
     fitted = fit(model, work)
-    logged = work.metrics.rows("student")
+    logged = Metrics(tmp_path / "metrics.jsonl").rows("student")
     assert fitted.steps == 120 == len(logged)
     assert logged[-1]["kd"] < 0.1 * logged[0]["kd"]
-    assert logged[-1]["tokens"] == fitted.tokens == 40 * sum(row.tokens for row in work.rows)
+    assert logged[-1]["tokens"] == fitted.tokens == 40 * sum(row.tokens for row in work.data.rows)
 
 
 class Killed(BaseException):
@@ -207,12 +220,12 @@ def test_a_killed_training_resumes_to_the_bit(
 
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     whole = fresh()
-    fitted = fit(whole, job(unbroken, method=method))
+    fitted = fit(whole, training(unbroken, method=method))
     for stop in stops:
         with pytest.raises(Killed):
-            fit(fresh(), job(broken, method=method, watch=kill_at(stop)))
+            fit(fresh(), training(broken, method=method, watch=kill_at(stop)))
     resumed = fresh()
-    again = fit(resumed, job(broken, method=method))
+    again = fit(resumed, training(broken, method=method))
     assert (again.steps, again.tokens) == (fitted.steps, fitted.tokens)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert (unbroken / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
@@ -224,8 +237,8 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(model: PreTrainedModel, t
             raise Killed
 
     with pytest.raises(Killed):
-        fit(first_layers(model, 2), job(tmp_path, watch=stop))
-    fit(model, job(tmp_path, fingerprint="other"))
+        fit(first_layers(model, 2), training(tmp_path, watch=stop))
+    fit(model, training(tmp_path, fingerprint="other"))
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 16))
 
@@ -235,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(model: PreTrain
         model.get_output_embeddings().weight[7] = float("nan")  # pyright: ignore
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(GuardStopped, match="step 1: the loss is nan"):
-        fit(model, job(tmp_path))
+        fit(model, training(tmp_path))
     for old, new in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
 
@@ -244,13 +257,13 @@ def test_a_step_with_tied_embeddings_is_the_step_of_plain_autograd(model: PreTra
     """What looking up adds to a tied weight's gradient is added by hand: the same to the last digits."""
     embeddings = model.get_input_embeddings()
     assert embeddings is not None and embeddings.weight is model.get_output_embeddings().weight
-    settings = job(Path()).settings
+    settings = training(Path()).settings
     some = rows(ONE_TOKEN, 6)
     plain, batch = copy.deepcopy(model), collate(some, (), whole=Whole.of(some), device=torch.device("cpu"))
     optimizer = torch.optim.AdamW(
         plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
-    trainee = Trainee(model, settings)
+    state = TrainState(model, settings)
     for _ in range(2):
         for one in (plain, model):
             hidden_RD = hidden_rows(one, batch.documents, batch.at_R)
@@ -258,6 +271,6 @@ def test_a_step_with_tied_embeddings_is_the_step_of_plain_autograd(model: PreTra
         torch.nn.utils.clip_grad_norm_(plain.parameters(), settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        trainee.update(rate=1e-3)
+        state.update(rate=1e-3)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-6)

@@ -9,30 +9,23 @@ from transformers import AutoModelForCausalLM
 
 from potstill.recipe.methods import Sft
 from potstill.recipe.train import TrainSettings
-from potstill.records import unwatched
-from potstill.store.checkpoints import Checkpoints
-from potstill.store.metrics import Metrics
 from potstill.train.batch import Row
-from potstill.train.loop import Job, fit
+from potstill.train.data import Data
+from potstill.train.language import TokenObjective
+from potstill.train.loop import Training, fit
 
 
-def test_afterwards_what_is_looked_up_has_its_gradient(tmp_path: Path, tiny_model: Path) -> None:
+def test_afterwards_what_is_looked_up_has_its_gradient(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     settings = TrainSettings(method=Sft(kind="sft"), epochs=1, batch_size=2, validations=1)
-    job = Job(
-        arm="student",
-        rows=[Row(prefix=(5, 6 + i), target=(9, 2)) for i in range(4)],
-        choices=(),
-        method=settings.method,
+    training = Training(
+        data=Data([Row(prefix=(5, 6 + i), target=(9, 2)) for i in range(4)]),
+        objective=TokenObjective(method=settings.method),
         settings=settings,
         seed=0,
-        fingerprint="",
-        checkpoints=Checkpoints(tmp_path / "checkpoints"),
-        metrics=Metrics(tmp_path / "metrics.jsonl"),
         validate=lambda _: {},
-        watch=unwatched,
     )
-    fit(model, job)
+    fit(model, training)
     fresh = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     fresh.load_state_dict(model.state_dict())
     for one in (model, fresh):

@@ -12,17 +12,17 @@ from test_soft_targets import by_definition, rows
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from potstill.live import in_words, readings
+from potstill.console.live import in_words, readings
 from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import codec_of, compute_dtype
 from potstill.models.student import first_layers, freeze
 from potstill.recipe.methods import Divergence, LogitKd
-from potstill.records import Message, Sample, Score
+from potstill.records import Example, Message, Sample, Score
 from potstill.train.advantages import verdicts_by
-from potstill.train.rows import conversation_rows
+from potstill.train.rows import example_rows
 from potstill.train.teaching import LiveTeacher
-from potstill.train.validation import Quiz, distance
+from potstill.train.validation import HeldOutPrompts, distance
 from potstill.train.watching import Gauge, operations, peak
 
 
@@ -78,21 +78,24 @@ def test_the_distance_on_held_back_text_is_the_definitions(
 def test_a_quiz_asks_every_question_once_and_greedily(tiny_model: Path, teacher: PreTrainedModel) -> None:
     codec = codec_of(tiny_model, None, name="student")
     asked = [Message(role="user", content=word) for word in ("good film", "dull")]
-    talks = [([one, Message(role="assistant", content=said)], 1.0) for one in asked for said in ("a", "nap")]
-    heard: list[tuple[Sequence[Message], Sample]] = []
+    talks = [
+        Example((one, Message(role="assistant", content=said)), prompt_id=one.content)
+        for one in asked
+        for said in ("a", "nap")
+    ]
+    heard: list[Sample] = []
 
-    def reward(answers: Sequence[tuple[Sequence[Message], Sample]]) -> list[float | None]:
+    def reward(answers: Sequence[Sample]) -> list[float | None]:
         heard.extend(answers)
         return [1.0, None]
 
-    held = conversation_rows(talks, codec, reasoning=False)
-    verdicts = verdicts_by(reward, codec, [asked for (*asked, _), _ in talks])
-    quiz = Quiz.of(held, verdicts, end_of_turn=2, max_tokens=6)
-    assert quiz(teacher) == Score(value=0.5, n=2) and [q for q, _ in heard] == [[one] for one in asked]
-    for (question, sample), one in zip(heard, asked, strict=True):
+    held = example_rows(talks, codec, reasoning=False)
+    quiz = HeldOutPrompts.of(held, verdicts_by(reward, codec), end_of_turn=2, max_tokens=6)
+    assert quiz(teacher) == Score(value=0.5, n=2) and [s.prompt_id for s in heard] == ["good film", "dull"]
+    for sample, one in zip(heard, asked, strict=True):
         ids = torch.tensor([codec.prefix([one])])
         written = teacher.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()  # pyright: ignore
-        assert sample.text == codec.tokenizer.decode(written, skip_special_tokens=True), question
+        assert sample.text == codec.tokenizer.decode(written, skip_special_tokens=True), sample.prompt_id
         assert sample.cut_off == (2 not in written)
 
 

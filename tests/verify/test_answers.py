@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from potstill.cli import execute
-from potstill.harvest import harvest, sift
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 
 ORDERS = [("ana", "3 lamps"), ("bo", "12 cables"), ("cy", "7 mugs")]
@@ -58,12 +58,12 @@ def rows(run: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    harvest(load_recipe(written(tmp_path)), folder=tmp_path / "run")
+    Run(load_recipe(written(tmp_path)), tmp_path / "run").generate()
     return tmp_path / "run"
 
 
 def test_the_good_are_kept_and_the_rest_have_reasons(run: Path, tmp_path: Path) -> None:
-    found = sift(load_recipe(written(tmp_path)), folder=run)
+    found = Run(load_recipe(written(tmp_path)), run).verify()
     verdicts = rows(run, "verdicts")
     assert len(verdicts) == 24 and sum(v["kept"] for v in verdicts) == 3 == found.kept
     # an independent scorer: right is what equals the gold
@@ -87,14 +87,14 @@ def test_the_good_are_kept_and_the_rest_have_reasons(run: Path, tmp_path: Path) 
 
 def test_again_gives_the_same_bytes_and_other_checks_ask_nothing(run: Path, tmp_path: Path) -> None:
     path = written(tmp_path)
-    sift(load_recipe(path), folder=run)
+    Run(load_recipe(path), run).verify()
     first = {p.name: p.read_bytes() for p in (run / "examples").iterdir()}
-    sift(load_recipe(path), folder=run)
+    Run(load_recipe(path), run).verify()
     assert {p.name: p.read_bytes() for p in (run / "examples").iterdir()} == first
     (tmp_path / "answers.jsonl").unlink()  # whoever asks the teacher now fails
     exact = load_recipe(written_again := written_checks(path, [{"kind": "exact"}]))
-    assert sift(exact, folder=run).kept == 3 and written_again == path
-    assert sift(load_recipe(written_checks(path, [{"kind": "length", "least": 99}])), folder=run).kept == 0
+    assert Run(exact, run).verify().kept == 3 and written_again == path
+    assert Run(load_recipe(written_checks(path, [{"kind": "length", "least": 99}])), run).verify().kept == 0
     assert rows(run, "selected") == [] and len(rows(run, "verdicts")) == 24
 
 
@@ -107,7 +107,7 @@ def written_checks(path: Path, checks: list[dict[str, Any]]) -> Path:
 
 
 def test_keeping_more_drops_what_is_the_same(run: Path, tmp_path: Path) -> None:
-    found = sift(load_recipe(written(tmp_path, select={"keep": 4})), folder=run)
+    found = Run(load_recipe(written(tmp_path, select={"keep": 4})), run).verify()
     passed = [v for v in rows(run, "verdicts") if all(f["opinion"] == "passed" for f in v["findings"])]
     assert found.kept == 3 and found.reasons["duplicate"] == len(passed) - 3 > 3
 
@@ -115,7 +115,7 @@ def test_keeping_more_drops_what_is_the_same(run: Path, tmp_path: Path) -> None:
 def test_what_the_evaluation_set_holds_is_not_trained_on(run: Path, tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text('question\n"Please! I am Bo, send 12 cables now"\n')
     evaluation = {"source": str(tmp_path / "test.csv"), "columns": ["question"], "words": 5}
-    found = sift(load_recipe(written(tmp_path, select={"evaluation": evaluation})), folder=run)
+    found = Run(load_recipe(written(tmp_path, select={"evaluation": evaluation})), run).verify()
     assert found.kept == 2 and found.reasons["its prompt is in the evaluation set"] >= 1
     evidence = {v["evidence"] for v in rows(run, "verdicts") if "evaluation" in v["reason"]}
     assert evidence == {"i am bo send 12"}
@@ -124,7 +124,7 @@ def test_what_the_evaluation_set_holds_is_not_trained_on(run: Path, tmp_path: Pa
 def test_datasets_reads_what_was_selected(run: Path, tmp_path: Path) -> None:
     import datasets
 
-    sift(load_recipe(written(tmp_path)), folder=run)
+    Run(load_recipe(written(tmp_path)), run).verify()
     loaded = datasets.load_dataset(str(run / "examples"), split="train")  # by the data card's own configuration
     assert len(loaded) == 3 and loaded[0]["messages"][-1]["role"] == "assistant"
 

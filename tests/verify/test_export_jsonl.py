@@ -31,14 +31,14 @@ def test_datasets_reads_the_same_rows_from_both(tmp_path: Path) -> None:
     import datasets
 
     folder = examples(tmp_path / "examples")
-    files = export_examples(folder, form="jsonl")
+    files = export_examples(folder / "selected.parquet", form="jsonl")
     assert files == {folder / "selected.jsonl": 2500}
     cache = str(tmp_path / "cache")
     lines = datasets.load_dataset("json", data_files=str(folder / "selected.jsonl"), split="train", cache_dir=cache)
     assert lines.to_list() == pq.read_table(folder / "selected.parquet").to_pylist()
     first = (folder / "selected.jsonl").read_bytes()
     assert first.count(b"\n") == 2500
-    export_examples(folder, form="jsonl")
+    export_examples(folder / "selected.parquet", form="jsonl")
     assert (folder / "selected.jsonl").read_bytes() == first
 
 
@@ -63,5 +63,5 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_is_written_before_the_verification(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no selected answers yet"):
-        export_examples(tmp_path, form="parquet")
+        export_examples(tmp_path / "selected.parquet", form="parquet")
     assert not list(tmp_path.iterdir())

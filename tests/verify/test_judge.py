@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from loopback import loopback
 from potstill.cli import execute
-from potstill.harvest import harvest, sift
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.checks import Judge, Verify
 from potstill.records import Finding, Message, Prompt, Sample
@@ -76,7 +76,7 @@ def of_judge(verdict: dict[str, Any]) -> list[str]:
 
 
 def run_of(path: Path) -> Path:
-    harvest(load_recipe(path), folder=path.parent / "run")
+    Run(load_recipe(path), path.parent / "run").generate()
     return path.parent / "run"
 
 
@@ -85,7 +85,7 @@ def test_a_rubric_scores_what_passed_and_is_paid_once(tmp_path: Path) -> None:
         path = written(tmp_path, server.url)
         run = run_of(path)
         assert server.attempts() == 0
-        found = sift(load_recipe(path), folder=run)
+        found = Run(load_recipe(path), run).verify()
         assert server.attempts() == 4  # two prompts, two different answers that the free check let through
         first = {p.name: p.read_bytes() for p in (run / "examples").iterdir()}
         for text, verdict in verdicts(run):
@@ -97,9 +97,20 @@ def test_a_rubric_scores_what_passed_and_is_paid_once(tmp_path: Path) -> None:
                 assert of_judge(verdict) == ["passed" if score >= 0.7 else "failed"]
         assert found.kept == 2 and found.judges["judge"]["attempts"] == 4
         assert {t for t, v in verdicts(run) if v["kept"]} == {ANSWERS[1]}
-        again = sift(load_recipe(path), folder=run)
+        again = Run(load_recipe(path), run).verify()
         assert server.attempts() == 4 and again.reasons == found.reasons
         assert {p.name: p.read_bytes() for p in (run / "examples").iterdir()} == first
+
+
+def test_a_recipe_whose_training_asks_the_checks_is_judged_twice(tmp_path: Path, tiny_model: Path) -> None:
+    """The judge's own ledger knows nothing of the sections that its run does not have."""
+    with loopback(judge="long") as server:
+        path = written(tmp_path, server.url)
+        run = run_of(path)
+        student = f"student={{start: '{tiny_model}', licence: mit, layers: 1}}"
+        recipe = load_recipe(path, [student, "train.predict_with_generate=true"])
+        first, again = (Run(recipe, run).verify() for _ in range(2))
+        assert first.reasons == again.reasons and server.attempts() == 4
 
 
 def test_pairs_are_asked_in_both_orders(tmp_path: Path) -> None:
@@ -107,7 +118,7 @@ def test_pairs_are_asked_in_both_orders(tmp_path: Path) -> None:
     with loopback(judge="long") as server:
         path = written(tmp_path, server.url, answers=answers, prompts=1, pairwise=True, at_least=0.5, opponents=9)
         run = run_of(path)
-        sift(load_recipe(path), folder=run)
+        Run(load_recipe(path), run).verify()
         scores = {t: v["score"] for t, v in verdicts(run) if "forbidden" not in t}
         heard = {text for text, _ in verdicts(run)} - {answers[-1]}
         rank = sorted(heard, key=len)
@@ -120,7 +131,7 @@ def test_a_judge_that_always_says_a_gives_ties(tmp_path: Path) -> None:
     with loopback(judge="first") as server:
         path = written(tmp_path, server.url, pairwise=True, at_least=0.5)
         run = run_of(path)
-        sift(load_recipe(path), folder=run)
+        Run(load_recipe(path), run).verify()
         assert {v["score"] for t, v in verdicts(run) if "forbidden" not in t} == {0.5}
 
 
@@ -129,7 +140,7 @@ def test_unreadable_is_undecided(tmp_path: Path, pairwise: bool) -> None:
     with loopback(judge="unreadable") as server:
         path = written(tmp_path, server.url, pairwise=pairwise)
         run = run_of(path)
-        assert sift(load_recipe(path), folder=run).kept == 0
+        assert Run(load_recipe(path), run).verify().kept == 0
         asked = [v for t, v in verdicts(run) if "forbidden" not in t]
         assert {of_judge(v)[0] for v in asked} == {"undecided"}
         assert all(v["reason"].startswith("judge: undecided") for v in asked)
@@ -139,7 +150,7 @@ def test_an_answer_that_says_its_own_score_does_not_win(tmp_path: Path) -> None:
     with loopback(judge="long") as server:
         path = written(tmp_path, server.url, answers=(CHEAT, ANSWERS[1]))
         run = run_of(path)
-        sift(load_recipe(path), folder=run)
+        Run(load_recipe(path), run).verify()
         cheats = [v for t, v in verdicts(run) if t == CHEAT]
         assert cheats and all(of_judge(v) == ["failed"] for v in cheats)
 
@@ -174,7 +185,7 @@ def test_the_key_is_found_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with loopback(judge="long", key=canary) as server:
         path = written(tmp_path, server.url, engine={"key_env": "JUDGE_KEY"})
         run = run_of(path)
-        assert sift(load_recipe(path), folder=run).kept == 2
+        assert Run(load_recipe(path), run).verify().kept == 2
     files = [p for p in run.rglob("*") if p.is_file()]
     assert len(files) > 5 and not any(canary.encode() in p.read_bytes() for p in files)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.harvest import harvest, sift
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 
 
@@ -45,12 +45,12 @@ def test_a_hundred_thousand(tmp_path: Path) -> None:
         "select": {"keep": 2, "pairs": True},
     }
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    done = harvest(load_recipe(tmp_path / "recipe.yaml"), folder=tmp_path / "run")
+    done = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").generate()
     assert done.exported == count * n
     (tmp_path / "answers.jsonl").unlink()  # whoever asks the teacher now fails
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    found = sift(load_recipe(tmp_path / "recipe.yaml"), folder=tmp_path / "run")
+    found = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run").verify()
     seconds = time.monotonic() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{found.reasons.total():,} samples in {seconds:.1f} s, {grown:.0f} MB more at most, {found.reasons}")

@@ -15,8 +15,9 @@ import pytest
 
 from potstill.generate.collect import load_asks
 from potstill.recipe import load_recipe
-from potstill.store.requests import Written
-from potstill.store.run import open_data_run
+from potstill.store.requests import Requests
+from potstill.store.run import open_run
+from potstill.store.samples import Written
 
 ANSWERS = 4  # a prompt
 WORDS = [f"{a}{b}" for a in ("lamp", "mug", "desk", "wool", "oak", "tin") for b in ("", "s", "let", "wood", "work")]
@@ -51,13 +52,14 @@ def verified(folder: Path, samples: int, **select: object) -> Verified:
     }
     path, run = folder / "recipe.yaml", folder / "run"
     path.write_text(json.dumps(recipe))
-    with open_data_run(run, load_recipe(path)) as requests:
-        load_asks(load_recipe(path), requests)
-        asked = [(one.question, one.prompt_id) for one in requests.open_asks()]
+    asking = load_recipe(path)
+    with open_run(run, asking) as opened, Requests(opened.ledger) as requests:
+        load_asks(asking.request, requests)
+        asked = [one.question for one in requests.open_asks()]
         with requests.transaction():
             requests.put_written(
                 Written(question=q, sample=i, attempt=1, max_tokens=99, finish="stop", text=_answer(draw, i))
-                for q, _ in asked
+                for q in asked
                 for i in range(ANSWERS)
             )
     start = time.monotonic()

@@ -15,12 +15,13 @@ from ruamel.yaml import YAML
 from loopback import loopback
 from potstill.cli import execute
 from potstill.errors import BudgetReached, InputError, LicenceRefused, PotstillError
-from potstill.generate.again import asking_again
-from potstill.harvest import check_sections, harvest, sift
+from potstill.generate.require import require_sections
+from potstill.generate.rescue import try_of
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
-from potstill.report.harvested import gather_data_run
-from potstill.rescue import rescue
+from potstill.report.gather import gather
+from potstill.store.run import RunFolder
 
 EASY, HARD, HOPELESS = "1 + 1", "17 * 3", "what is truth"
 GOLD = {EASY: "2", HARD: "51", HOPELESS: "?"}
@@ -78,9 +79,9 @@ def requests_sent(run: Path) -> int:
 
 def test_a_hard_prompt_is_rescued_and_a_hopeless_one_is_counted(tmp_path: Path) -> None:
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    harvest(recipe, folder=run)
-    assert sift(recipe, folder=run).prompts == {"kept": 1, "lost": 2, "unanswered": 0}
-    found = rescue(recipe, folder=run)
+    Run(recipe, run).generate()
+    assert Run(recipe, run).verify().prompts == {"kept": 1, "lost": 2, "unanswered": 0}
+    found = Run(recipe, run).rescue()
     assert found.prompts == {"kept": 1, "rescued": 1, "lost": 1, "unanswered": 0}
     # the easy prompt was not asked again: 3 more for each lost one, then 2 by the other teacher
     assert requests_sent(run) == 2 * 3 + 2 * 2
@@ -99,32 +100,32 @@ def test_a_hard_prompt_is_rescued_and_a_hopeless_one_is_counted(tmp_path: Path) 
 
 def test_rescue_is_paid_once_and_later_verifications_use_it(tmp_path: Path) -> None:
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    harvest(recipe, folder=run)
-    rescue(recipe, folder=run)
+    Run(recipe, run).generate()
+    Run(recipe, run).rescue()
     first = {p.name: p.read_bytes() for p in (run / "examples").iterdir()}
     sent = requests_sent(run)
     for path in ("weak.jsonl", "strong.jsonl"):
         (tmp_path / path).write_text("")  # whoever asks now is refused
-    assert rescue(recipe, folder=run).prompts["rescued"] == 1 and requests_sent(run) == sent
-    assert sift(recipe, folder=run).prompts["rescued"] == 1
+    assert Run(recipe, run).rescue().prompts["rescued"] == 1 and requests_sent(run) == sent
+    assert Run(recipe, run).verify().prompts["rescued"] == 1
     assert {p.name: p.read_bytes() for p in (run / "examples").iterdir()} == first
 
 
 def test_a_try_that_changed_brings_nothing_until_it_is_asked(tmp_path: Path) -> None:
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    harvest(recipe, folder=run)
-    rescue(recipe, folder=run)
+    Run(recipe, run).generate()
+    Run(recipe, run).rescue()
     other = load_recipe(tmp_path / "recipe.yaml", ["rescue.tries=[{samples: 2, hint: 'Guess.'}]"])
-    assert sift(other, folder=run).prompts == {"kept": 1, "lost": 2, "unanswered": 0}
-    assert sift(recipe, folder=run).prompts["rescued"] == 1  # and what was paid for is still there
+    assert Run(other, run).verify().prompts == {"kept": 1, "lost": 2, "unanswered": 0}
+    assert Run(recipe, run).verify().prompts["rescued"] == 1  # and what was paid for is still there
 
 
 def test_checks_that_became_milder_need_no_rescue(tmp_path: Path) -> None:
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
-    harvest(recipe, folder=run)
-    rescue(recipe, folder=run)
+    Run(recipe, run).generate()
+    Run(recipe, run).rescue()
     mild = load_recipe(tmp_path / "recipe.yaml", ["verify.checks=[{kind: length}]"])
-    found = sift(mild, folder=run)
+    found = Run(mild, run).verify()
     assert found.prompts["kept"] == 3 and found.reasons["rescue was not needed"] == 2 * (3 + 2)
     assert all(row["rescue"] == 0 for row in rows(run, "selected"))
 
@@ -133,18 +134,18 @@ def test_a_prompt_without_any_answer_is_counted_and_asked_again(tmp_path: Path) 
     recipe, run = recipe_in(tmp_path), tmp_path / "run"
     weak = tmp_path / "weak.jsonl"
     weak.write_text(weak.read_text().replace(HARD, "another"))  # the teacher refuses the hard one
-    harvest(recipe, folder=run)
-    found = sift(recipe, folder=run)
+    Run(recipe, run).generate()
+    found = Run(recipe, run).verify()
     assert found.prompts == {"kept": 1, "lost": 1, "unanswered": 1}
     assert "of them 1 without an answer to judge" in (run / "examples" / "README.md").read_text()
-    assert rescue(recipe, folder=run).prompts == {"kept": 1, "rescued": 1, "lost": 1, "unanswered": 0}
+    assert Run(recipe, run).rescue().prompts == {"kept": 1, "rescued": 1, "lost": 1, "unanswered": 0}
 
 
 def test_the_band_does_not_hold_back_what_rescue_brought(tmp_path: Path) -> None:
     select = {"pass_rate": [0.2, 0.9], "weight": "pass_rate"}
     recipe, run = recipe_in(tmp_path, select=select), tmp_path / "run"
-    harvest(recipe, folder=run)
-    found = rescue(recipe, folder=run)
+    Run(recipe, run).generate()
+    found = Run(recipe, run).rescue()
     assert found.reasons["prompt too easy"] == 2 and found.prompts["rescued"] == 1
     (row,) = rows(run, "selected")
     assert row["prompt_id"] == "p1" and row["weight"] == pytest.approx(2 * (1 - 1 / 4))  # 0 of 2 passed
@@ -171,10 +172,10 @@ def test_what_a_judge_fails_is_asked_again_and_what_comes_is_judged_once(tmp_pat
             rescue={"tries": tries},
         )
         run = tmp_path / "run"
-        harvest(recipe, folder=run)
-        assert sift(recipe, folder=run).prompts == {"kept": 1, "lost": 2, "unanswered": 0}
+        Run(recipe, run).generate()
+        assert Run(recipe, run).verify().prompts == {"kept": 1, "lost": 2, "unanswered": 0}
         assert server.attempts() == 2  # what the free check fails is not asked about
-        found = rescue(recipe, folder=run)
+        found = Run(recipe, run).rescue()
         assert found.prompts == {"kept": 1, "rescued": 1, "lost": 1, "unanswered": 0}
         assert server.attempts() == found.judges["judge"]["attempts"] == 2 + 2 + 1
         assert [(row["prompt_id"], row["rescue"]) for row in rows(run, "selected")] == [("p0", 0), ("p1", 2)]
@@ -182,16 +183,16 @@ def test_what_a_judge_fails_is_asked_again_and_what_comes_is_judged_once(tmp_pat
         assert reasons["p1", 0] == reasons["p1", 1] == reasons["p2", 1] == "judge: the judge says no"
         assert reasons["p2", 2].startswith("regex")
         first = {p.name: p.read_bytes() for p in (run / "examples").iterdir()}
-        rescue(recipe, folder=run)
+        Run(recipe, run).rescue()
         assert server.attempts() == 5 and {p.name: p.read_bytes() for p in (run / "examples").iterdir()} == first
-    spent = gather_data_run(run).spent
+    spent = gather(RunFolder(run)).spent
     assert spent["the judge 'judge'"]["attempts"] == 5 and spent["hard prompts asked again"]["attempts"] == 8
 
 
 def test_a_hint_stands_behind_the_instructions_and_the_same_again_has_another_seed(tmp_path: Path) -> None:
     tries = [{"samples": 1}, {"samples": 1, "hint": "Think."}, {"samples": 2}]
     recipe = recipe_in(tmp_path, rescue={"tries": tries})
-    asked = [asking_again(recipe, number, Path("x.jsonl")) for number in (1, 2, 3)]
+    asked = [try_of(recipe, number, Path("x.jsonl")) for number in (1, 2, 3)]
     assert [one.teacher.instructions for one in asked] == ["Reckon.", "Reckon.\n\nThink.", "Reckon."]
     assert len({recipe.seed, asked[0].seed, asked[2].seed}) == 3
     assert [one.generate.n for one in asked] == [1, 1, 2]
@@ -208,24 +209,24 @@ def test_a_budget_of_its_own_stops_rescue(tmp_path: Path) -> None:
         rescue={"tries": [{"samples": 1, "teacher": strong}], "budget": 1e-9},
     )
     run = tmp_path / "run"
-    harvest(recipe, folder=run)
+    Run(recipe, run).generate()
     with pytest.raises(BudgetReached):
-        rescue(recipe, folder=run)
-    assert sift(recipe, folder=run).prompts["lost"] == 2
+        Run(recipe, run).rescue()
+    assert Run(recipe, run).verify().prompts["lost"] == 2
 
 
 def test_another_teachers_licence_is_checked_first(tmp_path: Path) -> None:
     engine = canned(tmp_path / "other.jsonl", {HARD: ["51"]})
     tries = [{"samples": 1, "teacher": {"model": "other", "licence": "llama2", "engine": engine}}]
     with pytest.raises(LicenceRefused, match=r"rescue\.tries\.0\.teacher\.licence"):
-        check_sections(recipe_in(tmp_path, rescue={"tries": tries}))
+        require_sections(recipe_in(tmp_path, rescue={"tries": tries}))
 
 
 def test_a_missing_key_of_another_teacher_is_found_before_anything_is_asked(tmp_path: Path) -> None:
     engine = {"kind": "server", "url": "http://127.0.0.1:9/v1", "key_env": "NO_SUCH_KEY_HERE"}
     tries = [{"samples": 1, "teacher": {"model": "other", "licence": "mit", "engine": engine}}]
     with pytest.raises(PotstillError, match="NO_SUCH_KEY_HERE"):
-        harvest(recipe_in(tmp_path, rescue={"tries": tries}), folder=tmp_path / "run")
+        Run(recipe_in(tmp_path, rescue={"tries": tries}), tmp_path / "run").generate()
     assert not (tmp_path / "run").exists()
 
 
@@ -251,6 +252,8 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["rescue", recipe, "--run", run]) == 2
     assert "holds no answers yet" in capsys.readouterr().err
     assert execute(["run", recipe, "--run", run]) == 0
+    capsys.readouterr()
+    assert execute(["verify", recipe, "--run", run]) == 0
     assert "rescued prompts: 1" in capsys.readouterr().out
     assert execute(["rescue", recipe, "--run", run, "--json"]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])

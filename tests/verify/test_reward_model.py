@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from potstill.cli import execute
 from potstill.engines.reward import RewardScorer
 from potstill.errors import InputError
-from potstill.harvest import harvest, sift
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.checks import RewardModel
 from potstill.records import Message
@@ -139,8 +139,8 @@ def written(folder: Path, check: dict[str, Any]) -> Path:
 def test_the_best_of_each_prompt_is_kept(reward_model: Path, tmp_path: Path) -> None:
     path = written(tmp_path, {"model": str(reward_model), "licence": "mit", "batch_size": 3})
     run = tmp_path / "run"
-    harvest(load_recipe(path), folder=run)
-    assert sift(load_recipe(path), folder=run).kept == 2
+    Run(load_recipe(path), run).generate()
+    assert Run(load_recipe(path), run).verify().kept == 2
     answers: dict[str, dict[str, float]] = {}
     kept: dict[str, str] = {}
     for row in pq.read_table(run / "examples" / "answers.parquet").to_pylist():

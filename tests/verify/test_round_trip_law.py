@@ -18,8 +18,10 @@ from potstill.models.load import codec_of
 from potstill.prompts.columns import messages_of
 from potstill.recipe.prompts import TextColumns
 from potstill.records import Message, Prompt
-from potstill.store.answers import read_conversations, write_answers
-from potstill.store.requests import Requests, Written
+from potstill.store.answers import write_answers
+from potstill.store.examples import read_examples
+from potstill.store.requests import Requests
+from potstill.store.samples import Written
 from potstill.text.tokens import Codec
 
 COUNT = 1000
@@ -101,7 +103,7 @@ def through_the_ledger(folder: Path, records: list[tuple[str | None, str]]) -> l
             )
         path = folder / "answers.parquet"
         assert write_answers(path, requests.samples(), teacher="t", licence="mit") == len(records)
-    return list(read_conversations(path))
+    return [talk.messages for talk in read_examples(path)]
 
 
 def decoded(codec: Codec, talk: tuple[Message, ...]) -> tuple[str, str]:

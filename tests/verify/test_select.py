@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from potstill.recipe.checks import Length, Majority, Verify
 from potstill.recipe.select import Select
 from potstill.records import Finding, Message, Prompt, Sample
-from potstill.verify.select import KEPT, Judged, choose, with_majority
+from potstill.verify.select import KEPT, Judged, objections, settle, with_majority
 
 PROMPT = Prompt(id="p", split="train", messages=(Message(role="user", content="?"),))
 ALL_MAY = Verify(checks=(Length(kind="length"),))
@@ -24,7 +24,7 @@ def open_gate(_: Prompt, __: Sample) -> str:
 
 
 def kept(group: list[Judged], verification: Verify = ALL_MAY, **select: object) -> list[int]:
-    settled, _ = choose(group, verification, Select(**select), open_gate)  # pyright: ignore[reportArgumentType]
+    settled, _ = settle(objections(group, verification), Select(**select), open_gate)  # pyright: ignore[reportArgumentType]
     return [one.sample.index for one in settled if one.kept]
 
 
@@ -35,7 +35,7 @@ opinions = st.lists(st.sampled_from(["passed", "failed", "undecided"]), min_size
 def test_every_answer_has_its_place_and_a_reason(opinions: list[str], keep: int, undecided: str) -> None:
     group = [judged(i, opinion) for i, opinion in enumerate(opinions)]
     verification = Verify(checks=ALL_MAY.checks, undecided=undecided)  # pyright: ignore[reportArgumentType]
-    settled, pair = choose(group, verification, Select(keep=keep), open_gate)
+    settled, pair = settle(objections(group, verification), Select(keep=keep), open_gate)
     assert [one.sample for one in settled] == [one.sample for one in group]
     assert all(one.reason for one in settled)
     good = [o for o in opinions if o == "passed" or (o == "undecided" and undecided == "keep")]
@@ -55,15 +55,17 @@ def test_the_best_are_kept() -> None:
 
 def test_trivial_and_hopeless_prompts_are_dropped_with_a_reason() -> None:
     easy = [judged(0), judged(1)]
-    settled, _ = choose(easy, ALL_MAY, Select(pass_rate=(0.0, 0.9)), open_gate)
+    settled, _ = settle(objections(easy, ALL_MAY), Select(pass_rate=(0.0, 0.9)), open_gate)
     assert [(one.reason, one.evidence) for one in settled] == [("prompt too easy", "100% passed")] * 2
     hard = [judged(0), judged(1, "failed"), judged(2, "failed")]
-    settled, _ = choose(hard, ALL_MAY, Select(pass_rate=(0.5, 1.0)), open_gate)
+    settled, _ = settle(objections(hard, ALL_MAY), Select(pass_rate=(0.5, 1.0)), open_gate)
     assert [one.reason for one in settled] == ["prompt too hard", "length: why", "length: why"]
 
 
 def test_the_next_best_takes_the_place_of_one_that_the_gate_refuses() -> None:
-    settled, _ = choose([judged(0), judged(1)], ALL_MAY, Select(), lambda _, s: "" if s.index else "duplicate: of x")
+    settled, _ = settle(
+        objections([judged(0), judged(1)], ALL_MAY), Select(), lambda _, s: "" if s.index else "duplicate: of x"
+    )
     assert [(one.reason, one.evidence) for one in settled] == [("duplicate", "of x"), (KEPT, "")]
 
 
@@ -77,10 +79,8 @@ def test_a_majority_outvotes_and_a_tie_does_not() -> None:
         ]
 
     def reasons(*answers: str) -> list[str]:
-        return [
-            one.reason
-            for one in choose(with_majority(group(*answers), vote.checks), vote, Select(keep=9), open_gate)[0]
-        ]
+        voted = objections(with_majority(group(*answers), vote.checks), vote)
+        return [one.reason for one in settle(voted, Select(keep=9), open_gate)[0]]
 
     assert reasons("= 4", "so = 4", "= 5") == [KEPT, KEPT, "majority: outvoted"]
     assert reasons("= 4", "= 5", "= 4", "= 5") == ["majority: undecided, no majority"] * 4

@@ -17,17 +17,18 @@ from transformers import AutoModelForCausalLM
 from potstill.cli import execute
 from potstill.engines.likelihood import mean_nats
 from potstill.errors import InputError
-from potstill.harvest import harvest, sift
-from potstill.lessons import student_nats
 from potstill.models.load import codec_of
 from potstill.models.student import first_layers
+from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.checks import Length, Verify
 from potstill.recipe.select import Select
 from potstill.recipe.whole import Recipe
-from potstill.records import Finding, Message, Prompt, Sample
-from potstill.store.answers import read_conversations, read_weighted
-from potstill.verify.select import Judged, choose, weight_of
+from potstill.records import Finding, Message, Prompt, Sample, unwatched
+from potstill.store.examples import read_examples
+from potstill.store.run import RunFolder
+from potstill.verify.select import Judged, objections, settle, weight_of
+from potstill.verify.stage import Opinions, verify_answers
 
 ANSWERS = ["good", "bad film nap", "zzyzx qqq", "the script gives them nothing", "a <|im_end|> b", ""]
 
@@ -62,8 +63,8 @@ def rows(run: Path, name: str) -> list[dict[str, Any]]:
 
 def test_the_least_surprising_answer_is_kept(tmp_path: Path, tiny_model: Path) -> None:
     recipe, run = recipe_in(tmp_path, tiny_model, prefer="learnable"), tmp_path / "run"
-    harvest(recipe, folder=run)
-    sift(recipe, folder=run, student_nats=student_nats(recipe))
+    Run(recipe, run).generate()
+    Run(recipe, run).verify()
     # an independent reference: the first two layers, one answer at a time, in double precision
     model = first_layers(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), 2)
     codec = codec_of(tiny_model, None, name="student")
@@ -101,31 +102,33 @@ def test_padding_changes_nothing(tiny_model: Path) -> None:
 
 def test_without_a_student_nobody_can_be_asked(tmp_path: Path, tiny_model: Path) -> None:
     recipe = recipe_in(tmp_path, tiny_model, prefer="learnable")
-    harvest(recipe, folder=tmp_path / "run")
-    with pytest.raises(InputError, match=r"hand down lessons\.student_nats"):
-        sift(recipe, folder=tmp_path / "run")
+    with pytest.raises(InputError, match=r"hand down train\.learnable\.student_nats"):
+        nobody = Opinions(grade=lambda _, groups: groups)
+        verify_answers(recipe, [], RunFolder(tmp_path / "run"), total=0, watch=unwatched, handed=nobody)
     with pytest.raises(InputError, match="is the student's own opinion of the answers: add 'student'"):
         load_recipe(tmp_path / "recipe.yaml", ["student=null"])
-    assert student_nats(load_recipe(tmp_path / "recipe.yaml", ["select.prefer=first"])) is None
+    first = Run(load_recipe(tmp_path / "recipe.yaml", ["select.prefer=first"]), tmp_path / "run")
+    first.generate()
+    first.verify()
+    assert {row["student_nats"] for row in rows(tmp_path / "run", "verdicts")} == {None}
 
 
 def test_weights_stand_in_every_row_and_come_back(tmp_path: Path, tiny_model: Path) -> None:
     plain, run = recipe_in(tmp_path, tiny_model, keep=5), tmp_path / "run"
-    harvest(plain, folder=run)
-    sift(plain, folder=run)
+    Run(plain, run).generate()
+    Run(plain, run).verify()
     selected = run / "examples" / "selected.parquet"
-    assert {weight for _, weight in read_weighted(selected)} == {1.0}
-    assert {weight for _, weight in read_weighted(run / "examples" / "answers.parquet")} == {1.0}
+    assert {talk.weight for talk in read_examples(selected)} == {1.0}
+    assert {talk.weight for talk in read_examples(run / "examples" / "answers.parquet")} == {1.0}
     weighted = load_recipe(tmp_path / "recipe.yaml", ["select.weight=pass_rate"])
-    sift(weighted, folder=run)
+    Run(weighted, run).verify()
     passed: dict[str, int] = {}
     for verdict in rows(run, "verdicts"):
         passed[verdict["prompt_id"]] = passed.get(verdict["prompt_id"], 0) + (
             not verdict["reason"].startswith("length")
         )
     expected = [2 * (1 - (passed[r["prompt_id"]] + 1) / 7) for r in rows(run, "selected")]
-    assert [weight for _, weight in read_weighted(selected)] == pytest.approx(expected)
-    assert [talk for talk, _ in read_weighted(selected)] == list(read_conversations(selected))
+    assert [talk.weight for talk in read_examples(selected)] == pytest.approx(expected)
     assert len(set(expected)) > 1
 
 
@@ -143,5 +146,5 @@ def test_harder_prompts_weigh_more_and_none_weighs_nothing(answers: int, data: s
         for i in range(answers)
     ]
     checks = Verify(checks=(Length(kind="length"),))
-    settled, _ = choose(group, checks, Select(keep=answers, weight="pass_rate"), lambda _, __: "")
+    settled, _ = settle(objections(group, checks), Select(keep=answers, weight="pass_rate"), lambda _, __: "")
     assert {one.weight for one in settled if one.kept} == {weight_of(passed, answers)}

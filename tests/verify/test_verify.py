@@ -1,14 +1,16 @@
 """Calibration does what it says, and every rejection has a reason."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.recipe.choices import ChoiceVerify
-from potstill.records import Sample
+from potstill.recipe.checks import AllowedMass, Confidence
+from potstill.records import Prompt, Sample
 from potstill.verify.calibrate import Calibration, fit_bias, fit_temperature, log_softmax
-from potstill.verify.choices import judge
+from potstill.verify.check import look
 
 seeds = st.integers(0, 2**31)
 
@@ -47,14 +49,22 @@ def test_no_bias_and_temperature_one_only_normalise() -> None:
     np.testing.assert_allclose(Calibration(bias=(0, 0, 0), temperature=1.0).apply(logp), log_softmax(logp))
 
 
-def test_each_limit_has_its_own_reason_and_the_top_answer_is_kept() -> None:
-    samples = [
-        Sample(prompt_id=str(i), text="a", choice_logp=lp) for i, lp in enumerate([(-0.1, -9), (-5, -6), (-1, -1)])
+def test_each_limit_has_its_own_reason() -> None:
+    prompt = Prompt(id="p", split="train", messages=())
+    checks = (Confidence(kind="confidence", at_least=0.7), AllowedMass(kind="allowed_mass", at_least=0.5))
+    said = []
+    for raw, calibrated in (((-0.1, -9), (0.9, 0.1)), ((-5, -6), (0.8, 0.2)), ((-1, -1), (0.45, 0.55))):
+        logprobs = tuple(math.log(p) for p in calibrated)
+        sample = Sample(prompt_id="p", text="a", choice_logprobs=raw, calibrated_logprobs=logprobs)
+        findings = [look(check, prompt, sample) for check in checks]
+        said.append([f.reason or f.opinion for f in findings])
+        assert findings[0].score == pytest.approx(max(calibrated))
+        assert findings[1].score == pytest.approx(sum(map(math.exp, raw)))
+        assert [f.check for f in findings] == ["confidence@1", "allowed_mass@1"]
+    assert said == [
+        ["passed", "passed"],
+        ["passed", "little mass on the allowed answers"],
+        ["not confident enough", "passed"],
     ]
-    calibrated = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.45, 0.55]]))
-    verdicts = judge(samples, calibrated, ("a", "b"), ChoiceVerify(min_allowed_mass=0.5, min_confidence=0.7))
-    assert [(v.reason, v.answer, v.accepted) for v in verdicts] == [
-        ("accepted", "a", True),
-        ("little mass on the allowed answers", "a", False),
-        ("not confident enough", "b", False),
-    ]
+    text = Sample(prompt_id="p", text="a")
+    assert [look(check, prompt, text).opinion for check in checks] == ["undecided", "undecided"]

@@ -32,6 +32,8 @@ _MEANINGS: dict[FailureKind, Meaning] = {
     "too slow": Meaning(counts=True, billed=True),
     "unreadable": Meaning(counts=True, billed=True),
     "too large": Meaning(counts=True, billed=True),
+    "no choice": Meaning(then="give up", billed=True),
+    "unable": Meaning(then="stop", billed=True),
     "refused": Meaning(then="give up"),
     "not allowed": Meaning(then="stop"),
     "wrong address": Meaning(then="stop"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-_A_ROUND = 8  # replies: fewer say nothing about a rate
+_MIN_REPLIES = 8  # in a round: fewer say nothing about a rate
 _STRAY = 0.1  # smoothed share of complaints that a server of any size may have by chance, or by a balancer's mistake
 _HOLD = 4  # rounds without growth after growth did not pay; doubles up to 256
 
@@ -57,7 +57,7 @@ class Window:
     def _count(self, *, full: bool) -> None:
         self._heard += 1
         self._idle = self._idle or not full
-        if self._heard >= max(_A_ROUND, self.size):
+        if self._heard >= max(_MIN_REPLIES, self.size):
             self._turn()
 
     def _turn(self) -> None:

@@ -374,7 +374,7 @@ class Dispatcher:
         self._requests.outcome_unknown()
 
 
-_AGAIN = "mend it, then the same command goes on from here"
+_AGAIN = "fix it, then the same command goes on from here"
 
 
 def _intent(job: Job, worst: int) -> Intent:
@@ -383,9 +383,9 @@ def _intent(job: Job, worst: int) -> Intent:
 
 
 def _lost(failure: Failure) -> TeacherError:
-    status = f" with status {failure.status}" if failure.status else ""
+    how = f"HTTP {failure.status}, {failure.kind}" if failure.status else failure.kind
     return TeacherError(
-        f"the teacher said no{status} ({failure.kind}): {failure.detail or 'no reason'}", way_out=_AGAIN
+        f"the server refused the request ({how}): {failure.detail or 'no reason'}", way_out=failure.way_out or _AGAIN
     )
 
 

@@ -21,6 +21,7 @@ from potstill.errors import InputError
 
 DOLLAR = 10**12
 _PER_MESSAGE, _PER_REQUEST = 16, 64  # tokens that a chat template adds: ChatML needs 5 per message, Llama 3 needs 6
+_PER_TOOL = 512  # and what it or the provider says of how to call tools, for each of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class Price:
 
     def worst(self, ask: Ask) -> int:
         """No request can cost more: every token covers at least one byte of the text, or belongs to the template."""
-        return prompt_bound(ask) * max(self.prompt, self.cached) + ask.count * ask.max_tokens * self.completion
+        written = ask.count * max(1, len(ask.continuations)) * ask.max_tokens
+        return prompt_bound(ask) * max(self.prompt, self.cached) + written * self.completion
 
     def times(self, factor: float) -> Price:
         """Rounded up to whole picodollars."""
@@ -50,11 +52,15 @@ FREE = Price()
 
 def prompt_bound(ask: Ask) -> int:
     """Prompt tokens at most, without the tokenizer."""
-    return _PER_REQUEST + sum(_PER_MESSAGE + _bytes_in(message.values()) for message in ask.messages)
+    if ask.prompt is not None:
+        read = _PER_REQUEST + len(ask.prompt.encode())
+        return read * max(1, len(ask.continuations)) + _bytes_in(ask.continuations)
+    said = sum(_PER_MESSAGE + _bytes_in(message.values()) for message in ask.messages)
+    return _PER_REQUEST + said + sum(_PER_TOOL + _bytes_in([tool]) for tool in ask.tools)
 
 
 def _bytes_in(values: Iterable[object]) -> int:
-    return sum(len(value.encode()) if isinstance(value, str) else len(repr(value)) * 2 for value in values)
+    return sum(len(value.encode()) if isinstance(value, str) else len(repr(value).encode()) * 2 for value in values)
 
 
 class Budget:
@@ -83,7 +89,7 @@ def read_price(path: Path, model: str) -> Price:
             f"generate.prices: '{path}' cannot be read", way_out="copy recipes/prices.yaml and edit it"
         ) from None
     except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", way_out="mend the file") from None
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", way_out="fix the file") from None
     entry = cast("dict[object, object]", table).get(model) if isinstance(table, dict) else None
     if not isinstance(entry, dict):
         raise InputError(

@@ -106,6 +106,7 @@ class BatchSampler:
 
     def _line(self, ask: Ask) -> dict[str, object]:
         body = {**self._constant, "messages": ask.messages, "seed": ask.seed, self._batches.limit_field: ask.max_tokens}
+        body |= {"tools": ask.tools} if ask.tools else {}
         return {"custom_id": ask.identity, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
     # what comes back

@@ -56,7 +56,7 @@ def canned_from(path: Path) -> CannedSampler:
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"teacher.engine.answers: '{path}', line {number}: not an object with 'prompt' and 'answer'",
-                way_out="mend the line",
+                way_out="fix the line",
             ) from None
 
     def answer(prompt: str, seed: int) -> str | None:

@@ -9,17 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from potstill.engines.reply import read_openai
+from potstill.engines.chat import Form
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.errors import MissingEnvironment
-from potstill.recipe.generate import Generate
 from potstill.recipe.teacher import Gguf
 
 
 class GgufSampler:
     """`slots` answers are written at once; the weights are loaded on entering."""
 
-    def __init__(self, model: Path, how: Generate, engine: Gguf) -> None:
+    def __init__(self, model: Path, engine: Gguf, form: Form) -> None:
         try:
             import xllamacpp  # the extra `gguf`  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -27,8 +26,7 @@ class GgufSampler:
                 "a teacher of kind 'gguf' needs the package xllamacpp", way_out="pip install 'potstill[gguf]'"
             ) from None
         self._llama: Any = xllamacpp
-        self._model, self._engine = model, engine
-        self._constant: dict[str, object] = {"temperature": how.temperature, "top_p": how.top_p, **how.parameters}
+        self._model, self._engine, self._form = model, engine, form
 
     async def __aenter__(self) -> Self:
         self._threads = ThreadPoolExecutor(self._engine.slots, thread_name_prefix="gguf")
@@ -42,22 +40,16 @@ class GgufSampler:
         del self._server
 
     async def ask(self, ask: Ask) -> bytes:
-        body = {
-            **self._constant,
-            "messages": [dict(message) for message in ask.messages],
-            "max_tokens": ask.max_tokens,
-            "seed": ask.seed,
-            "n": ask.count,
-        }
-        loop = asyncio.get_running_loop()
-        reply = await loop.run_in_executor(self._threads, self._server.handle_chat_completions, body)
+        chats = self._form.path == "/chat/completions"
+        answer = self._server.handle_chat_completions if chats else self._server.handle_completions
+        reply = await asyncio.get_running_loop().run_in_executor(self._threads, answer, self._form.body(ask))
         if error := reply.get("error"):
             refused = error.get("code", 500) == 400
             raise Failure("refused" if refused else "server error", str(error.get("message")), status=error.get("code"))
         return json.dumps({**reply, "model": self._model.name}, ensure_ascii=False).encode()
 
     def read(self, raw: bytes) -> Reading:
-        return read_openai(raw)
+        return self._form.read(raw)
 
     def _load(self) -> Any:
         settings = self._llama.CommonParams()

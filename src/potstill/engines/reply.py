@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from potstill.engines.sampler import Answer, Failure, Reading, Usage
-from potstill.records import Finish
+from potstill.records import Finish, ToolCalls, as_tool_calls
 from potstill.text.tokens import Codec, Ids
-from potstill.text.whole import whole
+from potstill.text.whole import whole, whole_values
 
 Json = Mapping[str, Any]
 
@@ -41,21 +41,21 @@ _HARMONY = re.compile(r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|
 
 
 def read_openai(raw: bytes) -> Reading:
-    """A chat completion, from whichever server. Raises Failure("unreadable")."""
-    body = _object(raw)
+    """A chat's reply or a text's continuation, from whichever server. Raises Failure("unreadable")."""
+    body = read_object(raw)
     try:
         choices = sorted(body["choices"], key=lambda choice: choice.get("index", 0))
         answers = tuple(_openai_answer(choice) for choice in choices)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise Failure("unreadable", "no list of choices with messages") from None
     if not answers:
         raise Failure("unreadable", "an empty list of choices")
-    return Reading(answers, _openai_usage(body.get("usage")))
+    return Reading(answers, read_usage(body.get("usage")))
 
 
 def read_anthropic(raw: bytes) -> Reading:
     """A reply in Anthropic's messages form. Raises Failure("unreadable")."""
-    body = _object(raw)
+    body = read_object(raw)
     if not isinstance(body.get("content"), list):
         raise Failure("unreadable", "no list of content blocks")
     text, reasoning = _parts(body["content"])
@@ -107,7 +107,8 @@ class Spoken:
         return opened + self._tokenizer.decode(spoken, skip_special_tokens=False)
 
 
-def _object(raw: bytes) -> Json:
+def read_object(raw: bytes) -> Json:
+    """A reply's JSON. Raises Failure("unreadable"), also for an error with status 200."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -120,22 +121,24 @@ def _object(raw: bytes) -> Json:
 
 
 def _openai_answer(choice: Json) -> Answer:
-    message: Json = choice["message"]
+    message: Json = choice["message"] if "message" in choice else {"content": choice["text"]}
     content = message.get("content")
     text, reasoning = _parts(content) if isinstance(content, list) else (str(content or ""), None)
     for name in _FIELDS:
         if reasoning is None and message.get(name):
             reasoning = _reasoning(message[name])
-    return _answer(text, reasoning, str(choice.get("finish_reason")))
+    calls = as_tool_calls(whole_values(message.get("tool_calls") or ()))
+    return _answer(text, reasoning, str(choice.get("finish_reason")), tool_calls=calls)
 
 
-def _answer(text: str, reasoning: str | None, finish_reason: str) -> Answer:
+def _answer(text: str, reasoning: str | None, finish_reason: str, *, tool_calls: ToolCalls = ()) -> Answer:
     closed = True
     if reasoning is None:
         reasoning, text, closed = split_inline(text)
     finish = _FINISH.get(finish_reason, "unknown")
     text, reasoning = whole(text), None if reasoning is None else whole(reasoning)
-    return Answer(text=text, reasoning=reasoning, finish=finish, cut_off=finish == "length" or not closed)
+    cut_off = finish == "length" or not closed
+    return Answer(text=text, reasoning=reasoning, finish=finish, cut_off=cut_off, tool_calls=tool_calls)
 
 
 def _parts(content: Sequence[Any]) -> tuple[str, str | None]:
@@ -161,7 +164,8 @@ def _reasoning(value: object) -> str:
     return str(value)
 
 
-def _openai_usage(usage: object) -> Usage | None:
+def read_usage(usage: object) -> Usage | None:
+    """OpenAI's usage; None where the server did not say."""
     if not isinstance(usage, Mapping):
         return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")

@@ -54,6 +54,9 @@ class RewardScorer:
             if token := self._codec.control_token(messages):
                 found[i] = f"it spells the reward model's control token {token}"
                 continue
+            if what := self._codec.template.dropped(messages):
+                found[i] = f"the reward model's template does not write its {what}"
+                continue
             ids = self._codec.conversation(messages)
             if len(ids) > self._reads:
                 found[i] = f"it is longer than the {self._reads:,} tokens that the reward model reads"

@@ -55,7 +55,7 @@ class ServedRollouts:
             dropped = await self._said(session, f"{base}/reset_prefix_cache", {}, folder)
         if not json.loads(dropped).get("success"):
             raise TeacherError(
-                "the server that writes keeps what older weights made of prompts: it is busy with other requests",
+                "the rollout server still holds prompts computed with older weights: it is busy with other requests",
                 way_out="let nobody else use it",
             )
 
@@ -85,19 +85,19 @@ class ServedRollouts:
         said = await self._said(session, f"{self._server.url}/completions", asked)
         choices = sorted(json.loads(said)["choices"], key=lambda choice: choice["index"])
         if len(choices) != n:
-            raise TeacherError(f"the server that writes gave {len(choices)} answers of {n}", way_out="see its log")
+            raise TeacherError(f"the rollout server gave {len(choices)} answers of {n}", way_out="see its log")
         return [self._rollout(number, choice) for choice in choices]
 
     def _rollout(self, number: int, choice: dict[str, Any]) -> Rollout:
         ids, listed = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if not ids or not listed or len(ids) != len(listed):
             raise TeacherError(
-                "the server that writes gave no token ids with their log-probabilities",
+                "the rollout server gave no token ids with their log-probabilities",
                 way_out="take vLLM, in a version that knows return_token_ids",
             )
         if (strange := max(ids)) >= self._vocabulary:
             raise TeacherError(
-                f"the server that writes drew token {strange}, which the student's tokenizer does not have",
+                f"the rollout server drew token {strange}, which the student's tokenizer does not have",
                 way_out="leave out train.on_policy.engine: in this process such tokens are never drawn",
             )
         return Rollout(
@@ -116,7 +116,7 @@ class ServedRollouts:
                 return json.loads(await response.read())["data"][0]["id"]
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
             raise TeacherError(
-                f"nobody answers at {self._server.url}, where the student is to write",
+                f"no rollout server answers at {self._server.url}",
                 way_out=f"start it: {command(self._server, folder)}; then the same command again",
             ) from None
 
@@ -128,11 +128,11 @@ class ServedRollouts:
         try:
             status, said = await replied(session, url, asked, http=http, key=self._key, limit=_REPLY_BYTES)
         except Failure as failure:
-            raise TeacherError(f"the server that writes: {failure}", way_out="see its log, then again") from None
+            raise TeacherError(f"the rollout server: {failure}", way_out="see its log, then again") from None
         if status != 200:
             started = f"start it again: {command(self._server, folder)}" if folder else "see its log"
             raise TeacherError(
-                f"the server that writes refused {url.rpartition('/')[2]}: status {status}: "
+                f"the rollout server refused {url.rpartition('/')[2]}: status {status}: "
                 f"{said[:300].decode(errors='replace')}",
                 way_out=started,
             )

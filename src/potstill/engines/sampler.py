@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from potstill.records import Finish
+from potstill.records import Finish, ToolCalls, Tools
 
 FailureKind = Literal[
     "rate limited",  # 429: asked too fast
@@ -22,6 +22,8 @@ FailureKind = Literal[
     "too slow",  # the deadline passed: as above
     "unreadable",  # 200, but not the JSON that was promised: as above
     "too large",  # the reply went past its bound: as above
+    "no choice",  # none of the choices is in the reply, whenever it is asked
+    "unable",  # the server cannot answer in the way that it is asked: every question
     "refused",  # 400, 413, 422: this question, whenever it is asked
     "not allowed",  # 401, 402, 403: every question
     "wrong address",  # 3xx, 404, 405, a forbidden address: every question
@@ -30,9 +32,12 @@ FailureKind = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request: the whole conversation, and `count` answers of at most `max_tokens` each.
+    """One request: the whole conversation, the tools that may be called, and `count` answers of at most `max_tokens`
+    each.
 
-    `identity` is the same for every attempt at the same answers and for nothing else.
+    `identity` is the same for every attempt at the same answers and for nothing else. `prompt`: the conversation as the
+    text that the model reads, where that is sent in its place; `continuations`: what is scored after it, each in a
+    prompt of its own.
     """
 
     messages: tuple[Mapping[str, object], ...]
@@ -40,16 +45,22 @@ class Ask:
     max_tokens: int
     seed: int
     identity: str
+    tools: Tools = ()
+    prompt: str | None = None
+    continuations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the teacher wrote, whatever the server calls its parts. `cut_off`: it did not come to its end."""
+    """What the teacher wrote, whatever the server calls its parts. `cut_off`: it did not come to its end.
+    `choice_logprobs`: its distribution over the choices, where it was asked for that; `text` is then the likeliest."""
 
     text: str
     reasoning: str | None
     finish: Finish
     cut_off: bool
+    tool_calls: ToolCalls = ()
+    choice_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +82,20 @@ class Reading:
 
 
 class Failure(Exception):
-    """An attempt that brought no answer. `detail` is for people; nothing is decided by it."""
+    """An attempt that brought no answer. `detail` and `way_out` are for people; nothing is decided by them."""
 
     def __init__(
-        self, kind: FailureKind, detail: str = "", *, status: int | None = None, retry_after: float | None = None
+        self,
+        kind: FailureKind,
+        detail: str = "",
+        *,
+        way_out: str = "",
+        status: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         self.kind: FailureKind = kind
         self.detail = " ".join(detail.split())[:300]
+        self.way_out = way_out
         self.status = status
         self.retry_after = retry_after
         super().__init__(f"{kind}: {self.detail}" if self.detail else kind)

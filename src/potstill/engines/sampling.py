@@ -1,4 +1,4 @@
-"""Draw the next token: temperature, top-k, top-p, by the inverse of the cumulative distribution, one uniform per row.
+"""Draw the next token: temperature, top-k and top-p, by the inverse of the cumulative distribution, a uniform per row.
 
 The uniform is a pure function of (seed, prompt, sample, position): neither the batch nor a restart changes a draw. Only
 exponentials and block sums walk over the whole vocabulary; the cumulative sums are float64 over a few hundred numbers.

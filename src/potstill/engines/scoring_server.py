@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from potstill.engines.http import key_for, open_session, replied
 from potstill.engines.sampler import Failure
-from potstill.engines.scorer import Scored
 from potstill.errors import InputError, TeacherError
 from potstill.recipe.teacher import Server, Teacher
 from potstill.signals import TopK
@@ -24,8 +25,17 @@ from potstill.signals import TopK
 _BYTES_PER_CANDIDATE = 100
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The k most probable tokens at N positions, and ln p of the tokens that came (temperature 1)."""
+
+    signal: TopK
+    token_logp_N: Tensor
+
+
 class ServerScorer:
-    """`k` candidates a position. Raises TeacherError where the server cannot do what is asked."""
+    """`k` candidates per position; inside `async with`, many calls at once. Raises TeacherError where the server
+    cannot do what is asked."""
 
     def __init__(self, writer: Teacher, server: Server, *, k: int) -> None:
         self._model, self._server, self._k = writer.model, server, k
@@ -42,6 +52,7 @@ class ServerScorer:
         await self._session.close()
 
     async def score(self, ids: Sequence[int], *, start: int) -> Scored:
+        """The distributions that predict `ids[start:]`, one per position; 1 <= start < len(ids)."""
         if len(ids) * (self._k + 1) * _BYTES_PER_CANDIDATE > self._server.max_reply_bytes:
             raise InputError(
                 f"scoring {len(ids)} tokens at k = {self._k} takes more than {self._server.max_reply_bytes:,} bytes",
@@ -82,7 +93,8 @@ def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: 
     listed = reply["choices"][0].get("prompt_logprobs")
     if not isinstance(listed, list) or len(listed) != len(ids):
         raise TeacherError(
-            f"the server gave no prompt_logprobs for {len(ids)} tokens", way_out="score with vLLM or a local teacher"
+            f"the server gave no prompt_logprobs for {len(ids)} tokens",
+            way_out="score with vLLM or a model in this process",
         )
     tops = [_top(entry, k) for entry in listed[start:]]
     tokens = [entry[str(token)]["logprob"] for entry, token in zip(listed[start:], ids[start:], strict=True)]

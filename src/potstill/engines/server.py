@@ -1,4 +1,4 @@
-"""A teacher behind HTTP: OpenAI's chat completions, which most servers speak, or Anthropic's messages."""
+"""A teacher behind HTTP, asked in whichever form."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Self
 import aiohttp
 from yarl import URL
 
+from potstill.engines.chat import Form
 from potstill.engines.http import bounded, key_for, named_failures, open_session
-from potstill.engines.reply import read_anthropic, read_openai
 from potstill.engines.sampler import Ask, Failure, FailureKind, Reading
-from potstill.recipe.generate import Generate
-from potstill.recipe.teacher import Server, Teacher
+from potstill.recipe.teacher import Server
 
 _KINDS: dict[int, FailureKind] = {
     **dict.fromkeys((400, 409, 413, 415, 422, 451), "refused"),
@@ -32,17 +31,10 @@ _USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
 class ServerSampler:
     """One `ask` is one POST."""
 
-    def __init__(self, writer: Teacher, how: Generate, server: Server) -> None:
-        self._server = server
+    def __init__(self, server: Server, form: Form) -> None:
+        self._server, self._form = server, form
         self._key = key_for(server)
-        path = "/messages" if server.form == "anthropic" else "/chat/completions"
-        self._url = URL(server.url + path)
-        self._constant: dict[str, object] = {
-            "model": writer.model,
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-            **how.parameters,
-        }
+        self._url = URL(server.url + form.path)
 
     async def __aenter__(self) -> Self:
         version = {"anthropic-version": "2023-06-01"} if self._server.form == "anthropic" else {}
@@ -56,7 +48,7 @@ class ServerSampler:
         await self._session.close()
 
     async def ask(self, ask: Ask) -> bytes:
-        body = json.dumps(self._body(ask), ensure_ascii=False).encode()
+        body = json.dumps(self._form.body(ask), ensure_ascii=False).encode()
         headers = {"Idempotency-Key": ask.identity}
         with named_failures(self._server.deadline):
             async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
@@ -68,15 +60,7 @@ class ServerSampler:
         return said
 
     def read(self, raw: bytes) -> Reading:
-        return read_anthropic(raw) if self._server.form == "anthropic" else read_openai(raw)
-
-    def _body(self, ask: Ask) -> dict[str, object]:
-        body = {**self._constant, "messages": ask.messages, self._server.limit_field: ask.max_tokens}
-        if self._server.form == "anthropic":
-            system = [str(m["content"]) for m in ask.messages if m["role"] == "system"]
-            turns = [m for m in ask.messages if m["role"] != "system"]
-            return {**body, "messages": turns, **({"system": "\n\n".join(system)} if system else {})}
-        return {**body, "seed": ask.seed, **({"n": ask.count} if ask.count > 1 else {})}
+        return self._form.read(raw)
 
 
 def failure_of(status: int, said: bytes, *, retry_after: float | None = None) -> Failure:

@@ -42,7 +42,7 @@ class SlotModel:
         for number, (ids, limit) in enumerate(zip(prompts, limits, strict=True)):
             if not ids or limit < 1:
                 raise InputError(
-                    f"{whose}prompt {number} has {len(ids)} tokens and may be answered with {limit}",
+                    f"{whose}prompt {number} has {len(ids)} tokens and its answer up to {limit}",
                     way_out="give it at least one of each",
                 )
             if len(ids) + limit > self._capacity:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,8 +28,6 @@ from potstill.text.tokens import Ids
 
 _PREFILL = 1024
 """Tokens of prompts, padding included, that are computed together, ahead of the slots that will take them."""
-_SLACK = 4
-"""Tokens more than a stop string has bytes: decoders may drop a space before the first token."""
 
 Asked = tuple[Ids, ...]
 """A prompt as each of the models reads it."""
@@ -101,10 +98,9 @@ class Rollouts:
     `teacher` that mixes in has as many slots.
 
     Reads the models' weights as they are at each call, of which fp32 ones on a CPU are copied until it ends. `end_ids`
-    end an answer; a string of `stops` does so too, in whatever tokens it comes. The first `vocabulary` ids may be drawn
-    (None: all that every head has)."""
+    end an answer. The first `vocabulary` ids may be drawn (None: all that every head has)."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         model: PreTrainedModel,
         *,
@@ -112,16 +108,10 @@ class Rollouts:
         capacity_tokens: int,
         end_ids: Collection[int],
         vocabulary: int | None = None,
-        stops: Sequence[str] = (),
-        tokenizer: Tokenizer | None = None,
         teacher: TeacherMix | None = None,
     ) -> None:
         if slots < 1:
             raise InputError(f"there are {slots} slots", way_out="give at least one")
-        if stops and tokenizer is None:
-            raise InputError(f"the stop string {stops[0]!r} cannot be seen without a tokenizer", way_out="give one")
-        if "" in stops:
-            raise InputError("a stop string is empty", way_out="leave it out")
         self._models = [SlotModel(model, slots=slots, capacity=capacity_tokens)]
         self._mix = 0.0
         if teacher is not None:
@@ -130,8 +120,6 @@ class Rollouts:
             self._mix = teacher.share
             self._models.append(SlotModel(teacher.model, slots=slots, capacity=teacher.capacity_tokens))
         self._slots, self._ends, self._vocabulary = slots, frozenset(end_ids), vocabulary
-        self._stops, self._tokenizer = tuple(stops), tokenizer
-        self._tail = max((len(stop.encode()) for stop in stops), default=0) + _SLACK
 
     @property
     def prefilled(self) -> int:
@@ -264,7 +252,7 @@ class Rollouts:
             answer.ids.append(token)
             answer.logp.append(logp)
             answer.drawn_logp.append(drawn_logp)
-            answer.stopped = token in self._ends or self._says_stop(answer.ids)
+            answer.stopped = token in self._ends
 
     def _drawn(self, logits: Sequence[Tensor], sampling: Sampling, uniform_R: Tensor) -> Drawn:
         if len(logits) == 1:
@@ -274,12 +262,6 @@ class Rollouts:
         return draw_mixed(
             student_RV[:, :both], teacher_RV[:, :both].to(student_RV.device), self._mix, sampling, uniform_R
         )
-
-    def _says_stop(self, ids: Sequence[int]) -> bool:
-        if self._tokenizer is None or not self._stops:
-            return False
-        text = self._tokenizer.decode(list(ids[-self._tail :]), skip_special_tokens=False)
-        return any(stop in text for stop in self._stops)
 
 
 def _by_prompt(

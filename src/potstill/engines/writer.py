@@ -52,7 +52,10 @@ class LocalSampler:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, ask: Ask) -> bytes:
-        ids = self._codec.prefix([Message.from_dict(m) for m in ask.messages])
+        messages = [Message.from_dict(m) for m in ask.messages]
+        if what := self._codec.template.dropped(messages, ask.tools):
+            raise Failure("refused", f"the teacher's template does not write {what}")
+        ids = self._codec.prefix(messages, tools=ask.tools)
         if len(ids) + ask.max_tokens > self._reads:
             raise Failure("refused", f"{len(ids)} tokens of prompt and {ask.max_tokens} of answer do not fit")
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

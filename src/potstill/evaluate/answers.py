@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from potstill.engines.local import ChoiceScorer
+from potstill.engines.local import ChoiceScorer, ScoredBatch
 from potstill.evaluate.metrics import Array
 from potstill.models.load import compute_dtype, device
 from potstill.records import Prompt
-from potstill.store.ledger import Timing
+from potstill.store.requests import Timing
 from potstill.text.tokens import Ids
 
 
@@ -26,17 +26,21 @@ def answer_choices(
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> tuple[Array, Timing]:
     """ln p(choice | prompt) as the model says it (N, C), nothing cached, and what it took."""
-    logp_NC = np.zeros((len(prompts), len(choices)))
+    batches = ChoiceScorer(model, choices).score(prompts, batch_tokens=batch_tokens)
+    return gathered(batches, (len(prompts), len(choices)), on_batch=on_batch)
+
+
+def gathered(
+    batches: Iterable[ScoredBatch], shape: tuple[int, int], *, on_batch: Callable[[int], None] = lambda _: None
+) -> tuple[Array, Timing]:
+    """The rows of all batches in the order of their prompts (N, C), and what they took."""
+    logp_NC = np.zeros(shape)
     tokens, seconds, done = 0, 0.0, 0
-    for batch in ChoiceScorer(model, choices).score(prompts, batch_tokens=batch_tokens):
+    for batch in batches:
         logp_NC[list(batch.positions)] = batch.choice_logp
-        tokens, seconds, done = (
-            tokens + batch.tokens,
-            seconds + batch.seconds,
-            done + len(batch.positions),
-        )
+        tokens, seconds, done = tokens + batch.tokens, seconds + batch.seconds, done + len(batch.positions)
         on_batch(done)
-    return logp_NC, Timing(len(prompts), tokens, seconds)
+    return logp_NC, Timing(shape[0], tokens, seconds)
 
 
 def write_answers(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 64) -> list[tuple[str, bool]]:

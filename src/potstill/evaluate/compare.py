@@ -19,6 +19,9 @@ from potstill.evaluate.metrics import (
 from potstill.records import Score
 
 Scores = dict[str, dict[str, Score]]
+Metrics = Mapping[str, Mapping[str, Array]]
+"""Arm -> metric -> its value on the prompts as they are (1,), or on every resample of them (B,)."""
+
 PAIRED = ("accuracy", "agreement", "kl_to_teacher")
 
 
@@ -30,21 +33,34 @@ def score_arms(arms: Mapping[str, Answers], *, count: int, seed: int) -> tuple[S
     whole_1N = np.arange(n)[None, :]
     points = {arm: _metrics(answers, whole_1N) for arm, answers in arms.items()}
     draws = {arm: _metrics(answers, rows_BN) for arm, answers in arms.items()}
-    scores: Scores = {
+    return _scores(points, draws, n), paired(points, draws, PAIRED), gaps(points, draws, "accuracy")
+
+
+def _scores(points: Metrics, draws: Metrics, n: int) -> Scores:
+    return {
         arm: {m: Score(value=float(v[0]), n=n, ci95=interval(draws[arm][m])) for m, v in metrics.items()}
         for arm, metrics in points.items()
     }
-    return scores, paired(points, draws, PAIRED), gaps(points, draws, "accuracy")
+
+
+def score_texts(
+    passed: Mapping[str, Mapping[str, bool]], *, count: int, seed: int
+) -> tuple[Scores, dict[str, Any], dict[str, Any]]:
+    """The same of arms that write, from which prompts each answered rightly."""
+    ids = list(passed["teacher"])
+    rows_BN = resamples(len(ids), count=count, seed=seed)
+    right = {arm: np.array([said[i] for i in ids], dtype=np.float64) for arm, said in passed.items()}
+    points = {arm: {"accuracy": right_N.mean(keepdims=True)} for arm, right_N in right.items()}
+    draws = {arm: {"accuracy": right_N[rows_BN].mean(axis=-1)} for arm, right_N in right.items()}
+    return _scores(points, draws, len(ids)), paired(points, draws, ["accuracy"]), gaps(points, draws, "accuracy")
 
 
 def validation_scores(answers: Answers) -> dict[str, Score]:
     """What the learning curves show: cheap, no intervals."""
     n = len(answers.reference_N)
-    return {
-        "accuracy": Score(value=float(answers.correct().mean()), n=n),
-        "agreement": Score(value=float(answers.agrees().mean()), n=n),
-        "kl_to_teacher": Score(value=float(answers.kl_to_teacher().mean()), n=n),
-    }
+    known = {"accuracy": answers.correct()} if (answers.reference_N >= 0).all() else {}
+    values = {**known, "agreement": answers.agrees(), "kl_to_teacher": answers.kl_to_teacher()}
+    return {name: Score(value=float(value_N.mean()), n=n) for name, value_N in values.items()}
 
 
 def _metrics(answers: Answers, rows_BN: Ints) -> dict[str, Array]:
@@ -55,7 +71,7 @@ def _metrics(answers: Answers, rows_BN: Ints) -> dict[str, Array]:
         "kl_to_teacher": answers.kl_to_teacher()[rows_BN].mean(axis=-1),
         "ece": expected_calibration_error(answers.p_NC.max(axis=-1), correct_N, rows_BN),
     }
-    if answers.grade_N is not None:
+    if answers.grade_N is not None and (answers.reference_N >= 0).all():
         metrics["rank_correlation"] = rank_correlation(_expected_grade(answers), answers.grade_N, rows_BN)
     return metrics
 
@@ -69,10 +85,6 @@ def _expected_grade(answers: Answers) -> Array:
     return answers.p_NC[:, present] @ means
 
 
-Metrics = Mapping[str, Mapping[str, Array]]
-"""Arm -> metric -> its value on the prompts as they are (1,), or on every resample of them (B,)."""
-
-
 def paired(points: Metrics, draws: Metrics, metrics: Sequence[str]) -> dict[str, Any]:
     """The student less every other arm."""
     return {
@@ -84,7 +96,7 @@ def paired(points: Metrics, draws: Metrics, metrics: Sequence[str]) -> dict[str,
             for m in metrics
         }
         for arm in points
-        if arm != "student"
+        if arm != "student" and "student" in points
     }
 
 
@@ -93,7 +105,7 @@ def gaps(points: Metrics, draws: Metrics, metric: str) -> dict[str, Any]:
     It may exceed 1: checks add knowledge that the teacher alone lacks."""
     found: dict[str, Any] = {}
     for control in points:
-        if control in ("student", "teacher", "teacher_raw"):
+        if control in ("student", "teacher", "teacher_raw") or "student" not in points:
             continue
         drawn = {arm: draws[arm][metric] - draws[control][metric] for arm in ("student", "teacher")}
         low, high = interval(drawn["teacher"])
@@ -107,7 +119,3 @@ def gaps(points: Metrics, draws: Metrics, metric: str) -> dict[str, Any]:
             "ci95": list(interval(drawn["student"][usable] / drawn["teacher"][usable])),
         }
     return found
-
-
-def as_indices(answers: Sequence[str], choices: Sequence[str]) -> Ints:
-    return np.array([choices.index(answer) for answer in answers], dtype=np.int64)

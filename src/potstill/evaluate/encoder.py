@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 
-from potstill.evaluate.metrics import Array
+from potstill.engines.local import ScoredBatch
 from potstill.models.encoder import TextClassifier, asked_text
 from potstill.records import Prompt
-from potstill.store.ledger import Timing
+
+
+def classify(
+    classifier: TextClassifier, prompts: Sequence[Prompt], *, batch_tokens: int, skip: frozenset[int] = frozenset()
+) -> Iterator[ScoredBatch]:
+    """Its ln p over the choices, batch by batch, long prompts together, timed from text to answers. Batches are planned
+    over all prompts, and those in `skip` left out: one that is resumed between two of them computes the same bits."""
+    texts = [asked_text(prompt.messages) for prompt in prompts]
+    start = time.perf_counter()
+    lengths = encoded_lengths(classifier, texts)
+    order = sorted(range(len(texts)), key=lambda i: (-lengths[i], i))
+    number = done = 0
+    while done < len(order):
+        planned = order[done : done + max(1, batch_tokens // max(lengths[order[done]], 1))]
+        some = [i for i in planned if i not in skip]
+        if some:
+            rows = _logp(classifier, [texts[i] for i in some])
+            now = time.perf_counter()
+            yield ScoredBatch(number, tuple(some), rows, sum(lengths[i] for i in some), now - start)
+            start = time.perf_counter()
+        number, done = number + 1, done + len(planned)
+
+
+def encoded_lengths(classifier: TextClassifier, texts: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in classifier.tokenizer(list(texts))["input_ids"]]  # pyright: ignore[reportArgumentType]
 
 
 @torch.inference_mode()
-def classify(
-    classifier: TextClassifier,
-    prompts: Sequence[Prompt],
-    *,
-    batch_tokens: int,
-    on_batch: Callable[[int], None] = lambda _: None,
-) -> tuple[Array, Timing]:
-    """Its ln p over the choices (N, C), and what it took, from text to answers. Long prompts go together."""
-    texts = [asked_text(p.messages) for p in prompts]
-    start = time.perf_counter()
-    lengths = [len(ids) for ids in classifier.tokenizer(texts)["input_ids"]]  # pyright: ignore[reportArgumentType]
-    order = sorted(range(len(texts)), key=lambda i: (-lengths[i], i))
-    logp_NC = np.zeros((len(texts), int(classifier.model.config.num_labels or 0)))
-    done = 0
-    while done < len(order):
-        some = order[done : done + max(1, batch_tokens // max(lengths[order[done]], 1))]
-        inputs = {
-            name: value.to(classifier.model.device)
-            for name, value in classifier.encode([texts[i] for i in some]).items()
-        }
-        logp_NC[some] = torch.log_softmax(classifier.model(**inputs).logits.float(), dim=-1).cpu().numpy()
-        done += len(some)
-        on_batch(done)
-    return logp_NC, Timing(len(texts), sum(lengths), time.perf_counter() - start)
+def _logp(classifier: TextClassifier, texts: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+    inputs = {name: value.to(classifier.model.device) for name, value in classifier.encode(texts).items()}
+    logp_BC = torch.log_softmax(classifier.model(**inputs).logits.float(), dim=-1)
+    return tuple(tuple(row) for row in logp_BC.tolist())

@@ -16,19 +16,20 @@ from scipy.stats import rankdata
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 BINS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """One arm on the test prompts: its normalised ln p over the choices, beside people's and the teacher's answers."""
+    """One arm on the test prompts: its normalised ln p over the choices, beside people's answers (-1: nobody's), their
+    grades, the teacher's distribution, and what checks say of the arm's answers where those decide."""
 
     logp_NC: Array
     teacher_logp_NC: Array
     reference_N: Ints
-    grade_N: Array | None
+    grade_N: Array | None = None
+    passed_N: Array | None = None
 
     @property
     def p_NC(self) -> Array:
@@ -39,13 +40,15 @@ class Answers:
         return self.logp_NC.argmax(axis=-1)
 
     def correct(self) -> Array:
+        if self.passed_N is not None:
+            return self.passed_N
         return (self.choice_N == self.reference_N).astype(np.float64)
 
     def agrees(self) -> Array:
         return (self.choice_N == self.teacher_logp_NC.argmax(axis=-1)).astype(np.float64)
 
     def kl_to_teacher(self) -> Array:
-        """KL(teacher || arm) a prompt, in nats."""
+        """KL(teacher || arm) per prompt, in nats."""
         return (np.exp(self.teacher_logp_NC) * (self.teacher_logp_NC - self.logp_NC)).sum(axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""The teacher writes answers to the prompts of a data recipe, until every prompt has what is wanted of it."""
+"""The teacher writes answers to prompts, until every prompt has what is wanted of it."""
 
 from __future__ import annotations
 
@@ -16,43 +16,82 @@ from pathlib import Path
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Failure, Sampler, Usage
-from potstill.generate.waves import Wanted, Waves, fixed, question_key, written
-from potstill.prompts.stream import source_mark, stream_prompts
-from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server
-from potstill.recipe.whole import Recipe
+from potstill.errors import InputError
+from potstill.generate.waves import Wanted, Waves, fixed, seed_key, written
+from potstill.models.identity import named, weights
+from potstill.prompts.stream import Refuse, nothing_refused, source_mark, stream_prompts
+from potstill.recipe import GenerationRequest, Recipe
+from potstill.recipe.generate import Generate
+from potstill.recipe.request import probabilities_of
+from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server, Teacher
 from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.requests import Outcome, Requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), never more."""
+    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), never more; none
+    to a prompt that `refuse` gives a reason to leave out."""
 
     most: int
     wanted: Wanted | None = None
     limit: int | None = None
+    refuse: Refuse = nothing_refused
 
 
-def price_of(recipe: Recipe) -> Price:
-    """What the teacher's tokens cost; nothing where the recipe names no price file."""
-    if recipe.generate.prices is None:
+def price_of(request: GenerationRequest) -> Price:
+    """What the teacher's tokens cost; nothing where no price file is named."""
+    if request.generate.prices is None:
         return FREE
-    price = read_price(Path(recipe.generate.prices), recipe.teacher.model)
-    return price.times(recipe.teacher.engine.price_factor) if isinstance(recipe.teacher.engine, Batches) else price
+    price, engine = read_price(Path(request.generate.prices), request.teacher.model), request.teacher.engine
+    return price.times(engine.price_factor) if isinstance(engine, Batches) else price
 
 
-def load_asks(recipe: Recipe, requests: Requests) -> None:
-    """Bring the ledger's list of prompts up to date with the recipe, unless it is."""
-    values = recipe.model_dump(mode="json", include={"prompts", "teacher", "seed", "generate"})
-    mark = hashlib.sha256(json.dumps([values, source_mark(recipe.prompts)], sort_keys=True).encode()).hexdigest()
+def load_asks(request: GenerationRequest, requests: Requests, refuse: Refuse = nothing_refused) -> None:
+    """Bring the ledger's list of prompts up to date with the request, unless it is; without those that `refuse` gives
+    a reason to leave out."""
+    values, whose = request.model_dump(mode="json"), weights_asked(requests, request.teacher)
+    parts = [values, source_mark(request.prompts), whose]
+    mark = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     if requests.mark("asks") == mark:
         return
     left_out: Counter[str] = Counter()
     with requests.transaction():
-        rows = ((prompt, question_key(recipe, prompt.messages)) for prompt in stream_prompts(recipe.prompts, left_out))
-        left_out["duplicate text"] += requests.put_asks(rows)
+        prompts = stream_prompts(
+            request.prompts,
+            left_out,
+            task=request.task,
+            seed=request.seed,
+            splits=request.splits,
+            refuse=refuse,
+        )
+        rows = ((prompt, seed_key(request, _sendable(request, prompt))) for prompt in prompts)
+        left_out["duplicate text"] += requests.put_asks(rows, weights=whose)
         requests.put_mark("asks", mark)
         requests.put_mark("left out", json.dumps({reason: n for reason, n in left_out.items() if n}))
+
+
+def weights_asked(requests: Requests, teacher: Teacher) -> str | None:
+    """The hash of the weights that a model in this process answers with, for the keys of its questions: where they are
+    not on this machine any more, that of when they were last. None of a served one."""
+    if not isinstance(teacher.engine, Gguf | Local):
+        return None
+    name = f"weights of {named(teacher.model, teacher.revision)}"
+    found = weights(teacher.model, teacher.revision)
+    if found is not None and found != requests.mark(name):
+        requests.put_mark(name, found)
+    return found or requests.mark(name)
+
+
+def _sendable(request: GenerationRequest, prompt: Prompt) -> Prompt:
+    """Raises InputError where the teacher's form of request has no place for a part of the prompt."""
+    calls = prompt.tools or any(m.role == "tool" or m.tool_calls for m in prompt.messages)
+    if calls and isinstance(request.teacher.engine, Server) and request.teacher.engine.form == "anthropic":
+        raise InputError(
+            f"the prompt '{prompt.id}' has tools, which are not sent in Anthropic's form",
+            way_out="ask in OpenAI's form (teacher.engine.form: openai), or leave those prompts out",
+        )
+    return prompt
 
 
 def read_kept(requests: Requests, sampler: Sampler, price: Price) -> None:
@@ -82,19 +121,20 @@ def read_kept(requests: Requests, sampler: Sampler, price: Price) -> None:
             requests.close([outcome])
 
 
-def collect(recipe: Recipe, requests: Requests, sampler: Sampler, asking: Asking, watch: Watch) -> None:
+def collect(request: GenerationRequest, requests: Requests, sampler: Sampler, asking: Asking, watch: Watch) -> None:
     """Ask until nothing is open. Raises BudgetReached, TeacherError or Stopped; every answer heard is kept."""
-    price = price_of(recipe)
+    request = _as_sent(request)
+    price, how = price_of(request), request.generate
     requests.outcome_unknown()
     read_kept(requests, sampler, price)
     requests.reopen("failed")
     if asking.wanted is None:
-        keeps = recipe.generate.truncated == "keep"
-        requests.settle_answered(asking.most, at_least=recipe.generate.max_tokens if keeps else None)
+        keeps = how.truncated == "keep"
+        requests.settle_answered(asking.most, at_least=how.max_tokens if keeps else None)
     totals = requests.totals()
-    cap = None if recipe.generate.budget is None else int(recipe.generate.budget * DOLLAR)
+    cap = None if how.budget is None else int(how.budget * DOLLAR)
     budget = Budget(cap, spent=totals.get("paid", 0) + totals.get("maybe", 0), price=price)
-    work = Waves(recipe, requests, wanted=asking.wanted or fixed(asking.most), most=asking.most, limit=asking.limit)
+    work = Waves(request, requests, wanted=asking.wanted or fixed(asking.most), most=asking.most, limit=asking.limit)
     total = requests.count_asks(limit=asking.limit)
     before = requests.count_asks(limit=asking.limit, settled=True)
 
@@ -103,16 +143,24 @@ def collect(recipe: Recipe, requests: Requests, sampler: Sampler, asking: Asking
 
     async def run() -> None:
         async with sampler:
-            dispatcher = Dispatcher(sampler, requests, work, limits=_limits(recipe), budget=budget, pulse=pulse)
+            dispatcher = Dispatcher(sampler, requests, work, limits=_limits(request), budget=budget, pulse=pulse)
             with _stopping(dispatcher):
                 await dispatcher.run()
 
     asyncio.run(run())
 
 
-def usable_answers(recipe: Recipe, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
-    """The first `most` answers a prompt, less those that were cut off where the recipe does not keep them."""
-    keeps = recipe.generate.truncated == "keep"
+def _as_sent(request: GenerationRequest) -> GenerationRequest:
+    """A distribution over choices is read off one token, asked for once."""
+    if probabilities_of(request) in (None, "votes"):
+        return request
+    once = {"n": 1, "max_tokens": 1, "truncated": "keep", "longest": None}
+    return request.model_copy(update={"generate": request.generate.model_copy(update=once)})
+
+
+def usable_answers(how: Generate, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
+    """The first `most` answers a prompt, less those that were cut off where they are not kept."""
+    keeps = how.truncated == "keep"
     return (row for row in requests.samples(most=most) if keeps or not row[1].cut_off)
 
 
@@ -120,12 +168,12 @@ def export(recipe: Recipe, requests: Requests, path: Path, *, most: int) -> int:
     """The usable answers as Parquet; returns how many."""
     from potstill.store.answers import write_answers  # with pyarrow, which `check` does without
 
-    rows = usable_answers(recipe, requests, most=most)
+    rows = usable_answers(recipe.generate, requests, most=most)
     return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences_of(recipe.teacher))
 
 
-def _limits(recipe: Recipe) -> Limits:
-    match recipe.teacher.engine:
+def _limits(request: GenerationRequest) -> Limits:
+    match request.teacher.engine:
         case Server() as s:
             return Limits(
                 start=s.start_in_flight,

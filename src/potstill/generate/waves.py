@@ -13,13 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from potstill.dispatch.loop import Job, Taken
+from potstill.engines.choose import prompt_template
 from potstill.engines.sampler import Answer, Ask, Reading
-from potstill.generate.told import told_first
+from potstill.errors import InputError
+from potstill.generate.context import context_of
+from potstill.recipe import GenerationRequest
 from potstill.recipe.generate import Generate
-from potstill.recipe.teacher import Local, Server
-from potstill.recipe.whole import Recipe
+from potstill.recipe.request import probabilities_of
+from potstill.recipe.task import Choice
+from potstill.recipe.teacher import Gguf, Local, Server
 from potstill.records import Message, Prompt, Sample
-from potstill.store.requests import Open, Requests, Settled, Written
+from potstill.store.asks import Open, Settled
+from potstill.store.requests import Requests
+from potstill.store.samples import Written
+from potstill.text.template import Template
 
 Wanted = Callable[[Prompt, Sequence[Sample]], int]
 """How many more answers this prompt should get, given the good ones it has."""
@@ -31,26 +38,70 @@ def fixed(n: int) -> Wanted:
     return lambda _, samples: n - len(samples)
 
 
-def question_key(recipe: Recipe, messages: Sequence[Message]) -> bytes:
-    """What was asked of whom. Not in it: max_tokens (a finished answer fits any), n, where the server stands, money."""
-    writer, how = recipe.teacher, recipe.generate
+def seed_key(request: GenerationRequest, prompt: Prompt) -> bytes:
+    """What was asked of whom, by name. Not in it: max_tokens (a finished answer fits any), n, where the server stands,
+    money; nor the weights of a model in this process, which the ledger's key has and no seed depends on."""
+    writer, how = request.teacher, request.generate
     engine = writer.engine
-    told = [m.as_dict() for m in (*told_first(writer), *messages)]
+    turns = [m.as_dict() for m in (*context_of(writer), *prompt.messages)]
+    choices = _choices_asked(request)
     asked = (
         {"server": "http", "batches": "http"}.get(engine.kind, engine.kind),
         engine.form if isinstance(engine, Server) else "openai",
-        engine.template if isinstance(engine, Local) else None,
+        engine.template if isinstance(engine, Local | Server | Gguf) else None,
         (writer.model, writer.revision),
-        (how.temperature, how.top_p, how.parameters, recipe.seed),
-        told,
+        choices or (how.temperature, how.top_p, how.parameters, request.seed),
+        turns,
+        *([prompt.tools] if prompt.tools else []),
     )
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()[:16]
 
 
+def _choices_asked(request: GenerationRequest) -> tuple[object, ...] | None:
+    """Where the distribution itself is asked for: in which way, of which choices. Nothing of it is drawn."""
+    way, task, engine = probabilities_of(request), request.task, request.teacher.engine
+    if way is None or way == "votes" or not isinstance(task, Choice):
+        return None
+    tokens = engine.tokenizer if isinstance(engine, Server) and way == "prompt_logprobs" else None
+    return (way, task.choices, tokens, request.generate.parameters)
+
+
+class Turns:
+    """What the teacher is sent for a prompt: after its instructions and examples, in messages or as text."""
+
+    def __init__(self, request: GenerationRequest, template: Template | None) -> None:
+        self._before, self._template = context_of(request.teacher), template
+        scored = probabilities_of(request) == "prompt_logprobs"
+        self._continuations = request.task.choices if scored and isinstance(request.task, Choice) else ()
+
+    def ask(self, prompt: Prompt, *, count: int, max_tokens: int, seed: int, identity: str) -> Ask:
+        messages = (*self._before, *prompt.messages)
+        return Ask(
+            messages=tuple(m.as_dict() for m in messages),
+            tools=prompt.tools,
+            count=count,
+            max_tokens=max_tokens,
+            seed=seed,
+            identity=identity,
+            prompt=self._template and rendered(self._template, prompt, messages),
+            continuations=self._continuations,
+        )
+
+
+def rendered(template: Template, prompt: Prompt, messages: Sequence[Message]) -> str:
+    """What the teacher reads. Raises InputError where its template would drop a part of it."""
+    if (prompt.tools or any(m.tool_calls for m in messages)) and (what := template.dropped(messages, prompt.tools)):
+        raise InputError(
+            f"the teacher's template does not write {what}, which the prompt '{prompt.id}' has",
+            way_out="write them in 'teacher.engine.template', or leave those prompts out",
+        )
+    return template.render(messages, tools=prompt.tools, add_generation_prompt=True)
+
+
 @dataclass(slots=True)
 class _Asked:
-    """A prompt in work: its answers by number, the numbers that are on their way, and those that this run has given up
-    (`failed`: some of them for now only)."""
+    """A question in work: its answers by number, the numbers that are on their way, and those that this run has given
+    up (`failed`: some of them for now only)."""
 
     open: Open
     written: dict[int, Written]
@@ -60,15 +111,15 @@ class _Asked:
 
 
 class Waves:
-    """The `Work` of a dispatcher over the open prompts of a ledger. At most `most` answers a prompt are asked for."""
+    """The `Work` of a dispatcher over the open prompts of a ledger. At most `most` answers per prompt are asked for."""
 
     def __init__(
-        self, recipe: Recipe, requests: Requests, *, wanted: Wanted, most: int, limit: int | None = None
+        self, request: GenerationRequest, requests: Requests, *, wanted: Wanted, most: int, limit: int | None = None
     ) -> None:
-        engine = recipe.teacher.engine
-        self._how, self._requests, self._wanted, self._most = recipe.generate, requests, wanted, most
+        engine = request.teacher.engine
+        self._how, self._requests, self._wanted, self._most = request.generate, requests, wanted, most
         self._together = engine.samples_per_request if isinstance(engine, Server) else 1
-        self._first = tuple(m.as_dict() for m in told_first(recipe.teacher))
+        self._turns = Turns(request, prompt_template(request))
         self._source: Iterator[Open] = requests.open_asks(limit=limit)
         self._asked: dict[int, _Asked] = {}
         self._ready: deque[Job] = deque()
@@ -138,7 +189,7 @@ class Waves:
     def _wave(self, asked: _Asked) -> list[Job]:
         """The requests of the next wave, none where the prompt is settled. Two neighbours may share a request."""
         good = [w for w in asked.written.values() if usable(w, self._how) and not self._owed(asked, w.sample)]
-        more = self._wanted(_prompt(asked.open), [_sample(asked.open.prompt_id, w) for w in good])
+        more = max(self._wanted(p, [_sample(p.id, w) for w in good]) for p in asked.open.prompts)
         free = [number for number in range(self._most) if number not in asked.given_up and self._owed(asked, number)]
         numbers = free[: max(0, more)]
         if not numbers:
@@ -171,16 +222,15 @@ class Waves:
     def _settle(self, asked: _Asked, how: Settled) -> None:
         self._requests.settle(asked.open.question, how)
         self._asked.pop(asked.open.question, None)
-        self.settled += 1
+        self.settled += len(asked.open.prompts)
 
     def _job(self, asked: _Asked, sample: int, count: int, max_tokens: int) -> Job:
-        key = asked.open.key
-        ask = Ask(
-            messages=(*self._first, *(m.as_dict() for m in asked.open.messages)),
+        ask = self._turns.ask(
+            asked.open.prompts[0],
             count=count,
             max_tokens=max_tokens,
-            seed=int.from_bytes(hashlib.sha256(key + sample.to_bytes(4)).digest()[:4]) >> 1,
-            identity=f"{key.hex()}-{sample}-{max_tokens}",
+            seed=int.from_bytes(hashlib.sha256(asked.open.seed_key + sample.to_bytes(4)).digest()[:4]) >> 1,
+            identity=f"{asked.open.key.hex()}-{sample}-{max_tokens}",
         )
         return Job(question=asked.open.question, sample=sample, ask=ask)
 
@@ -194,6 +244,8 @@ def written(question: int, sample: int, answer: Answer, *, attempt: int, max_tok
         max_tokens=max_tokens,
         text=answer.text,
         reasoning=answer.reasoning,
+        tool_calls=answer.tool_calls,
+        choice_logprobs=answer.choice_logprobs,
         finish=answer.finish,
         cut_off=answer.cut_off,
         given_up="filtered by the provider" if answer.finish == "filtered" else None,
@@ -214,16 +266,14 @@ def _runs(numbers: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
             start = end
 
 
-def _prompt(asked: Open) -> Prompt:
-    return Prompt(id=asked.prompt_id, split="train", messages=asked.messages)
-
-
 def _sample(prompt_id: str, row: Written) -> Sample:
     return Sample(
         prompt_id=prompt_id,
         text=row.text or "",
         index=row.sample,
         reasoning=row.reasoning,
+        tool_calls=row.tool_calls,
+        choice_logprobs=row.choice_logprobs,
         finish=row.finish,
         cut_off=row.cut_off,
     )

@@ -19,8 +19,9 @@ from potstill.losses.divergences import (
     divergence,
     forward_kl,
 )
-from potstill.losses.linear import Account, CrossEntropy, linear_divergence
+from potstill.losses.linear import Account, linear_divergence
 from potstill.losses.observed import Observed
+from potstill.losses.problem import CrossEntropy
 from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
 
 __all__ = [

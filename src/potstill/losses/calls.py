@@ -5,39 +5,33 @@ Dimension key: N rows, D width, V vocabulary, K stored candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from potstill.losses.divergences import Divergence, ForwardKl, form_of
+from potstill.losses.divergences import ForwardKl, form_of
+from potstill.losses.problem import Loss
 from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
 
 
-def check_call(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    teacher: Signal,
-    divergence: Divergence,
-    temperature: float,
-    columns: Sequence[Tensor | None],
-) -> None:
-    """Raises ValueError. `columns` are the tensors with one number per row."""
+def check_call(hidden_ND: Tensor, weight_VD: Tensor, teacher: Signal, loss: Loss) -> None:
+    """Raises ValueError."""
     count, width = hidden_ND.shape
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, but must be above 0")
+    if not loss.temperature > 0:
+        raise ValueError(f"temperature is {loss.temperature}, but must be above 0")
     if weight_VD.shape[1] != width:
         raise ValueError(f"student_head_VD is {weight_VD.shape[1]} wide, but student_hidden_ND is {width}")
     if weight_VD.dtype not in (hidden_ND.dtype, torch.float32):
         raise ValueError(f"student_hidden_ND is {hidden_ND.dtype}, but its head {weight_VD.dtype}: cast one of them")
-    for column in columns:
+    for column in (loss.weights_N, loss.targets_N):
         if column is not None and column.shape != (count,):
             raise ValueError(f"weights_N or targets_N has shape {tuple(column.shape)} for {count} rows")
-    _check_teacher(teacher, divergence, temperature, count)
+    _check_teacher(teacher, loss, count)
 
 
-def _check_teacher(teacher: Signal, divergence: Divergence, temperature: float, count: int) -> None:
+def _check_teacher(teacher: Signal, loss: Loss, count: int) -> None:
+    divergence, temperature = loss.divergence, loss.temperature
     match teacher:
         case Hidden(hidden, head):
             _check_rows(len(hidden), count)

@@ -28,27 +28,12 @@ def sampled_logp(signal: Hidden, token_N: Tensor) -> Tensor:
         )
 
 
-def advantage(*, student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """ln p - ln q of each sampled token, shape (N,), without gradient: the reward of one step towards the teacher.
-
-    With it, `policy_gradient` is on average the gradient of -KL(q || p) for the next token alone (the token-level
-    objective: Gu et al. 2024, MiniLLM; Lu et al. 2025, "On-policy distillation").
-    """
-    return (teacher_logp_N - student_logp_N).detach()
-
-
-def sequence_advantage(*, student_logp_N: Tensor, teacher_logp_N: Tensor, sequence_N: Tensor, sequences: int) -> Tensor:
-    """The sum of ln p - ln q over a token's whole answer, shape (N,): the sequence-level objective, unbiased for the
-    gradient of KL between distributions over answers. `sequence_N` says whose token it is, 0 <= sequence < sequences.
-    """
-    reward_N = advantage(student_logp_N=student_logp_N, teacher_logp_N=teacher_logp_N)
-    return sequence_sums(reward_N, sequence_N=sequence_N, sequences=sequences)[sequence_N]
-
-
 def reward_to_go(reward_N: Tensor, *, sequence_N: Tensor, discount: float = 1.0) -> Tensor:
     """Each token's own reward and all later ones of its sequence, shape (N,), every step further off times `discount`.
-    At 1 it is the same gradient on average as `sequence_advantage`, with less noise, since a token cannot change what
-    came before it; at 0 the token-level objective. Tokens of a sequence stand together, in order."""
+    At 1 it is the same gradient on average as the whole sum for every token (the sequence-level objective, unbiased for
+    KL between distributions over answers), with less noise, since a token cannot change what came before it; at 0 the
+    token-level objective (Gu et al. 2024, MiniLLM; Lu et al. 2025, "On-policy distillation"). Tokens of a sequence
+    stand together, in order."""
     rewards, owners = reward_N.tolist(), sequence_N.tolist()
     for n in reversed(range(len(rewards) - 1)):
         if owners[n] == owners[n + 1]:
@@ -83,19 +68,3 @@ def policy_gradient(
     if clip is None:
         return loss_N
     return torch.maximum(loss_N, -ratio_N.clamp(1 - clip, 1 + clip) * advantage_N)
-
-
-def k1(*, student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """ln q - ln p: unbiased for KL(q || p), may be negative (Schulman 2020, "Approximating KL divergence")."""
-    return student_logp_N - teacher_logp_N
-
-
-def k2(*, student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """(ln q - ln p)² / 2: biased, never negative; its plain gradient is on average the exact one of KL(q || p)."""
-    return (student_logp_N - teacher_logp_N).square() / 2
-
-
-def k3(*, student_logp_N: Tensor, teacher_logp_N: Tensor) -> Tensor:
-    """p/q - 1 - ln p/q: unbiased and never negative, at less variance than `k1` where p is near q."""
-    gap_N = teacher_logp_N - student_logp_N
-    return gap_N.expm1() - gap_N

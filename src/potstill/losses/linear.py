@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,20 +17,13 @@ from torch.distributed.tensor import DTensor, Partial
 from potstill.losses.calls import check_call, cut_teacher, name_nan, shared_vocabulary
 from potstill.losses.divergences import Divergence, Name, resolve
 from potstill.losses.observed import Observed
-from potstill.losses.problem import Gradients, Head, Problem, Scores
+from potstill.losses.problem import CrossEntropy, Gradients, Head, Loss, Problem, Scores
 from potstill.losses.recompute import recompute
 from potstill.losses.stored import stored
 from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
 
 Engine = Literal["auto", "stored", "recompute"]
-
-
-@dataclass(frozen=True, slots=True)
-class CrossEntropy:
-    """`weight` times -ln q(target), at temperature 1, from the same logits as the divergence."""
-
-    targets_N: Tensor
-    weight: float = 1.0
+_Weight = TypeVar("_Weight", Tensor, Tensor | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +75,41 @@ def linear_divergence(  # noqa: PLR0913
 
     Raises ValueError where shapes, temperatures or the divergence do not fit the signal, and where a row is NaN.
     """
-    value = resolve(divergence)
-    targets_N = None if cross_entropy is None else cross_entropy.targets_N
-    weight_VD, bias_V = _gathered(student_head_VD), None if student_bias_V is None else _gathered(student_bias_V)
-    check_call(student_hidden_ND, weight_VD, teacher, value, temperature, (weights_N, targets_N))
+    weights_N = None if weights_N is None else weights_N.detach().float()
+    loss = Loss(resolve(divergence), temperature, t_squared, cross_entropy, weights_N)
+    student = _Student(student_hidden_ND, _gathered(student_head_VD), _gathered(student_bias_V), logit_scale, softcap)
+    check_call(student_hidden_ND, student.weight_VD, teacher, loss)
     if support_K is not None:
-        weight_VD, bias_V, teacher = _restricted(weight_VD, bias_V, teacher, support_K)
-    real = shared_vocabulary(weight_VD, teacher, vocabulary)
-    sizes = _chunk(student_hidden_ND, real, teacher, engine, memory_bytes)
-    if observe is not None and sizes[1] < real:
-        raise ValueError("the recompute engine observes nothing: raise memory_bytes, or leave out observe")
-    weight = weight_VD.detach().to(student_hidden_ND.dtype)
-    head = Head(weight, None if bias_V is None else bias_V.detach(), logit_scale, softcap, temperature)
-    problem = Problem(
-        head=head.columns(0, real),
-        teacher=cut_teacher(teacher, real),
-        divergence=value,
-        divergence_scale=temperature**2 if t_squared else 1.0,
-        targets_N=targets_N,
-        cross_entropy_weight=0.0 if cross_entropy is None else cross_entropy.weight,
-        weights_N=None if weights_N is None else weights_N.detach().float(),
-        chunk=sizes,
-        observe=observe is not None,
-    )
-    asked = (student_hidden_ND, weight_VD, bias_V)
-    if not torch.is_grad_enabled():  # parameters would ask for a gradient that nobody will read
-        asked = tuple(None if one is None else one.detach() for one in asked)
-    return cast(Tensor, _LinearDivergence.apply(*asked, problem, observe))
+        student, teacher = student.restricted(support_K), _restricted(teacher, support_K)
+    real = shared_vocabulary(student.weight_VD, teacher, vocabulary)
+    head, chunk = student.head(temperature), _chunk(student_hidden_ND, real, teacher, engine, memory_bytes)
+    problem = Problem(head.columns(0, real), cut_teacher(teacher, real), loss, chunk, observe is not None)
+    return student.divergence(problem, observe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Student:
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    logit_scale: float
+    softcap: float | None
+
+    def restricted(self, support_K: Tensor) -> _Student:
+        bias_V = None if self.bias_V is None else self.bias_V[support_K]
+        return replace(self, weight_VD=self.weight_VD[support_K], bias_V=bias_V)
+
+    def head(self, temperature: float) -> Head:
+        """In the hidden states' dtype, without gradient."""
+        weight_VD = self.weight_VD.detach().to(self.hidden_ND.dtype)
+        bias_V = None if self.bias_V is None else self.bias_V.detach()
+        return Head(weight_VD, bias_V, self.logit_scale, self.softcap, temperature)
+
+    def divergence(self, problem: Problem, observe: Callable[[Account], None] | None) -> Tensor:
+        asked = (self.hidden_ND, self.weight_VD, self.bias_V)
+        if not torch.is_grad_enabled():  # parameters would ask for a gradient that nobody will read
+            asked = tuple(None if one is None else one.detach() for one in asked)
+        return cast(Tensor, _LinearDivergence.apply(*asked, problem, observe))
 
 
 class _LinearDivergence(torch.autograd.Function):
@@ -124,14 +125,15 @@ class _LinearDivergence(torch.autograd.Function):
         observe: Callable[[Account], None] | None,
     ) -> Tensor:
         gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V, problem.vocabulary)
-        scores = _run(problem, hidden_ND, gradients, problem.weights_N)
-        nats_N = scores.divergence_N * problem.divergence_scale + scores.cross_entropy_N * problem.cross_entropy_weight
+        loss = problem.loss
+        scores = _run(problem, hidden_ND, gradients, loss.weights_N)
+        nats_N = scores.divergence_N * loss.scale + scores.cross_entropy_N * loss.cross_entropy_weight
         name_nan(nats_N, hidden_ND, problem.teacher)
         if observe is not None and scores.observed is not None:
             observe(Account(scores.divergence_N, scores.cross_entropy_N, scores.observed))
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V)
         ctx.problem, ctx.gradients = problem, gradients
-        return nats_N if problem.weights_N is None else nats_N * problem.weights_N
+        return nats_N if loss.weights_N is None else nats_N * loss.weights_N
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -144,7 +146,8 @@ class _LinearDivergence(torch.autograd.Function):
         else:
             del gradients
             problem: Problem = ctx.problem
-            factor_N = grad_N.float() if problem.weights_N is None else grad_N.float() * problem.weights_N
+            weights_N = problem.loss.weights_N
+            factor_N = grad_N.float() if weights_N is None else grad_N.float() * weights_N
             gradients = _no_gradients(ctx, hidden_ND, weight_VD, bias_V, problem.vocabulary)
             _run(replace(problem, observe=False), hidden_ND, gradients, factor_N)
         weight_grad = None if gradients.weight_VD is None else gradients.weight_VD.to(weight_VD.dtype)
@@ -191,22 +194,19 @@ def _chunk(
     return max(1, min(1024, budget // columns)), columns
 
 
-def _gathered(head: Tensor) -> Tensor:
+def _gathered(head: _Weight) -> _Weight:
     """An FSDP2 parameter whole, once a call. Its gradient goes back sharded and averaged over ranks, as FSDP2's own."""
     if not isinstance(head, DTensor):
         return head
-    return head.full_tensor(grad_placements=[Partial("avg")] * head.device_mesh.ndim)
+    return cast(_Weight, head.full_tensor(grad_placements=[Partial("avg")] * head.device_mesh.ndim))
 
 
-def _restricted(
-    weight_VD: Tensor, bias_V: Tensor | None, teacher: Signal, support_K: Tensor
-) -> tuple[Tensor, Tensor | None, Signal]:
-    """Both heads on the allowed outcomes alone. Sparse signals are taken to count within them already."""
+def _restricted(teacher: Signal, support_K: Tensor) -> Signal:
+    """On the allowed outcomes alone. Sparse signals are taken to count within them already."""
     match teacher:
         case Hidden(head_VD=head, bias_V=bias):
-            teacher = replace(teacher, head_VD=head[support_K], bias_V=None if bias is None else bias[support_K])
+            return replace(teacher, head_VD=head[support_K], bias_V=None if bias is None else bias[support_K])
         case Logits(logits_NV):
-            teacher = Logits(logits_NV[:, support_K])
+            return Logits(logits_NV[:, support_K])
         case TopK() | Sampled():
-            pass
-    return weight_VD[support_K], None if bias_V is None else bias_V[support_K], teacher
+            return teacher

@@ -92,24 +92,51 @@ def _fine(few: Tensor) -> Tensor:
     return few.float() if few.device.type == "mps" else few.double()  # Apple's GPUs know no float64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """`weight` times -ln q(target), at temperature 1, from the same logits as the divergence."""
+
+    targets_N: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What is asked for, per row: weight * (scale * divergence + cross-entropy); `scale` is T² or 1."""
+
+    divergence: Divergence
+    temperature: float
+    t_squared: bool
+    cross_entropy: CrossEntropy | None
+    weights_N: Tensor | None
+
+    @property
+    def scale(self) -> float:
+        return self.temperature**2 if self.t_squared else 1.0
+
+    @property
+    def targets_N(self) -> Tensor | None:
+        return None if self.cross_entropy is None else self.cross_entropy.targets_N
+
+    @property
+    def cross_entropy_weight(self) -> float:
+        return 0.0 if self.cross_entropy is None else self.cross_entropy.weight
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything a pass needs but the hidden states. `divergence_scale` is T² or 1; `chunk` is what is in memory at
-    once, rows by columns of the vocabulary."""
+    """Everything a pass needs but the hidden states. `chunk` is what is in memory at once, rows by columns of the
+    vocabulary."""
 
     head: Head
     teacher: Signal
-    divergence: Divergence
-    divergence_scale: float
-    targets_N: Tensor | None
-    cross_entropy_weight: float
-    weights_N: Tensor | None
+    loss: Loss
     chunk: tuple[int, int]
     observe: bool
 
-    @property
-    def temperature(self) -> float:
-        return self.head.temperature
+    def __post_init__(self) -> None:
+        if self.observe and self.chunk[1] < self.vocabulary:
+            raise ValueError("the recompute engine observes nothing: raise memory_bytes, or leave out observe")
 
     @property
     def vocabulary(self) -> int:
@@ -123,10 +150,10 @@ class Problem:
         """The dense teacher's scaled logits, written into `out_CV`."""
         match self.teacher:
             case Hidden(hidden_ND, head_VD, bias_V, scale, softcap):
-                head = Head(head_VD, bias_V, scale, softcap, self.temperature)
+                head = Head(head_VD, bias_V, scale, softcap, self.loss.temperature)
                 return head.columns(columns.start, columns.stop).logits(hidden_ND[rows], out_CV=out_CV)
             case Logits(logits_NV):
-                return out_CV.copy_(logits_NV[rows, columns]).div_(self.temperature)
+                return out_CV.copy_(logits_NV[rows, columns]).div_(self.loss.temperature)
             case TopK() | Sampled():
                 raise AssertionError("a sparse teacher has no logits")
 

@@ -96,10 +96,10 @@ class _Hard:
     """Cross-entropy with one right token per row, at temperature 1, beside a divergence at another."""
 
     def __init__(self, chunk: _Chunk) -> None:
-        targets_N = chunk.problem.targets_N
+        targets_N = chunk.problem.loss.targets_N
         self._targets_C = None if targets_N is None else targets_N[chunk.rows]
-        self._temperature = chunk.problem.temperature
-        self._pull = chunk.problem.cross_entropy_weight * self._temperature
+        self._temperature = chunk.problem.loss.temperature
+        self._pull = chunk.problem.loss.cross_entropy_weight * self._temperature
         self._lse = _RunningLse(chunk)
         self._z_C = chunk.column()
 
@@ -140,14 +140,14 @@ def _dense(chunk: _Chunk, gradients: Gradients, factor_C: Tensor | None) -> Scor
     for columns in chunk.columns():
         z_CW, teacher_CW = chunk.student(columns), chunk.teacher(columns)
         for rows in blocks(z_CW):
-            value_B, _, mean_B = terms_of(chunk.problem.divergence, tile(rows, z_CW, teacher_CW))
+            value_B, _, mean_B = terms_of(chunk.problem.loss.divergence, tile(rows, z_CW, teacher_CW))
             value_C[rows] += value_B
             mean_C[rows] += mean_B
     for columns in chunk.columns():
         z_CW, teacher_CW = chunk.student(columns), chunk.teacher(columns)
         for rows in blocks(z_CW):
             here = tile(rows, z_CW, teacher_CW)
-            _, slope_BW, _ = terms_of(chunk.problem.divergence, here)
+            _, slope_BW, _ = terms_of(chunk.problem.loss.divergence, here)
             slope_BW.addcmul_(here.q_BV, mean_C[rows].unsqueeze(-1), value=-1)
             slope_BW = _settled(chunk, z_CW[rows], slope_BW, hard, (rows, columns))
             _replace(z_CW[rows], slope_BW, factor_C, rows)
@@ -200,15 +200,15 @@ def _against_candidates(chunk: _Chunk, teacher: Candidates, z_CK: Tensor, runnin
     running.add(slice(0, chunk.count), z_CK)
     lse_C = running.value_C(teacher.p_BK.dtype)
     tail_q_C1 = (tail_C - lse_C).exp().unsqueeze(-1)
-    found = against_buckets(z_CK - lse_C.unsqueeze(-1), tail_q_C1, teacher, chunk.problem.divergence)
+    found = against_buckets(z_CK - lse_C.unsqueeze(-1), tail_q_C1, teacher, chunk.problem.loss.divergence)
     return _Sides(found.value_B.to(z_CK.dtype), found.slope_BK.to(z_CK.dtype), found.tail_factor_B.to(z_CK.dtype))
 
 
 def _settled(chunk: _Chunk, z_BW: Tensor, slope_BW: Tensor, hard: _Hard, here: tuple[slice, slice]) -> Tensor:
     """The divergence's slope becomes the whole loss's, in place. `here` is rows and columns."""
     cap_slope_BW = chunk.problem.head.softcap_slope(z_BW)
-    if chunk.problem.divergence_scale != 1:
-        slope_BW.mul_(chunk.problem.divergence_scale)
+    if chunk.problem.loss.scale != 1:
+        slope_BW.mul_(chunk.problem.loss.scale)
     hard.push(*here, z_BW, slope_BW)
     return slope_BW if cap_slope_BW is None else slope_BW.mul_(cap_slope_BW)
 

@@ -48,16 +48,16 @@ def _score(problem: Problem, rows: slice, z_BV: Tensor, teacher_BV: Tensor | Non
         teacher = softmax(teacher_BV)
         if problem.observe:
             observed = observe_dense(z_BV, student, teacher_BV, teacher, None if hard is None else hard.target_B1)
-        value_B = dense(z_BV, student, teacher_BV, teacher, problem.divergence)
+        value_B = dense(z_BV, student, teacher_BV, teacher, problem.loss.divergence)
     else:
         candidates = problem.candidates(rows)
         if problem.observe:
             observed = observe_sparse(z_BV, student, candidates)
-        value_B = sparse(z_BV, student, candidates, problem.divergence)
-    if problem.divergence_scale != 1:
-        z_BV.mul_(problem.divergence_scale)
+        value_B = sparse(z_BV, student, candidates, problem.loss.divergence)
+    if problem.loss.scale != 1:
+        z_BV.mul_(problem.loss.scale)
     if hard is not None:
-        pull = problem.cross_entropy_weight * problem.temperature
+        pull = problem.loss.cross_entropy_weight * problem.loss.temperature
         z_BV.add_(hard.p_BV, alpha=pull)
         z_BV.scatter_add_(-1, hard.target_B1, torch.full_like(hard.value_B, -pull).unsqueeze(-1))
     if cap_slope_BV is not None:
@@ -75,12 +75,12 @@ class _HardTargets:
 
 
 def _hard_targets(problem: Problem, rows: slice, z_BV: Tensor, student: Softmax) -> _HardTargets | None:
-    if problem.targets_N is None:
+    if problem.loss.targets_N is None:
         return None
-    target_B1 = problem.targets_N[rows].unsqueeze(-1)
-    if problem.temperature == 1:
+    target_B1 = problem.loss.targets_N[rows].unsqueeze(-1)
+    if problem.loss.temperature == 1:
         found, z_B = student, z_BV.gather(-1, target_B1).squeeze(-1)
     else:
-        plain_BV = z_BV * problem.temperature
+        plain_BV = z_BV * problem.loss.temperature
         found, z_B = softmax(plain_BV), plain_BV.gather(-1, target_B1).squeeze(-1)
     return _HardTargets(target_B1, found.p_BV, found.lse_B - z_B)

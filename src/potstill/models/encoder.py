@@ -1,11 +1,12 @@
 """Encoder classifiers: `AutoModelForSequenceClassification` with the recipe's choices as its labels.
 
-From a hub id or folder with that model's tokenizer, or of a given shape with random weights and the teacher's
+From a hub id or folder with that model's tokenizer, or of a given shape with random weights and a language model's
 tokenizer.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from potstill.errors import InputError
 from potstill.models.load import device, folder_of
 from potstill.models.locate import locate
 from potstill.models.save import whole_folder
-from potstill.recipe.choices import Encoder, EncoderShape
+from potstill.recipe.student import Encoder, EncoderShape
 from potstill.records import Message
 
 
@@ -60,27 +61,36 @@ def asked_text(messages: Sequence[Message]) -> str:
     return "\n".join(message.content for message in messages)
 
 
-def untaught_encoder(encoder: Encoder, choices: Sequence[str], *, teacher_folder: Path) -> TextClassifier:
-    """The classifier before its first step, fp32. What is random of it is drawn from torch's generator."""
+def initial_encoder(encoder: Encoder, choices: Sequence[str], *, seed: int) -> TextClassifier:
+    """The classifier before its first step, fp32. What is random of it is drawn by `seed` and leaves no trace."""
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(choices)),
         "label2id": {choice: i for i, choice in enumerate(choices)},
     }
-    if encoder.start is not None:
-        folder = folder_of(locate(encoder.start), revision=encoder.revision)
-        return _opened(folder, encoder.start, num_labels=len(choices), **labels)
-    assert encoder.shape is not None
-    tokenizer = encoder_tokenizer(encoder, teacher_folder=teacher_folder)
-    model = AutoModelForSequenceClassification.from_config(_config(encoder.shape, tokenizer, labels))
-    return TextClassifier(model.to(device()).eval(), tokenizer)
+    tokenizer = encoder_tokenizer(encoder)
+    place = device()
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"encoder/{seed}".encode()).digest()[:4]))
+        if encoder.shape is not None:
+            config = _config(encoder.shape, tokenizer, labels)
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            assert encoder.start is not None
+            folder = folder_of(locate(encoder.start), revision=encoder.revision)
+            model = _opened(folder, encoder.start, num_labels=len(choices), **labels).model
+            if encoder.weights == "random":
+                model = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32)
+    return TextClassifier(model.to(place).eval(), tokenizer)  # pyright: ignore[reportArgumentType]
 
 
-def encoder_tokenizer(encoder: Encoder, *, teacher_folder: Path) -> PreTrainedTokenizerBase:
-    """The start's own, or the teacher's made fit for an encoder: it pads, and knows neither chats nor token types."""
+def encoder_tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:
+    """The start's own; for a shape that of a language model made fit for an encoder: it pads, and knows neither chats
+    nor token types."""
     if encoder.start is not None:
         folder = folder_of(locate(encoder.start), revision=encoder.revision)
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, local_files_only=True)
+    assert encoder.tokenizer is not None
+    tokenizer = AutoTokenizer.from_pretrained(folder_of(locate(encoder.tokenizer)), local_files_only=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = None

@@ -6,7 +6,6 @@ hash of its bytes, so a second start takes a second.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from contextlib import redirect_stderr
@@ -23,10 +22,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from potstill.errors import InputError, MissingEnvironment
+from potstill.errors import InputError
 from potstill.models.gguf import read_header
-from potstill.models.locate import Located, cache_folder, read_json
-from potstill.text.template import Template
+from potstill.models.identity import file_hash, fingerprint, named, weights
+from potstill.models.locate import Located, cache_folder, locate
+from potstill.models.precision import resolved
+from potstill.models.templates import from_hub, template_of
 from potstill.text.tokens import Codec, load_tokenizer
 
 transformers_logging.set_verbosity_error()
@@ -43,12 +44,8 @@ class Loaded:
 
 
 def compute_dtype() -> torch.dtype:
-    """bf16 where the hardware multiplies it natively, else fp32 (emulated bf16 is several times slower)."""
-    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    native = "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
-    return torch.bfloat16 if native else torch.float32
+    """What the stage that runs computes in."""
+    return torch.bfloat16 if resolved() == "bf16" else torch.float32
 
 
 def device() -> torch.device:
@@ -84,63 +81,23 @@ def folder_of(located: Located, *, revision: str | None = None) -> Path:
             assert located.path is not None
             return located.path
         case "hub":
-            return _from_hub(located.name, revision, ["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
+            return from_hub(located.name, revision, ["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
         case "gguf":
             assert located.path is not None
             return _converted(located.path)
 
 
-def tokenizer_folder(name: str, *, revision: str | None = None) -> Path:
-    """A folder with a tokenizer and its template: the one named, or what the hub has of them without the weights."""
-    if (folder := Path(name).expanduser()).is_dir():
-        return folder
-    return _from_hub(name, revision, ["*.json", "*.jinja", "tokenizer*"])
-
-
-def template_of(folder: Path, replacement: str | None, *, name: str) -> Template:
-    """The recipe's template, or the one the model carries."""
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    tokens = {key: str(config[key]) for key in ("bos_token", "eos_token") if isinstance(config.get(key), str)}
-    if replacement is not None:
-        return Template(replacement, name=name, tokens=tokens)
-    carried = folder / "chat_template.jinja"
-    source = carried.read_text(encoding="utf-8") if carried.is_file() else config.get("chat_template")
-    if not isinstance(source, str):
-        raise InputError(
-            f"the model in '{folder}' carries no chat template",
-            way_out=f"give one as '{name}.template'",
-        )
-    return Template(source, name=name, tokens=tokens)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the weights and the tokenizer: the same before and after everything we do."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _from_hub(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError:
-        raise InputError(f"'{name}' is neither a path nor a hub id", way_out="give one") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MissingEnvironment(
-            f"the hub model '{name}' cannot be had: {str(error).splitlines()[0]}",
-            way_out="check the name and the network, or give a local folder",
-        ) from error
+def fetched_weights(name: str, revision: str | None) -> str:
+    """The hash of a model's weights; what the hub has of it is downloaded first."""
+    if (found := weights(name, revision)) is None:
+        folder_of(locate(name), revision=revision)
+        found = weights(name, revision)
+    return found or named(name, revision)
 
 
 def _converted(path: Path) -> Path:
     read_header(path)
-    with path.open("rb") as file:
-        target = cache_folder() / "gguf" / hashlib.file_digest(file, "sha256").hexdigest()
+    target = cache_folder() / "gguf" / file_hash(path)
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -129,12 +129,18 @@ def _facts_of(shape: Shape) -> Facts:
 
 def _cached_shape(name: str) -> Shape | None:
     """From the configuration that the hub's client downloaded before, if it did."""
+    folder = hub_snapshot(name, None)
+    config = None if folder is None else folder / "config.json"
+    return shape_of_config(read_json(config)) if config is not None and config.is_file() else None
+
+
+def hub_snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder to which the hub's client downloaded that revision (a branch, a tag or a commit) before, if it did."""
     folder = _hub_cache() / f"models--{name.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    if not main.is_file():
-        return None
-    config = folder / "snapshots" / main.read_text(encoding="utf-8").strip() / "config.json"
-    return shape_of_config(read_json(config)) if config.is_file() else None
+    ref = folder / "refs" / (revision or "main")
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    snapshot = None if commit is None else folder / "snapshots" / commit
+    return snapshot if snapshot is not None and snapshot.is_dir() else None
 
 
 def _hub_cache() -> Path:
@@ -244,7 +250,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"'{path}' is not valid JSON: {error}", way_out="mend or replace it") from None
+        raise InputError(f"'{path}' is not valid JSON: {error}", way_out="fix or replace it") from None
 
 
 def cache_folder() -> Path:

@@ -1,5 +1,1 @@
-"""Prompts: rows of any usual file become deduplicated, split `Prompt` records."""
-
-from potstill.prompts.load import PromptSet, load_prompts
-
-__all__ = ["PromptSet", "load_prompts"]
+"""Prompts: rows of any usual file, or procedural tasks, become `Prompt` records, split where the recipe says so."""

@@ -77,7 +77,7 @@ def _jsonl(path: Path, _: Sequence[str] | None) -> Iterator[Row]:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise InputError(f"{where}: not a JSON object", way_out="give one JSON object a line")
+                raise InputError(f"{where}: not a JSON object", way_out="give one JSON object per line")
             yield where, row
 
 
@@ -101,11 +101,11 @@ def _separated(path: Path, header: Sequence[str] | None, *, delimiter: str, quot
                 if len(cells) != len(names):
                     raise InputError(
                         f"{where}: {len(cells)} cells where {len(names)} were expected ({', '.join(names)})",
-                        way_out="mend the line, or name the columns in 'prompts.header'",
+                        way_out="fix the line, or name the columns in 'prompts.header'",
                     )
                 yield where, dict(zip(names, cells, strict=True))
         except csv.Error as error:
-            raise InputError(f"{path}, line {lines.line_num}: {error}", way_out="mend the quoting") from None
+            raise InputError(f"{path}, line {lines.line_num}: {error}", way_out="fix the quoting") from None
 
 
 def _columnar(path: Path, _: Sequence[str] | None) -> Iterator[Row]:

@@ -1,31 +1,63 @@
-"""Prompts for a teacher that writes, one after the other and never all in memory."""
+"""Prompts, one after the other and never all in memory, but for a source with a `split`, which is read whole.
+
+The draw of a split sorts by a hash of (seed, text) and fills test, then validation, then train: growing the training
+split never moves a prompt into or out of the test split, and the order of the file does not matter.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 from potstill.errors import InputError, MissingEnvironment
-from potstill.prompts.columns import column, messages_of
+from potstill.prompts.columns import column, messages_of, tools_of
 from potstill.prompts.rows import read_rows
-from potstill.recipe.prompts import Expand, PromptFile, ReasoningGym, Source
-from potstill.records import Message, Prompt
+from potstill.recipe.prompts import Expand, PromptFile, ReasoningGym, Source, SplitSizes
+from potstill.recipe.task import Choice, Task, Text
+from potstill.records import Message, Prompt, Split, Tools
+
+_TEXT = Text()
+Refuse = Callable[[Sequence[Message]], str | None]
+"""A reason to leave these messages out, or None."""
 
 
-def stream_prompts(ask: Source, left_out: Counter[str]) -> Iterator[Prompt]:
-    """In the order of the source; empty ones are counted in `left_out`. Raises a PotstillError."""
+def nothing_refused(_: Sequence[Message]) -> None:
+    """Every prompt is asked."""
+
+
+def stream_prompts(
+    ask: Source,
+    left_out: Counter[str],
+    *,
+    task: Task = _TEXT,
+    seed: int = 0,
+    splits: Collection[Split] | None = None,
+    refuse: Refuse = nothing_refused,
+) -> Iterator[Prompt]:
+    """The prompts of the wanted `splits` (None: all), in the order of the source, or of the draw where it has a split.
+    A source without one is all of the split that is wanted, by default train. What is left out is counted by reason in
+    `left_out`. Raises a PotstillError."""
     match ask:
-        case PromptFile():
-            yield from _from_file(ask, left_out)
-        case ReasoningGym():
-            yield from _from_gym(ask)
-        case Expand():
-            yield from _from_file(ask.seeds, left_out)  # what the teacher adds to them is not written yet
+        case PromptFile(split=SplitSizes() as sizes):
+            found = _distinct(_of_file(ask, task, left_out), left_out, refuse)
+            _check_enough(ask.source, sizes, len(found), left_out)
+            drawn = _drawn(found, sizes, seed, ids=ask.columns.id is not None)
+            left_out["not needed for the splits"] += len(found) - len(drawn)
+            yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
+        case PromptFile() | ReasoningGym() | Expand():
+            split = next(iter(splits)) if splits else "train"
+            for prompt in _of(ask, task, left_out):
+                if reason := refuse(prompt.messages):
+                    left_out[reason] += 1
+                else:
+                    yield replace(prompt, split=split)
         case _:
             assert_never(ask)
 
@@ -36,7 +68,12 @@ def source_mark(ask: Source) -> str:
         return version("reasoning-gym")
     if isinstance(ask, Expand):
         return source_mark(ask.seeds)
-    path = Path(ask.source).expanduser()
+    return files_mark(ask.source)
+
+
+def files_mark(source: str) -> str:
+    """The same of a file or a folder."""
+    path = Path(source).expanduser()
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
     return repr([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
 
@@ -50,24 +87,71 @@ def described(ask: Source) -> str:
             return f"reasoning-gym's {task}"
 
 
-def _from_file(ask: PromptFile, left_out: Counter[str]) -> Iterator[Prompt]:
-    for where, row in read_rows(ask.source, ask.header):
-        messages = messages_of(ask.columns, where, row)
-        if not messages or not messages[-1].content.strip():
-            left_out["empty prompt"] += 1
-            continue
-        prompt_id = str(column(row, ask.columns.id, "id", where)) if ask.columns.id else _id(messages)
-        known = ask.columns.reference
-        reference = None if known is None else as_reference(column(row, known, "reference", where))
-        yield Prompt(id=prompt_id, split="train", messages=messages, reference=reference)
-
-
 def as_reference(value: object) -> str | None:
     """A text as it is, any other value as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _from_gym(ask: ReasoningGym) -> Iterator[Prompt]:
+# rows to prompts
+
+
+def _of(ask: PromptFile | ReasoningGym | Expand, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:
+    if isinstance(ask, ReasoningGym):
+        return _of_gym(ask, task)
+    return _of_file(ask.seeds if isinstance(ask, Expand) else ask, task, left_out)  # more is written after the seeds
+
+
+def _of_file(ask: PromptFile, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:
+    for where, row in read_rows(ask.source, ask.header):
+        found = _of_row(ask, task, where, row)
+        if isinstance(found, Prompt):
+            yield found
+        else:
+            left_out[found] += 1
+
+
+def _of_row(ask: PromptFile, task: Task, where: str, row: dict[str, Any]) -> Prompt | str:
+    """The row as a prompt, or the reason why it is left out. Raises InputError."""
+    columns, messages = ask.columns, messages_of(ask.columns, where, row)
+    if not messages or not messages[-1].content.strip():
+        return "empty prompt"
+    tools, grade, reference = tools_of(columns, where, row), _grade(ask, where, row), None
+    if ask.reference_by_grade:
+        ranges = ask.reference_by_grade.items()
+        reference = next((r for r, (low, high) in ranges if grade is not None and low <= grade <= high), None)
+        if reference is None:
+            return "grade outside every range"
+    elif columns.reference is not None:
+        reference = _reference(task, where, column(row, columns.reference, "reference", where))
+    prompt_id = _id(messages, tools, reference) if columns.id is None else str(column(row, columns.id, "id", where))
+    return Prompt(id=prompt_id, split="train", messages=messages, tools=tools, reference=reference, grade=grade)
+
+
+def _grade(ask: PromptFile, where: str, row: dict[str, Any]) -> float | None:
+    if ask.columns.grade is None:
+        return None
+    value = column(row, ask.columns.grade, "grade", where)
+    try:
+        grade = float(value)
+    except (TypeError, ValueError):
+        grade = math.nan
+    if not math.isfinite(grade):
+        raise InputError(f"{where}: the grade {value!r} is not a number", way_out="fix the row")
+    return grade
+
+
+def _reference(task: Task, where: str, value: object) -> str | None:
+    if value is None or isinstance(task, Text):
+        return as_reference(value)
+    if str(value) not in task.choices:
+        raise InputError(
+            f"{where}: the reference '{value}' is not one of task.choices {list(task.choices)}",
+            way_out="fix the row or the recipe",
+        )
+    return str(value)
+
+
+def _of_gym(ask: ReasoningGym, task: Task) -> Iterator[Prompt]:
     try:
         import reasoning_gym  # the extra `reasoning`
     except ImportError:
@@ -82,11 +166,68 @@ def _from_gym(ask: ReasoningGym) -> Iterator[Prompt]:
             f"prompts: reasoning-gym refuses the task '{ask.task}' with {ask.config}: {error}",
             way_out="see its gallery of tasks and their settings",
         ) from None
-    for number, task in enumerate(tasks):
-        messages = (Message(role="user", content=str(task["question"])),)
-        reference = as_reference(dict(task))
+    for number, made in enumerate(tasks):
+        messages = (Message(role="user", content=str(made["question"])),)
+        answer = made["answer"] if isinstance(task, Choice) else dict(made)
+        reference = _reference(task, f"reasoning-gym's {ask.task}, task {number}", answer)
         yield Prompt(id=f"{ask.task}-{number}", split="train", messages=messages, reference=reference)
 
 
-def _id(messages: tuple[Message, ...]) -> str:
-    return hashlib.sha256(repr([m.as_dict() for m in messages]).encode(errors="surrogatepass")).hexdigest()[:16]
+def _id(messages: tuple[Message, ...], tools: Tools, reference: str | None) -> str:
+    """A hash of all that makes it a prompt of its own: a text may be asked with several references."""
+    made_of = repr([*(m.as_dict() for m in messages), *tools, *([] if reference is None else [reference])])
+    return _hash(made_of)[:16]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+# splits
+
+
+def _distinct(prompts: Iterator[Prompt], left_out: Counter[str], refuse: Refuse) -> dict[str, Prompt]:
+    """The first prompt of every text, by that text without case and with single blanks."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        normal = "\n".join(" ".join(m.content.casefold().split()) for m in prompt.messages)
+        if normal in found:
+            left_out["duplicate text"] += 1
+        elif reason := refuse(prompt.messages):
+            left_out[reason] += 1
+        else:
+            found[normal] = prompt
+    return found
+
+
+def _check_enough(source: str, wanted: SplitSizes, found: int, left_out: Counter[str]) -> None:
+    if found >= wanted.total:
+        return
+    why = f" ({', '.join(f'{n} left out: {reason}' for reason, n in left_out.items())})" if left_out else ""
+    raise InputError(
+        f"prompts.split asks for {wanted.total} prompts (train {wanted.train}, validation {wanted.validation}, "
+        f"test {wanted.test}), but '{source}' holds {found}{why}",
+        way_out="lower the split or give more prompts",
+    )
+
+
+def _drawn(found: dict[str, Prompt], sizes: SplitSizes, seed: int, *, ids: bool) -> list[Prompt]:
+    """Test, then validation, then train. `ids`: the prompts bring their own; else they are named by their text."""
+    splits: tuple[tuple[Split, int], ...] = (
+        ("test", sizes.test),
+        ("validation", sizes.validation),
+        ("train", sizes.train),
+    )
+    names = [name for name, size in splits for _ in range(size)]
+    order = sorted(found, key=lambda normal: _hash(f"{seed}\n{normal}"))
+    drawn = [
+        replace(found[normal], split=name, **({} if ids else {"id": _hash(normal)[:16]}))
+        for normal, name in zip(order, names, strict=False)
+    ]
+    twice = [i for i, count in Counter(p.id for p in drawn).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"prompts.columns.id: the id '{twice[0]}' stands on two different prompts",
+            way_out="make ids unique, or leave 'id' out",
+        )
+    return drawn

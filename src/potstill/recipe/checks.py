@@ -156,6 +156,20 @@ class Function(Values):
     seconds: Positive = 10.0
 
 
+class Confidence(Values):
+    """The teacher's calibrated probability of its answer (choices)."""
+
+    kind: Literal["confidence"]
+    at_least: Probability
+
+
+class AllowedMass(Values):
+    """What the teacher gives to all allowed answers together, before calibration (choices)."""
+
+    kind: Literal["allowed_mass"]
+    at_least: Probability
+
+
 class Judge(Values):
     """A language model's opinion of answers that passed everything that costs nothing. Its replies are a run of their
     own in `judge/NAME/`: in a ledger, paid once. Undecided where its last line is not as asked.
@@ -204,7 +218,7 @@ class RewardModel(Values):
     batch_size: Count = 16
 
 
-Check = Annotated[
+Alone = (
     Exact
     | OneOf
     | Regex
@@ -218,12 +232,13 @@ Check = Annotated[
     | Language
     | Repetition
     | Reasoning
-    | Majority
     | Function
-    | Judge
-    | RewardModel,
-    Field(discriminator="kind"),
-]
+    | Confidence
+    | AllowedMass
+)
+"""Checks that tell of one answer by itself, at no price."""
+
+Check = Annotated[Alone | Majority | Judge | RewardModel, Field(discriminator="kind")]
 
 
 class Verify(Values):
@@ -243,9 +258,8 @@ class Verify(Values):
         return (*(check for check in self.checks if isinstance(check, RewardModel)), *self.judges)
 
     @property
-    def alone(self) -> tuple[Check, ...]:
-        """Checks that tell of one answer by itself, at no price."""
-        return tuple(check for check in self.checks if not isinstance(check, Majority | Judge | RewardModel))
+    def alone(self) -> tuple[Alone, ...]:
+        return tuple(check for check in self.checks if isinstance(check, Alone))
 
     @property
     def licensed(self) -> dict[str, str]:

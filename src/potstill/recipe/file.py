@@ -23,9 +23,9 @@ from potstill.errors import InputError
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def has_section(path: Path, section: str) -> bool:
-    """Whether the YAML file has that top-level key. Raises InputError where it is no YAML."""
-    return section in _parse(path)
+def value_at(path: Path, key: str) -> object:
+    """The value of a top-level key of the YAML file, or None. Raises InputError where it is no YAML."""
+    return _parse(path).get(key)
 
 
 def read(path: Path, overrides: Iterable[str], kind: type[Kind]) -> Kind:
@@ -38,7 +38,7 @@ def read(path: Path, overrides: Iterable[str], kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate_json(_json(values))
     except ValidationError as error:
-        raise _explain(error, path, lines, kind) from None
+        raise explain(error, str(path), lines, kind) from None
 
 
 def as_yaml(recipe: BaseModel) -> str:
@@ -48,18 +48,6 @@ def as_yaml(recipe: BaseModel) -> str:
     text = io.StringIO()
     yaml.dump(recipe.model_dump(mode="json"), text)
     return text.getvalue()
-
-
-def first_difference(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The dotted name of the first key whose values differ, or None."""
-    for key in [*one, *(k for k in two if k not in one)]:
-        left, right = one.get(key), two.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            if deeper := first_difference(left, right, f"{prefix}{key}."):  # pyright: ignore[reportUnknownArgumentType]
-                return deeper
-        elif left != right:
-            return f"{prefix}{key}"
-    return None
 
 
 def _json(values: dict[str, Any]) -> str:
@@ -89,9 +77,9 @@ def _parse(path: Path) -> CommentedMap:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = (error.problem or "cannot be read").splitlines()[0]
-        raise InputError(f"{path}, line {line}: not valid YAML: {problem}", way_out="mend that line") from None
+        raise InputError(f"{path}, line {line}: not valid YAML: {problem}", way_out="fix that line") from None
     except YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", way_out="mend the file") from None
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}", way_out="fix the file") from None
     if not isinstance(tree, CommentedMap):
         raise InputError(f"{path} holds no keys", way_out="start from recipes/quickstart.yaml")
     return tree
@@ -99,7 +87,7 @@ def _parse(path: Path) -> CommentedMap:
 
 @lru_cache(maxsize=1)
 def _tree(text: str) -> object:
-    """Two questions are asked of every file: what kind of recipe it is, then all of it. Not to be changed."""
+    """A run folder's file is asked whose it is, and for all of it. Not to be changed."""
     return YAML().load(text)
 
 
@@ -155,12 +143,12 @@ def _apply(values: dict[str, Any], override: str, lines: dict[str, int]) -> None
 _MAY_HOLD_A_SECRET = ("url", "key_env", "key_file", "parameters")
 
 
-def _explain(error: ValidationError, path: Path, lines: dict[str, int], kind: type[BaseModel]) -> InputError:
-    """The first complaint of pydantic as one sentence with file, line, key and value."""
+def explain(error: ValidationError, path: str, lines: Mapping[str, int], kind: type[BaseModel]) -> InputError:
+    """The first complaint of pydantic as one sentence with `path` (what was read), line, key and value."""
     first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
     keys = _without_tags([str(part) for part in first["loc"]], kind)
     dotted = ".".join(keys)
-    where = f"{path}, line {lines[dotted]}" if dotted in lines else str(path)
+    where = f"{path}, line {lines[dotted]}" if dotted in lines else path
     match first["type"]:
         case "extra_forbidden":
             known = _fields_at(keys[:-1], kind)
@@ -174,7 +162,7 @@ def _explain(error: ValidationError, path: Path, lines: dict[str, int], kind: ty
             return InputError(f"{path}{line}: '{dotted}' is missing", way_out=f"add '{dotted}'")
         case "value_error":
             said = str(first.get("ctx", {}).get("error", first["msg"]))
-            return InputError(f"{where}: {f'{dotted}: ' if dotted else ''}{said}", way_out="mend the recipe")
+            return InputError(f"{where}: {f'{dotted}: ' if dotted else ''}{said}", way_out="fix the recipe")
         case _:
             value = repr(first["input"])
             shown = value if len(value) <= 60 else value[:57] + "..."

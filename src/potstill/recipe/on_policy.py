@@ -26,7 +26,7 @@ class RolloutServer(Http):
     kind: Literal["vllm"]
     in_flight: Count = Field(256, description="most requests at once")
     weights_folder: str | None = Field(
-        None, description="by default `writer` in the run folder; one in memory, such as /dev/shm/writer, is faster"
+        None, description="by default `writer` of the arm; one in memory, such as /dev/shm/writer, is faster"
     )
 
 

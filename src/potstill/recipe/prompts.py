@@ -25,19 +25,48 @@ class TextColumns(Values):
 
 
 class Columns(TextColumns):
-    """`reference`: what checks compare with (a gold answer, unit tests); any JSON value. It is never trained on."""
+    """`reference`: what checks compare with (a gold answer, unit tests); any JSON value. Where there are choices it is
+    a person's answer. It is never trained on. `tools`: definitions of functions that may be called, in OpenAI's form: a
+    list or its JSON text."""
 
     reference: str | None = None
+    grade: str | None = Field(None, description="a person's graded rating, used to evaluate")
+    tools: str | None = None
+
+
+class SplitSizes(Values):
+    """How many prompts of one source train, validate and test: drawn by a hash of their text."""
+
+    train: Count
+    validation: Count
+    test: Count
+
+    @property
+    def total(self) -> int:
+        return self.train + self.validation + self.test
 
 
 class PromptFile(Values):
-    """A JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`. Streamed: it may hold millions."""
+    """A JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`. Streamed: it may hold millions; with a `split`
+    it is read whole."""
 
     kind: Literal["file"] = "file"
     source: str
     licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
     columns: Columns
     header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
+    reference_by_grade: dict[str, tuple[float, float]] | None = Field(
+        None, description="reference -> [lowest, highest] grade; rows outside every range are left out"
+    )
+    split: SplitSizes | None = Field(None, description="one source for all; else test prompts are `evaluate.prompts`")
+
+    @model_validator(mode="after")
+    def _graded(self) -> PromptFile:
+        if self.reference_by_grade and self.columns.grade is None:
+            raise ValueError("'reference_by_grade' needs 'columns.grade'")
+        if self.reference_by_grade and self.columns.reference is not None:
+            raise ValueError("'reference_by_grade' makes the reference: leave 'columns.reference' out")
+        return self
 
 
 class ReasoningGym(Values):

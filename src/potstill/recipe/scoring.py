@@ -18,7 +18,9 @@ class ScoredBy(Values):
         description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package; the name that the "
         "server knows where there is an 'engine'"
     )
-    revision: str | None = None
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a hub id; of a served model, which weights the server has"
+    )
     licence: str
     template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
     quantization: Literal["int8"] | None = Field(
@@ -38,6 +40,8 @@ class ScoredBy(Values):
             )
         if self.engine is not None and self.tokenizer is None:
             raise ValueError("a served model's tokens must be known: name a hub id or folder in 'tokenizer'")
+        if self.engine is not None and (self.engine.template, self.engine.tokenizer) != (None, None):
+            raise ValueError("the template and the tokenizer stand beside 'engine', not in it")
         if self.engine is not None and self.engine.form != "openai":
             raise ValueError(f"'engine.form' {self.engine.form} cannot score tokens: vLLM's form is openai")
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from potstill.recipe.values import Count, Positive, Values
+from potstill.recipe.values import Count, Positive, Probability, Values, public_name
 
 
 class Spaced(Values):
@@ -63,8 +63,9 @@ class Lora(Values):
 
 
 class Student(Values):
-    """A student that writes: layers of the model `start`, or all of it. It need not be the teacher."""
+    """A causal language model: layers of the model `start`, or all of it. It need not be the teacher."""
 
+    kind: Literal["causal_lm"] = "causal_lm"
     start: str = Field(description="hub id, folder, .gguf file, or package:NAME/FILE inside an installed package")
     revision: str | None = None
     licence: str
@@ -78,13 +79,18 @@ class Student(Values):
     template: str | None = None
 
     @property
+    def has_learned(self) -> bool:
+        """Whether it begins with weights that have learned something."""
+        return self.weights == "start"
+
+    @property
     def keeps_embeddings(self) -> bool:
         """Whether they are not trained: those of random weights always are."""
         return self.freeze_embeddings and self.weights == "start"
 
-    def made_of(self, layers: Sequence[int], of: int | None, start: str | None = None) -> str:
+    def made_of(self, layers: Sequence[int], of: int | None) -> str:
         """ "the first 4 of 30 layers of Qwen/Qwen3-0.6B", and that the weights are random where they are."""
-        made = f"{spoken_layers(layers, of)} of {start or self.start}"
+        made = f"{spoken_layers(layers, of)} of {public_name(self.start)}"
         return f"random weights in the shape of {made}" if self.weights == "random" else made
 
     @property
@@ -112,6 +118,61 @@ class Student(Values):
         if self.taken is not None and self.freeze_layers >= self.taken:
             raise ValueError(f"'freeze_layers' is {self.freeze_layers}: no layer of {self.taken} would learn")
         return self
+
+
+class EncoderShape(Values):
+    """An encoder with random weights (ModernBERT's architecture), reading the teacher's tokens."""
+
+    layers: Count = 2
+    hidden: Count = 128
+    heads: Count = 2
+    dropout: Probability = 0.1
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> EncoderShape:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"'hidden' is {self.hidden}, which {self.heads} heads cannot share in even parts")
+        return self
+
+
+class Encoder(Values):
+    """A classifier with the choices as its labels. It starts from a model, from that model's shape with random weights,
+    or from a `shape` of its own, whose tokenizer is that of `tokenizer`."""
+
+    kind: Literal["encoder"]
+    start: str | None = Field(None, description="hub id or folder of an encoder; its own tokenizer is used")
+    revision: str | None = None
+    licence: str | None = Field(None, description="of what it starts from")
+    weights: Literal["start", "random"] = "start"
+    shape: EncoderShape | None = None
+    tokenizer: str | None = Field(None, description="hub id, folder or .gguf file whose tokens a `shape` reads")
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether it begins with weights that have learned something."""
+        return self.start is not None and self.weights == "start"
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Encoder:
+        if (self.start is None) == (self.shape is None):
+            raise ValueError("name exactly one of 'start' and 'shape'")
+        if (self.start is None) != (self.licence is None):
+            raise ValueError("'licence' is that of 'start': name both or none")
+        if (self.shape is None) != (self.tokenizer is None):
+            raise ValueError("'tokenizer' goes with a 'shape', which has none of its own: name both or none")
+        if self.shape is not None and self.weights == "random":
+            raise ValueError("the weights of a 'shape' are random already: leave 'weights' out")
+        return self
+
+
+def _student_kind(given: object) -> str:
+    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+    return str(kind or "causal_lm")
+
+
+AnyStudent = Annotated[
+    Annotated[Student, Tag("causal_lm")] | Annotated[Encoder, Tag("encoder")], Discriminator(_student_kind)
+]
 
 
 def spoken_layers(layers: Sequence[int], of: int | None) -> str:

@@ -59,6 +59,12 @@ class Server(Http):
     limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="the latter for models that think out of sight: it counts those tokens too"
     )
+    template: str | None = Field(
+        None,
+        description="the model's chat template (Jinja): choices are asked for in text over `/completions`, not in "
+        "messages. Without the token that begins a text, which the server adds; with a `tokenizer` in place of its own",
+    )
+    tokenizer: str | None = Field(None, description="hub id or folder of the model's tokenizer (choices, vLLM)")
 
     @model_validator(mode="after")
     def _consistent(self) -> Server:
@@ -84,6 +90,9 @@ class Gguf(Values):
     slots: Count = Field(8, description="answers written at once")
     context: Count = Field(2048, description="tokens of prompt and answer together")
     threads: Count = 2
+    template: str | None = Field(
+        None, description="chat template (Jinja) in place of the model's own, where choices are asked for"
+    )
 
 
 class Local(Values):
@@ -92,6 +101,7 @@ class Local(Values):
     kind: Literal["local"]
     template: str | None = Field(None, description="chat template (Jinja) in place of the model's own")
     slots: Count = Field(16, description="answers written at once")
+    batch_tokens: Count = Field(1024, description="tokens read at once where it scores choices")
 
 
 class Canned(Values):
@@ -112,7 +122,7 @@ class Shot(Values):
 
 
 class Teacher(Values):
-    """The teacher, and what it is told before every prompt."""
+    """The teacher, and what it reads before every prompt."""
 
     model: str = Field(description="the name that the server knows, a hub id, a folder, or a .gguf file")
     revision: str | None = None

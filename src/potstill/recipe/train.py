@@ -50,6 +50,11 @@ class Loop(Values):
     pass_tokens: Count = Field(
         8192, description="tokens in memory at once; a step that has more is accumulated over several passes"
     )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="of all that is computed in this process, teacher and rollouts too; auto: POTSTILL_PRECISION where "
+        "it is set, else bf16 where the hardware multiplies it, else fp32",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="layers are computed once more in the backward pass: far less memory, about a third more time",
@@ -98,12 +103,14 @@ class TrainSettings(Loop):
         LiveSignal(kind="live"), description="what is kept of the teacher's scores; all but 'live' are computed once"
     )
     signals_folder: str | None = Field(
-        None, description="where they are kept; by default a folder of the cache that all runs share"
+        None,
+        description="where they are kept; by default a folder of the cache that all runs share, or of the run for a "
+        "served teacher without 'scored_by.revision'",
     )
 
     on_policy: OnPolicy | None = None
     predict_with_generate: bool = Field(
-        False, description="validations answer the prompts held back too, and verify.checks mark them: pass_rate"
+        False, description="validations answer the prompts held back too, and verify.checks judge them: pass_rate"
     )
 
     @model_validator(mode="after")
@@ -118,9 +125,9 @@ class TrainSettings(Loop):
                     raise ValueError("'best.metric' kd is the distance to a teacher: 'method' sft has none to read")
             case "pass_rate":
                 if not self.predict_with_generate:
-                    raise ValueError("'best.metric' pass_rate marks answers: set 'predict_with_generate' to true")
-            case other:
-                raise ValueError(f"'best.metric' {other} is not scored here: take nats_per_token, kd or pass_rate")
+                    raise ValueError("'best.metric' pass_rate is of answers: set 'predict_with_generate' to true")
+            case _:
+                pass
         return self
 
     @model_validator(mode="after")
@@ -186,4 +193,14 @@ class TrainSettings(Loop):
             )
         elif isinstance(self.signal, SampledSignal) and self.method.divergence != "forward_kl":
             raise ValueError(f"draws estimate 'forward_kl' alone, not '{self.method.divergence}': take top_k or hidden")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_signals_have_an_owner(self) -> TrainSettings:
+        served = self.scored_by is not None and self.scored_by.engine is not None and self.scored_by.revision is None
+        if served and self.signals_folder is not None:
+            raise ValueError(
+                "'signals_folder' may be shared by runs, but a server may have other weights under the same name by "
+                "then: state which they are in 'scored_by.revision', or leave the folder out (the run's is taken)"
+            )
         return self

@@ -1,30 +1,26 @@
-"""The model card: README.md of the model folder, in the Hugging Face convention."""
+"""The model card: README.md of every arm's model folder, in the Hugging Face convention."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import PurePath
 from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from potstill.report.data import ReportData, clean, one_line
-from potstill.report.tables import claims
-from potstill.report.wording import (
-    QUALITY,
-    arm_name,
-    arms_in_order,
-    count,
-    duration,
-    how_trained,
-    percent,
-    quantity,
-    times,
-    weights_kept,
-)
+from potstill.recipe import Recipe
+from potstill.recipe.prompts import Expand, PromptFile, Source
+from potstill.recipe.student import Encoder
+from potstill.recipe.task import Choice
+from potstill.recipe.values import public_name
+from potstill.report.clean import clean, one_line
+from potstill.report.gather import RunReport
+from potstill.report.licences import duties_of
+from potstill.report.numbers import count, duration, percent, quantity, times
+from potstill.report.scores import claims
+from potstill.report.wording import Metric, how_trained, made_of, probabilities_had, quality, weights_kept
 
 _HUB_LICENCES = frozenset(
     """apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 unlicense isc cc-by-4.0 cc-by-sa-4.0
@@ -32,22 +28,13 @@ _HUB_LICENCES = frozenset(
     bigcode-openrail-m gemma""".split()  # noqa: SIM905
 )
 """Licence tags that the hub knows; anything else is "other" with its name beside it."""
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def render_card(data: ReportData) -> str:
+def render_card(report: RunReport, arm: str) -> str:
     """YAML front matter, then Markdown. Names no path of the machine it was made on."""
     template = files("potstill.report").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    body = _environment().from_string(template).render(_facts(data)).replace("\u00a0", " ")
-    return f"---\n{_front_matter(data)}\n---\n\n{body.strip()}\n"
-
-
-def public_name(source: str) -> str:
-    """A hub id as it is; of a file, a folder or a package's file, the last part of the name."""
-    if _HUB_ID.fullmatch(source) and not source.endswith(".gguf"):
-        return source
-    name = PurePath(source.replace("\\", "/")).name
-    return re.sub(r"[^\w.-]+", "-", name)
+    body = _environment().from_string(template).render(_facts(report, arm)).replace("\u00a0", " ")
+    return f"---\n{_front_matter(report, arm)}\n---\n\n{body.strip()}\n"
 
 
 def _environment() -> Environment:
@@ -65,71 +52,113 @@ def _environment() -> Environment:
     return environment
 
 
-def _facts(data: ReportData) -> dict[str, Any]:
-    recipe, shots = data.recipe, data.recipe.teacher.examples
-    accuracy = data.value("student", "accuracy")
+def _facts(report: RunReport, arm: str) -> dict[str, Any]:
+    recipe, trained = report.recipes[arm], report.trained.get(arm, {})
+    student, shots = recipe.student, recipe.teacher.examples
+    assert student is not None
+    choices = recipe.task.choices if isinstance(recipe.task, Choice) else ()
+    accuracy = report.arms.get(arm, {}).get("accuracy")
     return {
-        "recipe": recipe,
-        "choices": ", ".join(_code(choice) for choice in recipe.answers.choices),
+        "name": recipe.name,
+        "arm": "" if arm == "student" else report.name(arm),
+        "choices": ", ".join(_code(choice) for choice in choices),
+        "encoder": isinstance(student, Encoder),
         "teacher": public_name(recipe.teacher.model),
-        "source": public_name(recipe.prompts.source),
-        "size": data.value("student", "parameters"),
-        "teacher_size": data.value("teacher", "parameters"),
+        "licences": {key.removesuffix(".licence"): licence for key, licence in recipe.licensed.items()},
+        "source": _source(recipe.prompts),
+        "size": report.value(arm, "parameters") or getattr(report.sizes.get(arm), "parameters", None),
+        "teacher_size": report.value("teacher", "parameters"),
         "prompt": repr(one_line(shots[0].prompt) if shots else "Put your prompt here."),
-        "longest_answer": 4 + max(len(choice) for choice in recipe.answers.choices),
-        "sha256": data.scores.get("teacher", {}).get("sha256"),
-        "train_prompts": sum(prompt.split == "train" for prompt in data.prompts.values()),
-        "duties": [one_line(duty) for duty in data.licence_duties],
-        "kept": sum(found.accepted for found in data.verdicts.values()),
-        "judged": len(data.verdicts),
-        "trained": how_trained(recipe.train.method) + weights_kept(recipe.train.best, data.metrics),
-        "seconds": data.scores.get("cost", {}).get("seconds"),
-        "test_prompts": data.arms["student"].get("accuracy", {}).get("n", 0),
-        "metrics": [m for m in QUALITY if any(m.key in found for found in data.arms.values())],
-        "arms": [(arm, arm_name(arm), data.arms[arm]) for arm in arms_in_order(data.arms)],
-        "claims": claims(data),
-        "exact": data.value("student", "exact_answers"),
-        "wrong": None if accuracy is None else 1 - accuracy,
+        "longest_answer": 4 + max(map(len, choices)) if choices else recipe.generate.max_tokens,
+        "sha256": report.teacher_hash,
+        "duties": [one_line(duty) for duty in duties_of(recipe.licensed)],
+        "tally": report.tally,
+        "had": probabilities_had(recipe),
+        "made": made_of(student, trained.get("layers"), trained.get("of")),
+        "examples": trained.get("examples"),
+        "trained": how_trained(recipe) + weights_kept(trained),
+        "train": recipe.train,
+        "seconds": trained.get("seconds"),
+        "test_prompts": accuracy["n"] if accuracy else 0,
+        "metrics": (metrics := _metrics(report)),
+        "arms": [(report.name(other).label, _written(found, metrics)) for other, found in report.arms.items()],
+        "notes": [(report.name(other).label, _note(report, other)) for other in report.arms],
+        "claims": claims(report) if arm == "student" else [],
+        "exact": report.value(arm, "exact_answers"),
+        "wrong": None if accuracy is None else 1 - accuracy["value"],
     }
 
 
-def _front_matter(data: ReportData) -> str:
-    licence = data.recipe.teacher.licence.strip().lower()
+def _metrics(report: RunReport) -> list[Metric]:
+    return [m for m in quality(report.recipe.task) if any(m.key in found for found in report.arms.values())]
+
+
+def _written(found: Any, metrics: list[Metric]) -> list[str]:
+    """An arm's scores as the cells of its row."""
+    cells: list[str] = []
+    for metric in metrics:
+        score = found.get(metric.key)
+        ends = metric.interval(score) if score else ""
+        cells.append((metric.write(score["value"]) if score else "–") + (f" ({ends})" if ends else ""))
+    return cells
+
+
+def _note(report: RunReport, arm: str) -> str:
+    """What the recipe's author wrote comes in as code."""
+    note = report.name(arm).note
+    return _code(note) if note and (arm in report.recipe.arms or arm == "teacher") else note
+
+
+def _source(prompts: Source) -> str:
+    match prompts:
+        case PromptFile():
+            return public_name(prompts.source)
+        case Expand():
+            return public_name(prompts.seeds.source)
+        case _:
+            return f"reasoning_gym/{prompts.task}"
+
+
+def _front_matter(report: RunReport, arm: str) -> str:
+    recipe = report.recipes[arm]
+    student = recipe.student
+    assert student is not None
+    licence = (student.licence or recipe.teacher.licence).strip().lower()
     known = licence in _HUB_LICENCES
     named: dict[str, Any] = {} if known else {"license_name": re.sub(r"[^a-z0-9.]+", "-", licence)}
+    if student.start is not None and student.weights == "start":
+        named["base_model"] = public_name(student.start)
     card = ModelCardData(
-        base_model=public_name(data.recipe.teacher.model),
-        eval_results=_results(data),
+        eval_results=_results(report, arm, recipe),
         library_name="transformers",
         license=licence if known else "other",
-        model_name=data.recipe.name,
-        pipeline_tag="text-generation",
-        tags=[
-            "knowledge-distillation",
-            "potstill",
-            data.recipe.train.method.kind.replace("_", "-"),
-        ],
-        prompts_license=one_line(data.recipe.prompts.licence),
+        model_name=recipe.name,
+        pipeline_tag="text-classification" if isinstance(student, Encoder) else "text-generation",
+        tags=["knowledge-distillation", "potstill", recipe.train.method.kind.replace("_", "-")],
+        prompts_license=one_line(recipe.prompts.licence),
         **named,
     )
     return str(card)
 
 
-def _results(data: ReportData) -> list[EvalResult]:
-    source = public_name(data.recipe.prompts.source)
-    return [
+def _results(report: RunReport, arm: str, recipe: Recipe) -> list[EvalResult] | None:
+    source = _source(recipe.test_prompts or recipe.prompts)
+    task = "text-classification" if isinstance(recipe.task, Choice) else "text-generation"
+    found = report.arms.get(arm, {})
+    results = [
         EvalResult(
-            task_type="text-classification",
+            task_type=task,
             dataset_type=source,
             dataset_name=source,
             dataset_split="test",
             metric_type=metric.key,
             metric_name=metric.label,
-            metric_value=data.arms["student"][metric.key]["value"],
+            metric_value=found[metric.key]["value"],
         )
-        for metric in QUALITY
-        if metric.key in data.arms["student"]
+        for metric in _metrics(report)
+        if metric.key in found
     ]
+    return results or None
 
 
 def _cleaned(value: object) -> object:

@@ -1,21 +1,20 @@
-"""Answers beside each other: accepted and rejected ones of one prompt, and those of the exam's arms."""
+"""Answers beside each other: accepted and rejected ones of one prompt, and those of all arms to a test prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from potstill.records import Finding, Prompt, Sample
-from potstill.report.data import clipped, one_line
+from potstill.records import Finding, Prompt, Sample, Verdict
+from potstill.report.clean import clipped, titled
+from potstill.report.numbers import count
 from potstill.report.tally import Outcome, Tally, passes, rulings
-from potstill.report.wording import arm_name, count
+from potstill.report.wording import ArmName
 from potstill.store.requests import Requests
-from potstill.store.verdicts import Ruling
+from potstill.store.run import RunFolder
 
 _LONGEST_PROMPT = 2000
 _LONGEST_ANSWER = 1200
-_LONGEST_TITLE = 110
 _MOST_PER_COLUMN = 5
 _OUTCOMES: Mapping[Outcome, str] = {
     (True, False): "only the student is right",
@@ -54,23 +53,23 @@ class Case:
     columns: Sequence[Column]
 
 
-def candidates(folder: Path, found: Tally, *, lenient: bool) -> list[Case]:
+def candidates(run: RunFolder, found: Tally, *, lenient: bool) -> list[Case]:
     """The prompts to show, with their answers by what the checks said of them."""
-    ruled = rulings(folder / "examples" / "verdicts.parquet", list(found.shown))
-    asked: dict[str, tuple[Prompt, list[tuple[Sample, Ruling]]]] = {}
-    with Requests(folder / "ledger.sqlite") as requests:
+    ruled = rulings(run.verdicts, list(found.shown))
+    asked: dict[str, tuple[Prompt, list[tuple[Sample, Verdict]]]] = {}
+    with Requests(run.ledger) as requests:
         for prompt, sample in requests.samples(of=list(found.shown)):
             if ruling := ruled.get((prompt.id, sample.index)):
                 asked.setdefault(prompt.id, (prompt, []))[1].append((sample, ruling))
     return [_candidate(*asked[i], lenient=lenient) for i in found.shown if i in asked]
 
 
-def _candidate(prompt: Prompt, answers: Sequence[tuple[Sample, Ruling]], *, lenient: bool) -> Case:
+def _candidate(prompt: Prompt, answers: Sequence[tuple[Sample, Verdict]], *, lenient: bool) -> Case:
     passed = [row for row in answers if passes(row[1], lenient=lenient)]
     failed = [row for row in answers if not passes(row[1], lenient=lenient)]
     kept = sum(ruling.kept for _, ruling in answers)
     return Case(
-        title=_title(prompt),
+        title=titled(prompt.text),
         note=f"{len(passed)} of {len(answers)} passed, {kept} kept",
         prompt=_asked(prompt),
         reference="",
@@ -81,8 +80,8 @@ def _candidate(prompt: Prompt, answers: Sequence[tuple[Sample, Ruling]], *, leni
     )
 
 
-def _column(title: str, rows: Sequence[tuple[Sample, Ruling]], *, good: bool) -> Column:
-    alike: dict[tuple[str, str, tuple[Finding, ...]], list[Ruling]] = {}
+def _column(title: str, rows: Sequence[tuple[Sample, Verdict]], *, good: bool) -> Column:
+    alike: dict[tuple[str, str, tuple[Finding, ...]], list[Verdict]] = {}
     for sample, ruling in rows:
         alike.setdefault((_answer(sample), _fate(ruling, good=good), ruling.findings), []).append(ruling)
     answers = [
@@ -93,46 +92,37 @@ def _column(title: str, rows: Sequence[tuple[Sample, Ruling]], *, good: bool) ->
     return Column(title=title, answers=answers[:_MOST_PER_COLUMN], more=hidden)
 
 
-def _fate(ruling: Ruling, *, good: bool) -> str:
+def _fate(ruling: Verdict, *, good: bool) -> str:
     if ruling.kept:
         return "kept"
     return f"not kept: {ruling.reason}" if good else ruling.reason
 
 
-def papers(folder: Path, shown: Mapping[str, Outcome], arms: Sequence[str]) -> list[Case]:
-    """The exam's prompts to show, with the answer of every arm and what spoke against it."""
+def side_by_side(run: RunFolder, shown: Mapping[str, Outcome], names: Mapping[str, ArmName]) -> list[Case]:
+    """The test prompts to show, with the answer of every arm of `names` and what spoke against it."""
     asked: dict[str, Prompt] = {}
-    answers: dict[str, dict[str, Said]] = {}
-    for arm in arms:
-        exam = folder / "exam" / arm
-        ruled = rulings(exam / "examples" / "verdicts.parquet", list(shown))
-        with Requests(exam / "ledger.sqlite") as requests:
+    answers: dict[tuple[str, str], Said] = {}
+    for arm in names:
+        test = RunFolder(run.test(arm))
+        ruled = rulings(test.verdicts, list(shown))
+        with Requests(test.ledger) as requests:
             for prompt, sample in requests.samples(most=1, of=list(shown)):
                 asked[prompt.id] = prompt
                 if ruling := ruled.get((prompt.id, 0)):
                     said = Said(text=_answer(sample), good=ruling.kept, fate=ruling.reason, findings=ruling.findings)
-                    answers.setdefault(prompt.id, {})[arm] = said
+                    answers[prompt.id, arm] = said
+    nothing = Said(text="", good=False, fate="no answer", findings=())
     return [
         Case(
-            title=_title(asked[i]),
+            title=titled(asked[i].text),
             note=_OUTCOMES[outcome],
             prompt=_asked(asked[i]),
             reference=clipped(asked[i].reference or "", _LONGEST_ANSWER),
-            columns=[_paper(arm, answers.get(i, {}).get(arm)) for arm in arms],
+            columns=[Column(title=name.label, answers=[answers.get((i, arm), nothing)]) for arm, name in names.items()],
         )
         for i, outcome in shown.items()
         if i in asked
     ]
-
-
-def _paper(arm: str, said: Said | None) -> Column:
-    nothing = Said(text="", good=False, fate="no answer", findings=())
-    return Column(title=arm_name(arm).label, answers=[said or nothing])
-
-
-def _title(prompt: Prompt) -> str:
-    line = one_line(prompt.text[: 4 * _LONGEST_TITLE])
-    return line if len(line) <= _LONGEST_TITLE else f"{line[:_LONGEST_TITLE]}…"
 
 
 def _asked(prompt: Prompt) -> str:

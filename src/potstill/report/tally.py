@@ -6,14 +6,15 @@ from __future__ import annotations
 import hashlib
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from potstill.records import Opinion
-from potstill.store.verdicts import Ruling, read_verdicts
+from potstill.records import Opinion, Verdict
+from potstill.store.verdicts import read_verdicts
 
 Kind = Literal["mixed", "hopeless", "trivial"]
 """Prompts of which some, none or all answers passed."""
@@ -67,7 +68,7 @@ class Tally:
         return {i: kind for kind in _SHOWN_OF for i, found in chosen.items() if found == kind}
 
 
-def passes(ruling: Ruling, *, lenient: bool) -> bool:
+def passes(ruling: Verdict, *, lenient: bool) -> bool:
     """Whether all checks let it pass; `lenient` where the recipe keeps what a check cannot say."""
     allowed = ("passed", "undecided") if lenient else ("passed",)
     return all(finding.opinion in allowed for finding in ruling.findings)
@@ -94,7 +95,7 @@ def tally(path: Path, *, lenient: bool) -> Tally:
     return found
 
 
-def rulings(path: Path, ids: Sequence[str]) -> dict[tuple[str, int], Ruling]:
+def rulings(path: Path, ids: Sequence[str]) -> dict[tuple[str, int], Verdict]:
     """The rows of a few prompts."""
     wanted = frozenset(ids)
     return {(r.prompt_id, r.index): r for r in read_verdicts(path) if r.prompt_id in wanted}
@@ -124,24 +125,29 @@ def histogram(found: Tally, n: int) -> Histogram:
 Outcome = tuple[bool, bool]
 """(student right, teacher right)."""
 
-EXAM_SHOWN: Mapping[Outcome, int] = {(True, False): 8, (False, True): 8, (False, False): 6, (True, True): 4}
+_TESTS_SHOWN: Mapping[Outcome, int] = {(True, False): 8, (False, True): 8, (False, False): 6, (True, True): 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExamTally:
-    """Prompts by who was right, and the few to show, those where teacher and student differ first."""
+class Outcomes:
+    """Test prompts by who was right, and the few to show, those where teacher and student differ first."""
 
-    outcomes: Counter[Outcome]
+    count: Counter[Outcome]
     shown: Mapping[str, Outcome]
 
 
-def tally_exam(ids: Iterator[str], *, teacher: Path, student: Path) -> ExamTally:
-    """Of the exam's prompts `ids`. A prompt without an answer is not right."""
-    right = [{r.prompt_id for r in read_verdicts(path) if r.kept} for path in (student, teacher)]
-    outcomes: Counter[Outcome] = Counter()
-    few = {outcome: Few(most) for outcome, most in EXAM_SHOWN.items()}
+def tally_outcomes(ids: Iterable[str], *, student: AbstractSet[str], teacher: AbstractSet[str]) -> Outcomes:
+    """Of the test prompts `ids`; `student` and `teacher`: those that each has right. A prompt without an answer is not
+    right."""
+    count: Counter[Outcome] = Counter()
+    few = {outcome: Few(most) for outcome, most in _TESTS_SHOWN.items()}
     for prompt_id in ids:
-        outcome = (prompt_id in right[0], prompt_id in right[1])
-        outcomes[outcome] += 1
+        outcome = (prompt_id in student, prompt_id in teacher)
+        count[outcome] += 1
         few[outcome].add(prompt_id)
-    return ExamTally(outcomes=outcomes, shown={i: outcome for outcome in few for i in few[outcome].ids})
+    return Outcomes(count=count, shown={i: outcome for outcome in few for i in few[outcome].ids})
+
+
+def right_ids(path: Path) -> set[str]:
+    """The test prompts whose answer passed every check."""
+    return {ruling.prompt_id for ruling in read_verdicts(path) if ruling.kept}

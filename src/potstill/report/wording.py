@@ -1,264 +1,247 @@
-"""How numbers are written, arms and metrics called, and what may be said of a difference."""
+"""What arms and metrics are called, and what may be said of a difference and of how a student was trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from potstill.recipe.choices import ChoiceMethod
-from potstill.recipe.methods import LogitKd
-from potstill.recipe.train import Best
-
-NBSP = "\u00a0"
-DASH = "–"
+from potstill.recipe import Recipe
+from potstill.recipe.methods import LogitKd, PolicyGradient, Sft
+from potstill.recipe.request import probabilities_of
+from potstill.recipe.student import Encoder, Student
+from potstill.recipe.task import Choice, Task
+from potstill.recipe.values import public_name
+from potstill.report.clean import titled
+from potstill.report.numbers import count, interval, memory, percent, percent_bare, plain, quantity, three_decimals
 
 
 @dataclass(frozen=True, slots=True)
 class ArmName:
+    """`spoken` stands in a sentence."""
+
     label: str
     note: str
     spoken: str
     colour: str
 
 
-ARMS: Mapping[str, ArmName] = {
-    "teacher": ArmName("Teacher", "calibrated", "the teacher", "#4a86b8"),
-    "teacher_raw": ArmName("Teacher, raw", "before calibration", "the uncalibrated teacher", "#9a8fc4"),
-    "student": ArmName("Student", "what this run made", "the student", "#cc6633"),
-    "base": ArmName("Base", "the student before training", "the untrained student", "#8a8f98"),
-    "from_scratch": ArmName(
-        "From scratch",
-        "same shape, random weights, trained on the teacher's hard labels",
-        "the same shape trained from random weights",
-        "#b0609a",
-    ),
-    "hard_labels": ArmName(
-        "Hard labels",
-        "the teacher's layers, trained on the teacher's hard labels",
-        "the student trained on the teacher's hard labels alone",
-        "#3f9a80",
-    ),
-    "encoder": ArmName(
-        "Encoder",
-        "a classifier over the allowed answers, trained on the student's examples; it writes no text",
-        "the encoder classifier",
-        "#5d7f3c",
-    ),
-    "floor": ArmName(
-        "Floor",
-        "TF-IDF + logistic regression on the teacher's hard labels",
-        "TF-IDF + logistic regression",
-        "#b3932b",
-    ),
-}
+_OWN_COLOURS = ("#5d7f3c", "#8a6fb8", "#b3656b", "#4f8f96", "#a0793d")
 
 
-def arm_name(arm: str) -> ArmName:
-    return ARMS.get(arm, ArmName(arm, "", arm, "#8a8f98"))
+def arm_names(recipe: Recipe) -> dict[str, ArmName]:
+    """What every arm that the recipe may have is called, in the order of the page."""
+    choice = isinstance(recipe.task, Choice)
+    teacher = "calibrated" if choice else public_name(recipe.teacher.model)
+    labels = "the teacher's hard labels" if choice else "the teacher's answers"
+    alone = f"{labels} alone"
+    own = {
+        name: (name, overridden(changes), f"the arm “{name}”", _OWN_COLOURS[at % len(_OWN_COLOURS)])
+        for at, (name, changes) in enumerate(recipe.arms.items())
+    }
+    start, scratch = "the same start", "same shape, random weights, trained by the same method"
+    tfidf = "TF-IDF + logistic regression"
+    known = {
+        "teacher": ("Teacher", teacher, "the teacher", "#4a86b8"),
+        "teacher_raw": ("Teacher, raw", "before calibration", "the uncalibrated teacher", "#9a8fc4"),
+        "student": ("Student", "what this run made", "the student", "#cc6633"),
+        **own,
+        "base": ("Base", "the student before its first step", "the untrained student", "#8a8f98"),
+        "from_scratch": ("From scratch", scratch, "the same shape trained from random weights", "#b0609a"),
+        "hard_labels": ("Hard labels", f"{start}, trained on {alone}", f"the student trained on {alone}", "#3f9a80"),
+        "sft": ("SFT", f"{start}, fine-tuned on {alone}", f"the student fine-tuned on {alone}", "#3f9a80"),
+        "tfidf": ("TF-IDF", f"{tfidf} on {labels}", tfidf, "#b3932b"),
+    }
+    return {arm: ArmName(*said) for arm, said in known.items()}
 
 
-def arms_in_order(arms: Mapping[str, Any]) -> list[str]:
-    return [arm for arm in ARMS if arm in arms] + [arm for arm in arms if arm not in ARMS]
+def in_order(names: Mapping[str, ArmName], there: Mapping[str, Any]) -> list[str]:
+    return [arm for arm in names if arm in there] + [arm for arm in there if arm not in names]
 
 
-def minus(text: str) -> str:
-    """With a true minus sign, and no minus before a zero."""
-    return text.replace("-", "−") if text.strip("-0.,") else text.lstrip("-")
+def overridden(changes: Mapping[str, Any]) -> str:
+    """An arm's overrides: "student.layers: 4; train.epochs: 2"."""
+    return "; ".join(f"{key}: {titled(value, 60)}" for key, value in _leaves(changes))
 
 
-def percent_bare(share: float) -> str:
-    return minus(f"{100 * share:.1f}")
+def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield f"{before}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def percent(share: float) -> str:
-    return f"{percent_bare(share)}{NBSP}%"
-
-
-def three_decimals(value: float) -> str:
-    return minus(f"{value:.3f}")
-
-
-def plain(value: float) -> str:
-    """Three digits that matter, thousands separated."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return minus(f"{value:,.{digits}f}")
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
-
-
-def quantity(value: float) -> str:
-    for size, word in ((1e9, "billion"), (1e6, "million")):
-        if value >= size:
-            return f"{value / size:.1f}{NBSP}{word}"
-    return f"{value:,.0f}"
-
-
-def memory(size: float) -> str:
-    if size >= 1e9:
-        return f"{size / 1e9:.2f}{NBSP}GB"
-    return f"{size / 1e6:,.0f}{NBSP}MB" if size >= 1e6 else f"{size / 1e3:,.0f}{NBSP}kB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f}{NBSP}s" if seconds < 9.95 else f"{seconds:.0f}{NBSP}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}{NBSP}min {rest}{NBSP}s" if rest else f"{minutes}{NBSP}min"
-    return f"{minutes // 60:,}{NBSP}h {minutes % 60}{NBSP}min"
-
-
-def count(n: int, one: str, many: str = "") -> str:
-    return f"{n:,}{NBSP}{one if n == 1 else many or one + 's'}"
+Write = Callable[[float], str]
+_SHARE: tuple[Write, Write] = (percent, percent_bare)
+_NATS: tuple[Write, Write] = (three_decimals, three_decimals)
+_PLAIN: tuple[Write, Write] = (plain, plain)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`write` with its unit, `bare` for the ends of an interval."""
+    """`write` with its unit, `bare` for the ends of an interval; `unit` is of differences."""
 
     key: str
     label: str
-    write: Callable[[float], str]
-    bare: Callable[[float], str]
+    write: Write
+    bare: Write
     meaning: str
+    unit: str = ""
 
     def interval(self, score: Mapping[str, Any]) -> str:
         return interval(score.get("ci95"), self.bare)
 
 
-PASS_RATE = Metric(
-    "pass_rate", "Pass rate", percent, percent_bare, "share of the exam's prompts whose answer passes every check"
-)
-QUALITY = (
-    Metric("accuracy", "Accuracy", percent, percent_bare, "share of people's answers that it gives"),
-    Metric(
-        "agreement",
-        "Agreement",
-        percent,
-        percent_bare,
-        "share of the teacher's answers that it gives",
-    ),
-    Metric(
-        "kl_to_teacher",
-        "KL to teacher",
-        three_decimals,
-        three_decimals,
-        "distance of its probabilities from the teacher's, in nats, 0 is identical",
-    ),
-    Metric("ece", "ECE", percent, percent_bare, "expected calibration error, 0 is honest confidence"),
-    Metric(
-        "rank_correlation",
-        "Rank correlation",
-        three_decimals,
-        three_decimals,
-        "Spearman's ρ with people's graded rating",
-    ),
-)
+def quality(task: Task) -> tuple[Metric, ...]:
+    """How good. Accuracy comes first: every arm of every task has it."""
+    right = "people's answers that it gives"
+    if not isinstance(task, Choice):
+        right = "test prompts whose answer passes every check"
+    same = "share of prompts on which it says what the teacher says"
+    far = "distance of its probabilities from the teacher's, in nats, 0 is identical"
+    return (
+        Metric("accuracy", "Accuracy", *_SHARE, f"share of {right}", "points"),
+        Metric("agreement", "Agreement", *_SHARE, same, "points"),
+        Metric("kl_to_teacher", "KL to teacher", *_NATS, far, "nats"),
+        Metric("ece", "ECE", *_SHARE, "expected calibration error, 0 is honest confidence"),
+        Metric("rank_correlation", "Rank correlation", *_NATS, "Spearman's ρ with people's graded rating"),
+    )
+
+
+_CACHED, _WHOLE = "what the teacher reads beyond its cached prefix", "the teacher reading its shared prefix every time"
+_EXACT = "prompts that the saved model folder alone, through generate, answers with exactly an allowed answer and stops"
 EFFORT = (
     Metric("parameters", "Parameters", quantity, quantity, "numbers that it has learned"),
-    Metric("tokens_per_prompt", "Tokens per prompt", plain, plain, "what it reads for one prompt"),
-    Metric(
-        "tokens_per_prompt_cached",
-        "Tokens per prompt, cached",
-        plain,
-        plain,
-        "what the teacher reads beyond its cached prefix",
-    ),
-    Metric("prompts_per_second", "Prompts/s", plain, plain, "the teacher with its shared prefix cached"),
-    Metric(
-        "prompts_per_second_uncached",
-        "Prompts/s, uncached",
-        plain,
-        plain,
-        "the teacher reading every prompt whole",
-    ),
+    Metric("tokens_per_prompt", "Tokens per prompt", *_PLAIN, "what it reads for one prompt"),
+    Metric("tokens_per_prompt_cached", "Tokens per prompt, cached", *_PLAIN, _CACHED),
+    Metric("prompts_per_second", "Prompts/s", *_PLAIN, "test prompts that it answers in a second"),
+    Metric("prompts_per_second_uncached", "Prompts/s, uncached", *_PLAIN, _WHOLE),
     Metric("peak_memory_bytes", "Peak memory", memory, memory, "while it answers"),
-    Metric(
-        "exact_answers",
-        "Exact answers",
-        percent,
-        percent_bare,
-        "prompts that the saved model folder alone, through generate, answers with exactly an "
-        "allowed answer and then stops",
-    ),
+    Metric("exact_answers", "Exact answers", *_SHARE, _EXACT),
 )
 
 
-def interval(ci95: Sequence[float] | None, bare: Callable[[float], str]) -> str:
-    """ "80.1 to 84.0", or nothing."""
-    return f"{bare(ci95[0])} to {bare(ci95[1])}" if ci95 else ""
+Verdict = Literal["better", "worse", "unclear"]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    verdict: Literal["better", "worse", "unclear"]
+    verdict: Verdict
     text: str
 
 
-def verdict(difference: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
+def verdict(difference: Mapping[str, Any]) -> Verdict:
     """Better or worse only where the 95 % interval excludes 0."""
     low, high = difference["ci95"]
     return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
 
 def claim(other: str, difference: Mapping[str, Any]) -> Claim:
-    """What may be said of the student's accuracy, or its pass rate, beside that of `other`."""
+    """What may be said of the student's accuracy beside that of `other`."""
     value, (low, high) = difference["value"], difference["ci95"]
-    match verdict(difference):
+    found = verdict(difference)
+    if found == "worse":
+        value, low, high = -value, -high, -low
+    points = f"{percent_bare(value)} points ({interval((low, high))})"
+    match found:
         case "better":
-            points = f"{percent_bare(value)} points ({interval((low, high), percent_bare)})"
-            return Claim("better", f"The student beats {other} by {points}.")
+            return Claim(found, f"The student beats {other} by {points}.")
         case "worse":
-            points = f"{percent_bare(-value)} points ({interval((-high, -low), percent_bare)})"
-            return Claim("worse", f"The student is behind {other} by {points}.")
+            return Claim(found, f"The student is behind {other} by {points}.")
         case "unclear":
-            points = f"{percent_bare(value)} points ({interval((low, high), percent_bare)})"
-            text = f"The student is not distinguishable from {other}: the difference is {points}."
-            return Claim("unclear", text)
+            return Claim(found, f"The student is not distinguishable from {other}: the difference is {points}.")
 
 
-def beside_teacher(difference: Mapping[str, Any] | None, *, share: float | None, noun: str) -> str:
-    """The headline's first words: the student's `noun` as a `share` of its teacher's, and what the paired `difference`
-    allows to say of it (None where it was not measured)."""
+def beside_teacher(difference: Mapping[str, Any] | None, *, share: float | None) -> str:
+    """The headline's first words: the student's accuracy as a `share` of its teacher's, and what the paired
+    `difference` allows to say of it (None where it was not measured)."""
     if share is None and difference is None:
         return "The student has been trained"
     match difference and verdict(difference):
         case "better":
-            return "The student beats its teacher" + (f", with {percent(share)} of its {noun}" if share else "")
+            return "The student beats its teacher" + (f", with {percent(share)} of its accuracy" if share else "")
         case "unclear":
-            return f"The student is not distinguishable from its teacher in {noun}"
+            return "The student is not distinguishable from its teacher in accuracy"
         case "worse":
-            return f"The student keeps {percent(share or 0.0)} of its teacher's {noun}"
+            return f"The student keeps {percent(share or 0.0)} of its teacher's accuracy"
         case _:
-            return f"The student has {percent(share or 0.0)} of its teacher's {noun}"
+            return f"The student has {percent(share or 0.0)} of its teacher's accuracy"
 
 
-def how_trained(method: ChoiceMethod) -> str:
-    """Whose labels the student learned, in one phrase."""
+def how_trained(recipe: Recipe) -> str:
+    """What an arm of this recipe learned from, and in which weights, in one phrase."""
+    lora = recipe.student.lora if isinstance(recipe.student, Student) else None
+    return _objective(recipe) + (f", by LoRA of rank {lora.rank}" if lora else "")
+
+
+def _objective(recipe: Recipe) -> str:
+    method, choice = recipe.train.method, isinstance(recipe.task, Choice)
+    own = recipe.train.on_policy is not None
     match method:
-        case LogitKd(temperature=temperature, alpha=alpha):
-            return (
-                "on the teacher's probabilities over the allowed answers (soft labels, "
-                f"temperature {temperature:g}) and, with weight {alpha:g}, "
-                "on the teacher's hard labels"
+        case LogitKd(divergence=divergence, temperature=temperature, alpha=alpha):
+            over = (
+                "the allowed answers" if choice else "every token of " + ("its own" if own else "the kept") + " answers"
             )
-        case _:
-            return "on the teacher's hard labels"
+            named = divergence.replace("_", " ").replace("kl", "KL")
+            soft = f"on the teacher's probabilities over {over} (soft labels, {named}"
+            hard = "the teacher's hard labels" if choice else "the kept answers"
+            return f"{soft}, temperature {temperature:g})" + (
+                f" and, with weight {alpha:g}, on {hard} by cross-entropy" if alpha else ""
+            )
+        case PolicyGradient():
+            rewarded = recipe.train.on_policy is not None and recipe.train.on_policy.reward is not None
+            return "by a policy gradient on its own answers, which the teacher scores token by token" + (
+                " and the checks reward" if rewarded else ""
+            )
+        case Sft():
+            return f"on {'the hard labels' if choice else 'the kept answers'} of the teacher, by cross-entropy"
 
 
-def weights_kept(best: Best | None, metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Which of the student's weights were kept, where they were chosen, and whether training was stopped early: in
-    brackets, from the rows of metrics.jsonl."""
-    rows = [row for row in metrics if row["arm"] == "student"]
-    if best is None or not rows or "best_step" not in rows[-1]:
+def made_of(student: Student | Encoder, layers: Sequence[int] | None, of: int | None) -> str:
+    """ "the first 4 of 30 layers of Qwen/Qwen3-0.6B"; an encoder and what it starts from."""
+    match student:
+        case Student():
+            return student.made_of(layers, of) if layers else public_name(student.start)
+        case Encoder(shape=shape) if shape is not None:
+            return f"an encoder of {shape.layers} layers of width {shape.hidden}, its weights random"
+        case Encoder(start=start, weights=weights):
+            made = public_name(start or "")
+            return (
+                f"an encoder in the shape of {made}, its weights random"
+                if weights == "random"
+                else f"the encoder {made}"
+            )
+
+
+def weights_kept(trained: Mapping[str, Any]) -> str:
+    """Which of an arm's weights were kept, where they were chosen, and whether training was stopped early: in brackets,
+    from what its trained.json says."""
+    if not (chose := trained.get("chose")):
         return ""
-    step, last = rows[-1]["best_step"], rows[-1]["step"]
-    score = next(row[f"validation_{best.metric}"] for row in rows if row["step"] == step)
-    stopped = f"stopped early after step {last:,}; " if rows[-1]["stopped_early"] else ""
-    whose = " on people's labels" if best.metric == "accuracy" else ""
-    return (
-        f" ({stopped}the weights of step {step:,} were kept, the best by validation {best.metric}{whose}: {score:.4g})"
-    )
+    stopped = f"stopped early after step {trained['steps']:,}; " if chose["stopped_early"] else ""
+    whose = " on people's labels" if chose["metric"] == "accuracy" else ""
+    best = f"the best by validation {chose['metric']}{whose}: {chose['score']:.4g}"
+    return f" ({stopped}the weights of step {chose['step']:,} were kept, {best})"
+
+
+def probabilities_had(recipe: Recipe) -> str:
+    """How the teacher's probabilities of the choices came about; nothing where answers are texts."""
+    match probabilities_of(recipe.request):
+        case None:
+            return ""
+        case "computed here":
+            return "The teacher's probabilities were computed in this process: of every allowed answer, whole."
+        case "votes":
+            answers = count(recipe.generate.n, "answer")
+            return (
+                f"The teacher's probabilities are the votes of its {answers} to a prompt at temperature 1, half a vote "
+                "added to each allowed answer (votes)."
+            )
+        case "prompt_logprobs":
+            return "The server scored every allowed answer as a continuation of the prompt (prompt_logprobs)."
+        case "completions":
+            return "The teacher continued the prompt in its own template, with each token's probability (completions)."
+        case "top_logprobs":
+            return "The teacher named the most probable first tokens of its reply (top_logprobs)."

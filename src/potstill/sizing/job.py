@@ -1,4 +1,4 @@
-"""A data recipe's models, its training's memory and time on GPUs, and its signals on disk, from headers alone."""
+"""A recipe's models, its training's memory and time on GPUs, and its signals on disk, from headers alone."""
 
 from __future__ import annotations
 
@@ -7,31 +7,37 @@ from dataclasses import dataclass, replace
 from potstill.errors import InputError
 from potstill.models.locate import Facts, facts, locate
 from potstill.models.shapes import Shape
+from potstill.recipe import Recipe
 from potstill.recipe.methods import LogitKd
 from potstill.recipe.scoring import LiveSignal
-from potstill.recipe.student import Student
+from potstill.recipe.student import AnyStudent, EncoderShape, Student
+from potstill.recipe.task import Choice
 from potstill.recipe.teacher import Gguf, Local, Teacher
-from potstill.recipe.whole import Recipe
 from potstill.sizing.memory import Learning, Memory, scoring_memory, training_memory, writing_memory
 from potstill.sizing.pace import COUNTS, GPUS, Gpu, learning_flops, scoring_flops
 from potstill.store.forms import Form, HiddenForm, bytes_per_token, form_of
 
 _SCORED_AT_ONCE, _LOGIT_ROWS = 8192, 512  # what `train.teaching` has a teacher read and say at once
-_HALF = 2  # bytes of a number of bf16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """The prompts of a job: how many, the mean tokens and the most of one, as the student reads it (`own`) and as the
-    teacher does, after all that it is `told`; and the tokens of an answer, expected and at most."""
+class Lengths:
+    """The training prompts of a job: how many, the mean tokens and the most of one, as the student reads it (`own`) and
+    as the teacher does, after its `context`; and the tokens of an answer, expected and at most."""
 
     prompts: int
     own: float
-    told: float
+    in_context: float
     longest_own: int
-    longest_told: int
+    longest_in_context: int
     answer: float
     longest_answer: int
+
+    @property
+    def read(self) -> float:
+        """Tokens of a prompt that a teacher in this process reads: where its context is half of what it reads or more,
+        that is read once for all."""
+        return self.own if self.in_context >= 2 * self.own else self.in_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,14 @@ class Sized:
     name: str
     parameters: int | None
     quantization: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """All parameters, and those without embeddings and head: what every token is multiplied with."""
+
+    parameters: int
+    body: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +99,34 @@ class Sizes:
     fits: tuple[Fit, ...] = ()
 
 
-def sizes_of(recipe: Recipe, text: Text) -> Sizes | None:
-    """None for a recipe without a student. Raises InputError for a model that is not there or adapters that fit
-    nothing."""
-    learner = recipe.student
-    if learner is None:
+def examples_of(recipe: Recipe, prompts: int) -> int:
+    """The most that can be kept of the answers to so many prompts."""
+    if isinstance(recipe.task, Choice):
+        return prompts
+    return prompts * (min(recipe.generate.n, recipe.select.keep) if recipe.verify else recipe.generate.n)
+
+
+def sizes_of(recipe: Recipe, lengths: Lengths) -> Sizes | None:
+    """None for a recipe without a student; without memory and GPUs for one whose shape is not known, or that is an
+    encoder. Raises InputError for a model that is not there or adapters that fit nothing."""
+    student = recipe.student
+    if student is None:
         return None
     here = recipe.scored_by is not None and recipe.scored_by.engine is None
     scorer = facts(locate(recipe.scored_by.model)) if recipe.scored_by and here else None
-    start, writer = facts(locate(learner.start)), _writer(recipe.teacher)
-    examples = text.prompts * (min(recipe.generate.n, recipe.select.keep) if recipe.verify else recipe.generate.n)
-    work = _Work(recipe, text, examples)
-    models = _models(recipe, learner, writer=writer, start=start, scorer=scorer)
-    found = Sizes(models=models, examples=examples, tokens=work.read, pass_tokens=work.pass_tokens)
+    start = facts(locate(student.start)) if isinstance(student, Student) else None
+    writer = facts_of_teacher(recipe.teacher)
+    work = _Work(recipe, lengths, examples_of(recipe, lengths.prompts))
+    models = _models(recipe, writer=writer, scorer=scorer)
+    found = Sizes(models=models, examples=work.examples, tokens=work.read, pass_tokens=work.pass_tokens)
     if start is None or start.shape is None or (here and (scorer is None or scorer.shape is None)):
         return found
-    shape, teacher = start.shape.cut(learner.taken or start.layers), scorer.shape if scorer else None
-    learning = _learning(work, learner, shape, teacher=teacher)
+    assert isinstance(student, Student)
+    shape, teacher = start.shape.cut(student.taken or start.layers), scorer.shape if scorer else None
+    learning = _learning(work, student, shape, teacher=teacher)
     cache = None if recipe.scored_by is None else _cache(recipe, work, shape, teacher or shape)
     fits = tuple(_fit(gpu, learning, work, teacher, writer.shape if writer else None) for gpu in GPUS)
-    return replace(found, memory=training_memory(learning), cache=cache, fits=fits)
+    return replace(found, memory=training_memory(learning, half=work.half), cache=cache, fits=fits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +134,7 @@ class _Work:
     """Tokens of the job."""
 
     recipe: Recipe
-    text: Text
+    lengths: Lengths
     examples: int
 
     @property
@@ -126,12 +148,17 @@ class _Work:
         return scorer is not None and scorer.quantization == "int8"
 
     @property
+    def half(self) -> int:
+        """Bytes of a number in forward and backward: these GPUs multiply bf16."""
+        return 4 if self.recipe.train.precision == "fp32" else 2
+
+    @property
     def read(self) -> int:
-        return round(self.examples * (self.text.own + self.text.answer)) * self.recipe.train.epochs
+        return round(self.examples * (self.lengths.own + self.lengths.answer)) * self.recipe.train.epochs
 
     @property
     def scored_once(self) -> int:
-        return round(self.examples * self.text.answer)
+        return round(self.examples * self.lengths.answer)
 
     @property
     def learnt(self) -> int:
@@ -139,9 +166,8 @@ class _Work:
 
     @property
     def teacher_reads(self) -> int:
-        """In one pass over all examples. Where what it is told is half of what it reads, that is read once for all."""
-        text = self.text
-        return round(self.examples * ((text.own if text.told >= 2 * text.own else text.told) + text.answer))
+        """In one pass over all examples."""
+        return round(self.examples * (self.lengths.read + self.lengths.answer))
 
     @property
     def pass_tokens(self) -> int:
@@ -152,10 +178,10 @@ class _Work:
     @property
     def longest(self) -> int:
         """Tokens of an example at most."""
-        return self.text.longest_own + self.text.longest_answer
+        return self.lengths.longest_own + self.lengths.longest_answer
 
 
-def _writer(teacher: Teacher) -> Facts | None:
+def facts_of_teacher(teacher: Teacher) -> Facts | None:
     """What writes, if it is a model of a known shape; a server may call its model what it likes."""
     try:
         return facts(locate(teacher.model))
@@ -165,41 +191,61 @@ def _writer(teacher: Teacher) -> Facts | None:
         return None
 
 
-def _models(
-    recipe: Recipe, learner: Student, *, writer: Facts | None, start: Facts | None, scorer: Facts | None
-) -> tuple[Sized, ...]:
+def size_of(student: AnyStudent, choices: int) -> Size | None:
+    """None where nothing on this machine tells."""
+    if isinstance(student, Student):
+        if (start := facts(locate(student.start))) is None:
+            return None
+        layers = student.taken or start.layers
+        return Size(start.with_layers(layers), layers * start.per_layer)
+    if student.shape is None or student.tokenizer is None or (tokens := facts(locate(student.tokenizer))) is None:
+        return None
+    return _size_of_encoder(student.shape, vocabulary=tokens.vocabulary, choices=choices)
+
+
+def _size_of_encoder(shape: EncoderShape, *, vocabulary: int, choices: int) -> Size:
+    """ModernBERT's, with a feed-forward block twice as wide as the model. Its first layer has no norm before attention,
+    its embeddings have one."""
+    width = shape.hidden
+    body = shape.layers * (4 * width**2 + 3 * width * 2 * width + 2 * width)
+    head = width**2 + width + (width + 1) * choices
+    return Size(vocabulary * width + body + width + head, body)
+
+
+def _models(recipe: Recipe, *, writer: Facts | None, scorer: Facts | None) -> tuple[Sized, ...]:
     def sized(role: str, name: str, found: Facts | None, quantization: str | None = None) -> Sized:
         return Sized(role, name, found.parameters if found else None, quantization)
 
-    cut = start.with_layers(learner.taken or start.layers) if start else None
-    scored_by = recipe.train.scored_by
+    scored_by, student = recipe.train.scored_by, recipe.student
+    assert student is not None
+    size = size_of(student, len(recipe.task.choices) if isinstance(recipe.task, Choice) else 0)
     return (
         sized("teacher", recipe.teacher.model, writer),
         *((sized("scored by", scored_by.model, scorer, scored_by.quantization),) if scored_by else ()),
-        Sized("student", learner.start, cut),
+        Sized("student", student.start or "an encoder of random weights", size.parameters if size else None),
     )
 
 
-def _learning(work: _Work, learner: Student, shape: Shape, *, teacher: Shape | None) -> Learning:
+def _learning(work: _Work, student: Student, shape: Shape, *, teacher: Shape | None) -> Learning:
     train, own = work.recipe.train, work.recipe.train.on_policy
     if own is not None and own.engine is not None:  # a server has its own memory
         own = None
     form = form_of(train.signal)
-    served = train.scored_by is not None and train.scored_by.engine is not None
+    here = work.recipe.scored_by is not None and work.recipe.scored_by.engine is None
     return Learning(
         shape=shape,
         pass_tokens=work.pass_tokens,
-        frozen_embeddings=learner.keeps_embeddings,
-        frozen_layers=learner.freeze_layers,
-        lora=learner.lora,
+        frozen_embeddings=student.keeps_embeddings,
+        frozen_layers=student.freeze_layers,
+        lora=student.lora,
         averaged=train.average > 0,
         checkpointed=train.gradient_checkpointing,
-        dense=isinstance(train.method, LogitKd) and not served and (form is None or isinstance(form, HiddenForm)),
+        dense=isinstance(train.method, LogitKd) and here and (form is None or isinstance(form, HiddenForm)),
         teacher=teacher if form is None else None,
         teacher_int8=work.int8,
         slots=own.slots if own else 0,
-        capacity=work.text.longest_own + own.max_tokens if own else 0,
-        teacher_capacity=work.text.longest_told + own.max_tokens if own and own.teacher_mix else 0,
+        capacity=work.lengths.longest_own + own.max_tokens if own else 0,
+        teacher_capacity=work.lengths.longest_in_context + own.max_tokens if own and own.teacher_mix else 0,
     )
 
 
@@ -208,8 +254,8 @@ def _cache(recipe: Recipe, work: _Work, student: Shape, teacher: Shape) -> Cache
     if form is None:
         return None
     vocabulary = min(student.vocabulary, teacher.vocabulary)
-    each = bytes_per_token(form, vocabulary, teacher.width, tokens_per_example=max(1, work.text.answer))
-    head = _HALF * teacher.embeddings if isinstance(form, HiddenForm) else 0
+    each = bytes_per_token(form, vocabulary, teacher.width, tokens_per_example=max(1, work.lengths.answer))
+    head = work.half * teacher.embeddings if isinstance(form, HiddenForm) else 0
     return Cache(form, each, work.scored_once, round(each * work.scored_once) + head)
 
 
@@ -225,7 +271,7 @@ def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, write
             pass_tokens=_smaller_pass(gpu, learning, work, teacher, writer),
             checkpointed=any(_needed(work, again, teacher, writer, gpus) <= gpu.bytes for gpus in COUNTS),
         )
-    rate = gpu.flops_per_second * COUNTS[at]
+    rate = gpu.flops_per_second(half=work.half) * COUNTS[at]
     flops, scoring = _flops(learning, work, teacher)
     return Fit(
         gpu=gpu,
@@ -239,11 +285,11 @@ def _fit(gpu: Gpu, learning: Learning, work: _Work, teacher: Shape | None, write
 
 def _flops(learning: Learning, work: _Work, teacher: Shape | None) -> tuple[float, float]:
     """Of training, with all that a live teacher says in it, and of filling a cache before."""
-    text = work.text
-    flops = learning_flops(learning, read=work.read, learnt=work.learnt, context=(text.own + text.answer) / 2)
+    lengths = work.lengths
+    flops = learning_flops(learning, read=work.read, learnt=work.learnt, context=(lengths.own + lengths.answer) / 2)
     if teacher is None:
         return flops, 0
-    context = (text.told + text.answer) / 2
+    context = (lengths.in_context + lengths.answer) / 2
     scoring = scoring_flops(teacher, read=work.teacher_reads, scored=work.scored_once, context=context)
     if not work.cached:
         return flops + scoring * work.recipe.train.epochs, 0
@@ -254,13 +300,18 @@ def _flops(learning: Learning, work: _Work, teacher: Shape | None) -> tuple[floa
 
 def _needed(work: _Work, learning: Learning, teacher: Shape | None, writer: Shape | None, gpus: int) -> int:
     """Bytes on each GPU in the stage of this process that needs the most."""
-    stages = [training_memory(learning, gpus=gpus).total]
+    half = work.half
+    stages = [training_memory(learning, gpus=gpus, half=half).total]
     if teacher is not None and work.cached:
         read, made = _SCORED_AT_ONCE, _LOGIT_ROWS
-        stages.append(scoring_memory(teacher, tokens=read, logits=made, int8=work.int8, gpus=gpus))
-    if writer is not None and isinstance(engine := work.recipe.teacher.engine, Local):
-        capacity = work.text.longest_told + work.text.longest_answer
-        stages.append(writing_memory(writer, slots=engine.slots, capacity=capacity, gpus=gpus))
+        stages.append(scoring_memory(teacher, tokens=read, logits=made, int8=work.int8, gpus=gpus, half=half))
+    engine = work.recipe.teacher.engine
+    if writer is not None and isinstance(engine, Local) and isinstance(work.recipe.task, Choice):
+        tokens = max(engine.batch_tokens, work.lengths.longest_in_context)
+        stages.append(scoring_memory(writer, tokens=tokens, logits=_LOGIT_ROWS, gpus=gpus, half=half))
+    elif writer is not None and isinstance(engine, Local):
+        capacity = work.lengths.longest_in_context + work.lengths.longest_answer
+        stages.append(writing_memory(writer, slots=engine.slots, capacity=capacity, gpus=gpus, half=half))
     return max(stages)
 
 

@@ -13,28 +13,33 @@ from potstill.models.shapes import Shape
 from potstill.sizing.memory import Learning
 
 SHARE_OF_PEAK = 0.3
-"""An assumption, not a measurement: what training reaches of a GPU's bf16 products."""
+"""An assumption, not a measurement: what training reaches of a GPU's products."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """`gigabytes` are 10^9 bytes: what a card has beyond is left to CUDA and to the allocator's gaps. `teraflops` are
-    dense bf16 products with fp32 sums, from the data sheet."""
+    dense bf16 products with fp32 sums, `fp32_teraflops` those of fp32 without tensor cores, from the data sheet."""
 
     name: str
     gigabytes: int
     teraflops: float
+    fp32_teraflops: float
 
     @property
     def bytes(self) -> int:
         return self.gigabytes * 10**9
 
-    @property
-    def flops_per_second(self) -> float:
-        return self.teraflops * 1e12 * SHARE_OF_PEAK
+    def flops_per_second(self, *, half: int) -> float:
+        return (self.teraflops if half == 2 else self.fp32_teraflops) * 1e12 * SHARE_OF_PEAK
 
 
-GPUS = (Gpu("RTX 4090", 24, 165), Gpu("L40S", 48, 362), Gpu("H100", 80, 989), Gpu("H200", 141, 989))
+GPUS = (
+    Gpu("RTX 4090", 24, 165, 82.6),
+    Gpu("L40S", 48, 362, 91.6),
+    Gpu("H100", 80, 989, 67),
+    Gpu("H200", 141, 989, 67),
+)
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 

@@ -12,8 +12,9 @@ from potstill.store.forms import HiddenForm, SampledForm, TopKForm
 
 COLUMNS = ("GPU", "GPUs", "GB on each", "tokens/s", "training", "scoring")
 ASSUMED = (
-    f"assumed: {SHARE_OF_PEAK:.0%} of the GPU's bf16 peak, {{answers}}; several GPUs share weights by FSDP2; scoring "
-    "is done once, before training; what the student writes itself and the exam come on top"
+    f"assumed: {SHARE_OF_PEAK:.0%} of the GPU's peak (in bf16, unless 'train.precision' is fp32), {{answers}}; several "
+    "GPUs share weights by FSDP2; scoring is done once, before training; what the student writes itself and the "
+    "test set come on top"
 )
 _PARTS = {
     "weights": "weights",
@@ -33,9 +34,9 @@ def sentences(sizes: Sizes) -> list[str]:
     said = [f"{model.role}: {model.name}, {_parameters(model)}" for model in sizes.models]
     said.append(f"training: at most {sizes.examples:,} examples, {sizes.tokens:,} tokens over all epochs")
     if sizes.memory is None:
-        said.append("memory and time of training: unknown for a model whose configuration is not known")
+        said.append("memory and time of training: unknown for an encoder, or a model whose configuration is not known")
     else:
-        said.append(f"memory on one GPU, {sizes.pass_tokens:,} tokens a pass: {_memory(sizes.memory)}")
+        said.append(f"memory on one GPU, {sizes.pass_tokens:,} tokens per pass: {_memory(sizes.memory)}")
     if sizes.cache is not None:
         said.append(f"signals on disk: {_cache(sizes.cache)}")
     return said

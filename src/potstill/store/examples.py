@@ -1,61 +1,43 @@
-"""Training examples as Parquet in the Hugging Face `messages` convention, provenance and licence in every row."""
+"""What students learn: the rows of selected.parquet, or of answers.parquet where nothing is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from potstill.records import Example, Message
-from potstill.store.files import drafted
 
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
-_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("messages", pa.list_(_TURN)),
-        ("choices", pa.list_(pa.string())),
-        ("choice_p", pa.list_(pa.float64())),
-        ("teacher", pa.string()),
-        ("licence", pa.string()),
-        ("labelled_by", pa.string()),
-    ]
+_READ = (
+    "prompt_id",
+    "split",
+    "messages",
+    "tools",
+    "weight",
+    "choice_logprobs",
+    "labelled_by",
+    "teacher",
+    "domain",
+    "licence",
 )
 
 
-def write_examples(path: Path, examples: Sequence[Example], choices: Sequence[str]) -> None:
-    """The last message of a row is the teacher's answer. Same examples, same bytes."""
-    rows = [
-        {
-            "prompt_id": e.prompt_id,
-            "messages": [
-                {"role": m.role, "content": m.content}
-                for m in (*e.messages, Message(role="assistant", content=e.answer))
-            ],
-            "choices": list(choices),
-            "choice_p": list(e.choice_p),
-            "teacher": e.teacher,
-            "licence": e.licence,
-            "labelled_by": e.labelled_by,
-        }
-        for e in examples
-    ]
-    with drafted(path) as draft:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), draft, compression="zstd")
+def read_examples(path: Path) -> Iterator[Example]:
+    """Every row, in order; a column that the file does not have is what `Example` says it is."""
+    file = pq.ParquetFile(path)
+    named = [name for name in _READ if name in file.schema_arrow.names]
+    for batch in file.iter_batches(columns=named):
+        yield from map(_example, batch.to_pylist())
 
 
-def read_examples(path: Path) -> list[Example]:
-    return [
-        Example(
-            prompt_id=row["prompt_id"],
-            messages=tuple(Message.from_dict(turn) for turn in row["messages"][:-1]),
-            answer=row["messages"][-1]["content"],
-            choice_p=tuple(row["choice_p"]),
-            teacher=row["teacher"],
-            licence=row["licence"],
-            labelled_by=row["labelled_by"],
-        )
-        for row in pq.read_table(path).to_pylist()
-    ]
+def _example(row: dict[str, Any]) -> Example:
+    logprobs = row.pop("choice_logprobs", None)
+    return Example(
+        messages=tuple(map(Message.from_dict, row.pop("messages"))),
+        tools=tuple(json.loads(row.pop("tools", None) or "[]")),
+        choice_logprobs=None if logprobs is None else tuple(logprobs),
+        **row,
+    )

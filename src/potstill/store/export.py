@@ -1,4 +1,4 @@
-"""Selected answers and pairs as JSON lines beside the Parquet files: one batch of rows is in memory at a time."""
+"""Kept answers and pairs as JSON lines beside the Parquet files: one batch of rows is in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from potstill.store.files import drafted
 _GROUP = 1000
 
 
-def export_examples(examples: Path, *, form: Literal["jsonl", "parquet"]) -> dict[Path, int]:
-    """Each file of that form with its number of rows. Raises InputError before the verification."""
-    selected, pairs = examples / "selected.parquet", examples / "pairs.parquet"
-    if not selected.is_file():
-        raise InputError(f"'{examples}' holds no selected answers yet", way_out="potstill verify first")
-    tables = [selected, *([pairs] if pairs.is_file() else [])]
+def export_examples(kept: Path, *, form: Literal["jsonl", "parquet"]) -> dict[Path, int]:
+    """The table of kept answers, and that of pairs beside it, in that form, each with its number of rows. Raises
+    InputError before there are any."""
+    if not kept.is_file():
+        what, verb = ("selected answers", "verify") if kept.stem == "selected" else ("answers", "generate")
+        raise InputError(f"'{kept.parent}' holds no {what} yet", way_out=f"potstill {verb} first")
+    pairs = kept.with_name("pairs.parquet")
+    tables = [kept, *([pairs] if pairs.is_file() else [])]
     if form == "parquet":
         return {table: pq.read_metadata(table).num_rows for table in tables}
     return dict(_write_jsonl(table) for table in tables)

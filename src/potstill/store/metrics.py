@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, one line a training step or validation."""
+"""`metrics.jsonl`: one JSON object per line, one line per training step or validation."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """The run folder: one folder holds everything that a recipe produced.
 
-recipe.yaml      resolved, written first     examples/*.parquet   what the student learnt from
-ledger.sqlite    prompts to predictions      checkpoints/ARM/     while an arm is training
-metrics.jsonl    learning curves             model/, controls/    what came out
-scores.json      arms and intervals          report.html          for people
+recipe.yaml      resolved, written first         model/           the student, with its card
+ledger.sqlite    what was asked and answered     arms/NAME/       every other arm's model; checkpoints while it trains
+examples/        what checks said and kept       test/NAME/       every arm's answers to the test prompts, in a ledger
+judge/ rescue/ expansion/   other ledgers        calibration.json of a teacher that chooses
+signals/         the teacher's, if not shared    metrics.jsonl    learning curves
+scores.json      arms and intervals              report.html      for people
 """
 
 from __future__ import annotations
@@ -18,109 +20,131 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from potstill.errors import InputError
-from potstill.recipe import choices as choice_recipes
+from potstill.recipe import Recipe, load_recipe
 from potstill.recipe import file as recipe_file
-from potstill.recipe import load_recipe
-from potstill.recipe.choices import ChoiceRecipe
-from potstill.recipe.whole import Recipe, is_data_recipe
 from potstill.store.files import write_atomic
-from potstill.store.ledger import Ledger
 from potstill.store.requests import Requests
+
+STUDENT = "student"
+"""The arm that the run is for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run folder and the recipe it belongs to."""
+class RunFolder:
+    """Where everything of a run lies."""
 
-    folder: Path
-    recipe: ChoiceRecipe
-
-    @property
-    def examples(self) -> Path:
-        return self.folder / "examples" / "train.parquet"
+    path: Path
 
     @property
-    def model(self) -> Path:
-        return self.folder / "model"
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def answers(self) -> Path:
+        """Every usable answer of the teacher."""
+        return self.path / "examples" / "answers.parquet"
+
+    @property
+    def selected(self) -> Path:
+        """What to train on."""
+        return self.path / "examples" / "selected.parquet"
+
+    def kept(self, *, verified: bool) -> Path:
+        """The answers that are trained on: the selected ones, or all where nothing is checked."""
+        return self.selected if verified else self.answers
+
+    @property
+    def verdicts(self) -> Path:
+        return self.path / "examples" / "verdicts.parquet"
 
     @property
     def calibration(self) -> Path:
-        return self.folder / "calibration.json"
+        return self.path / "calibration.json"
 
     @property
     def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
+        return self.path / "metrics.jsonl"
 
     @property
     def scores(self) -> Path:
-        return self.folder / "scores.json"
+        return self.path / "scores.json"
 
     @property
     def report(self) -> Path:
-        return self.folder / "report.html"
+        return self.path / "report.html"
 
-    def arm_model(self, arm: str) -> Path:
-        """Where the trained model of an arm lies."""
-        return self.model if arm == "student" else self.folder / "controls" / arm
+    @property
+    def model(self) -> Path:
+        """The student's model folder: what the run is for."""
+        return self.path / "model"
 
-    def checkpoints(self, arm: str) -> Path:
-        return self.folder / "checkpoints" / arm
+    def arm(self, name: str) -> Path:
+        """What belongs to one arm alone: checkpoints, what is known of it, and its model unless it is the student."""
+        return self.path / "arms" / name
+
+    def arm_model(self, name: str) -> Path:
+        return self.model if name == STUDENT else self.arm(name) / "model"
+
+    def test(self, name: str) -> Path:
+        """An arm's answers to the test prompts: a folder with a ledger of its own."""
+        return self.path / "test" / name
 
     def read_scores(self) -> dict[str, Any] | None:
         """The content of scores.json, or None before the evaluation."""
-        return json.loads(self.scores.read_text(encoding="utf-8")) if self.scores.is_file() else None
+        return read_json(self.scores)
+
+    def read_recipe(self) -> Recipe:
+        """Raises InputError where this is no run folder."""
+        if not self.recipe.is_file():
+            raise InputError(
+                f"'{self.path}' is not a run folder (no recipe.yaml)", way_out="see `potstill runs` for those there are"
+            )
+        return load_recipe(self.recipe)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @contextmanager
-def open_run(folder: Path, recipe: ChoiceRecipe) -> Generator[tuple[Run, Ledger]]:
+def open_run(path: Path, recipe: Recipe) -> Generator[RunFolder]:
     """Open or create the folder for `recipe` and hold its lock.
 
-    Raises InputError where another process holds it, or where it was made with other prompts or another teacher.
-    What lies behind them (checks, student, method) may change: the stages concerned are run again.
+    Everything but its name may have changed: answers are kept by what was asked, and every other stage by what it was
+    made from. Raises InputError where another process holds the folder, or another recipe made it.
     """
-    with _locked(folder):
-        _check_same(folder, recipe)
-        write_atomic(folder / "recipe.yaml", recipe_file.as_yaml(recipe))
-        with Ledger(folder / "ledger.sqlite") as ledger:
-            yield Run(folder, recipe), ledger
-
-
-@contextmanager
-def open_data_run(folder: Path, recipe: Recipe) -> Generator[Requests]:
-    """Open or create the folder for a data recipe and hold its lock.
-
-    Everything but its name may have changed: answers are kept by what was asked. Raises InputError as `open_run` does.
-    """
-    with _locked(folder):
-        stored = folder / "recipe.yaml"
-        if stored.is_file() and not (is_data_recipe(stored) and load_recipe(stored).name == recipe.name):
+    folder = RunFolder(path)
+    _refuse_what_is_no_run(folder)
+    with locked(path):
+        if folder.recipe.is_file() and recipe_file.value_at(folder.recipe, "name") != recipe.name:
             raise InputError(
-                f"'{folder}' belongs to another recipe",
+                f"'{path}' belongs to another recipe",
                 way_out="give the run another folder (--run) or the recipe another name",
             )
-        write_atomic(stored, recipe_file.as_yaml(recipe))
-        with Requests(folder / "ledger.sqlite") as requests:
-            yield requests
+        write_atomic(folder.recipe, recipe_file.as_yaml(recipe))
+        yield folder
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"'{folder}' is a file, not a run folder", way_out="choose another --run")
-    strange = folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
-    if strange and not (folder / "recipe.yaml").is_file():
-        raise InputError(
-            f"'{folder}' is not empty and not a run folder (no recipe.yaml)",
-            way_out="choose another --run",
-        )
+def open_ledger(folder: Path) -> Generator[Requests]:
+    """The ledger of a sub-run (a judge's, a rescue's, an arm's test), its folder made and locked."""
+    with locked(folder), Requests(folder / "ledger.sqlite") as requests:
+        yield requests
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"another potstill process is working in '{folder}'",
-            way_out="wait for it or choose another --run",
+            f"another potstill process is working in '{folder}'", way_out="wait for it or choose another --run"
         ) from None
     try:
         yield
@@ -128,31 +152,11 @@ def _locked(folder: Path) -> Generator[None]:
         lock.release()
 
 
-def recipe_of(folder: Path) -> ChoiceRecipe:
-    """The recipe of an existing run folder."""
-    if not (folder / "recipe.yaml").is_file():
+def _refuse_what_is_no_run(folder: RunFolder) -> None:
+    if folder.path.exists() and not folder.path.is_dir():
+        raise InputError(f"'{folder.path}' is a file, not a run folder", way_out="choose another --run")
+    strange = folder.path.is_dir() and any(path.name != ".lock" for path in folder.path.iterdir())
+    if strange and not folder.recipe.is_file():
         raise InputError(
-            f"'{folder}' is not a run folder (no recipe.yaml)",
-            way_out="see `potstill runs` for those there are",
-        )
-    return choice_recipes.load_choice_recipe(folder / "recipe.yaml")
-
-
-_PAID_FOR = ("name", "seed", "prompts", "teacher", "answers")
-_MAY_CHANGE = (
-    ("prompts", "split"),
-    ("answers", "prior"),
-)  # more prompts are asked, the others keep their answers
-
-
-def _check_same(folder: Path, recipe: ChoiceRecipe) -> None:
-    if not (folder / "recipe.yaml").is_file():
-        return
-    old, new = (r.model_dump(mode="json", include=set(_PAID_FOR)) for r in (recipe_of(folder), recipe))
-    for section, key in _MAY_CHANGE:
-        del old[section][key], new[section][key]
-    if key := recipe_file.first_difference(old, new):
-        raise InputError(
-            f"'{folder}' belongs to another recipe: '{key}' differs",
-            way_out="give the run another folder (--run) or the recipe another name, or delete the folder",
+            f"'{folder.path}' is not empty and not a run folder (no recipe.yaml)", way_out="choose another --run"
         )

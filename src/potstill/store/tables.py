@@ -12,8 +12,24 @@ import pyarrow.parquet as pq
 
 from potstill.store.files import drafted
 
-TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string())])
-"""A message in the Hugging Face convention."""
+_CALL = pa.struct(
+    [
+        ("id", pa.string()),
+        ("type", pa.string()),
+        ("function", pa.struct([("name", pa.string()), ("arguments", pa.string())])),
+    ]
+)
+TURN = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("reasoning_content", pa.string()),
+        ("name", pa.string()),
+        ("tool_calls", pa.list_(_CALL)),
+        ("tool_call_id", pa.string()),
+    ]
+)
+"""A message in the Hugging Face convention; the arguments of a tool call are JSON text."""
 
 _GROUP = 10_000
 

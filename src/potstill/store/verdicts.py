@@ -4,14 +4,13 @@ rows a few thousand are in memory."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from potstill.records import Finding
+from potstill.records import Finding, Verdict
 
 _FINDING = pa.struct([(name, pa.string()) for name in ("check", "opinion", "reason", "evidence")])
 VERDICTS = pa.schema(
@@ -22,36 +21,22 @@ VERDICTS = pa.schema(
         ("reason", pa.string()),
         ("evidence", pa.string()),
         ("score", pa.float64()),
+        ("weight", pa.float64()),
         ("student_nats", pa.float64()),
         ("rescue", pa.int32()),
         ("findings", pa.list_(_FINDING)),
     ]
 )
+_PLAIN = ("prompt_id", "index", "kept", "reason", "evidence", "score", "weight")
 _BATCH = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """One row. In an exam `kept` means right."""
-
-    prompt_id: str
-    index: int
-    kept: bool
-    reason: str
-    evidence: str
-    findings: tuple[Finding, ...]
-
-
-def read_verdicts(path: Path) -> Iterator[Ruling]:
+def read_verdicts(path: Path) -> Iterator[Verdict]:
     """Every row in the order of the file: a prompt's answers stand together."""
-    columns = ["prompt_id", "index", "kept", "reason", "evidence"]
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=[*columns, "findings"]):
-        plain = (batch.column(name).to_pylist() for name in columns)
-        rows = zip(*plain, _findings(batch.column("findings")), strict=True)
-        for prompt_id, index, kept, reason, evidence, findings in rows:
-            yield Ruling(
-                prompt_id=prompt_id, index=index, kept=kept, reason=reason, evidence=evidence, findings=findings
-            )
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH, columns=[*_PLAIN, "findings"]):
+        plain = (batch.column(name).to_pylist() for name in _PLAIN)
+        for *values, findings in zip(*plain, _findings(batch.column("findings")), strict=True):
+            yield Verdict(**dict(zip(_PLAIN, values, strict=True)), findings=findings)
 
 
 def _findings(lists: pa.ListArray) -> Iterator[tuple[Finding, ...]]:  # pyright: ignore[reportUnknownParameterType]

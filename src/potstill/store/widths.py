@@ -20,6 +20,6 @@ def high_slots(k: int, vocabulary: int) -> int:
 
 
 def ascending_bytes(k: int, vocabulary: int) -> int:
-    """What a row of `pack_ascending` takes: about 2 + log2(V / K) bits an id, within half a bit of the least there
+    """What a row of `pack_ascending` takes: about 2 + log2(V / K) bits per id, within half a bit of the least there
     is for a set, where ids in any order take log2(V)."""
     return bytes_of(k, low_bits(k, vocabulary)) + bytes_of(high_slots(k, vocabulary), 1)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -14,15 +16,32 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from potstill.errors import InputError
-from potstill.records import Message
+from potstill.records import Message, Tools
+from potstill.text.whole import whole
 
 
 def _refuse(said: str) -> str:
     raise jinja2.TemplateError(said)
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """The message as templates read it: the arguments of tool calls as values, where they are JSON."""
+    turn: dict[str, Any] = message.as_dict()
+    for call in turn.get("tool_calls", ()):
+        function = call["function"]
+        with suppress(ValueError):  # what the model wrote may be no JSON: it stays the text that it was
+            call["function"] = {**function, "arguments": json.loads(function["arguments"])}
+    return turn
 
 
 class Template:
@@ -42,28 +61,47 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise InputError(
                 f"the {name} template does not parse at its line {error.lineno}: {error.message}",
-                way_out="mend the template",
+                way_out="fix the template",
             ) from None
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[Message], *, tools: Tools = (), add_generation_prompt: bool) -> str:
         """The text that the model reads."""
-        turns: list[dict[str, Any]] = [message.as_dict() for message in messages]
         try:
-            return self._compiled.render(messages=turns, add_generation_prompt=add_generation_prompt, **self._tokens)
+            rendered = self._compiled.render(
+                messages=[_turn(message) for message in messages],
+                tools=list(tools) or None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
+            )
         except jinja2.TemplateError as error:
             raise InputError(
                 f"the {self.name} template refuses these messages: {error}",
-                way_out="mend the template or the prompts",
+                way_out="fix the template or the prompts",
             ) from None
+        return whole(rendered)  # the arguments of a tool call may spell half of a pair
 
-    def completion(self, messages: Sequence[Message], said: Message) -> str:
+    def dropped(self, messages: Sequence[Message], tools: Tools = ()) -> str | None:
+        """What of a conversation the template would not write, of tools and their calls; None where it writes all."""
+        if not tools and not any(message.tool_calls for message in messages):
+            return None
+        written = self.render(messages, tools=tools, add_generation_prompt=False)
+        if tools and self.render(messages, add_generation_prompt=False) == written:
+            return "tools"
+        for at, message in enumerate(messages):
+            if message.tool_calls:
+                without = [*messages[:at], replace(message, tool_calls=()), *messages[at + 1 :]]
+                if self.render(without, tools=tools, add_generation_prompt=False) == written:
+                    return "tool calls"
+        return None
+
+    def completion(self, messages: Sequence[Message], said: Message, *, tools: Tools = ()) -> str:
         """What the template writes after the generation prompt when the assistant says `said`, its end included.
 
         The generation prompt must be a prefix of the finished conversation; else training and generation would see
         different tokens, and that is refused. So is a template that leaves the reasoning out.
         """
-        prefix = self.render(messages, add_generation_prompt=True)
-        finished = self.render([*messages, said], add_generation_prompt=False)
+        prefix = self.render(messages, tools=tools, add_generation_prompt=True)
+        finished = self.render([*messages, said], tools=tools, add_generation_prompt=False)
         if not finished.startswith(prefix) or said.content not in finished[len(prefix) :]:
             raise InputError(
                 f"the {self.name} template does not round-trip: the conversation with the answer "

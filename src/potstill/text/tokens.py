@@ -6,6 +6,7 @@ The prefix (everything up to the answer) and the answer are tokenised apart and 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from potstill.errors import InputError
-from potstill.records import Message
+from potstill.records import Message, Tools
 from potstill.text.template import Template
 
 Ids = tuple[int, ...]
@@ -31,23 +32,23 @@ class Codec:
         """One more than the greatest id that stands for something; heads are often padded beyond it."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
-    def prefix(self, messages: Sequence[Message]) -> Ids:
+    def prefix(self, messages: Sequence[Message], *, tools: Tools = ()) -> Ids:
         """Ids of the rendered messages with the generation prompt."""
-        return self._encode(self.template.render(messages, add_generation_prompt=True))
+        return self._encode(self.template.render(messages, tools=tools, add_generation_prompt=True))
 
-    def conversation(self, messages: Sequence[Message]) -> Ids:
+    def conversation(self, messages: Sequence[Message], *, tools: Tools = ()) -> Ids:
         """Ids of the finished conversation, without a generation prompt."""
-        return self._encode(self.template.render(messages, add_generation_prompt=False))
+        return self._encode(self.template.render(messages, tools=tools, add_generation_prompt=False))
 
     def answer(self, answer: str) -> Ids:
         """Ids of the answer alone, as the template writes it, without the end of the turn."""
         written = self.template.completion(_ASKED, Message(role="assistant", content=answer))
         return self._encode(written[: written.index(answer) + len(answer)])
 
-    def turn(self, messages: Sequence[Message], said: Message) -> Ids:
+    def turn(self, messages: Sequence[Message], said: Message, *, tools: Tools = ()) -> Ids:
         """Ids of the assistant's whole turn after the prefix: its reasoning where the template writes it, its answer,
         and the end-of-turn token, which bears loss too."""
-        ids = self._encode(self.template.completion(messages, said))
+        ids = self._encode(self.template.completion(messages, said, tools=tools))
         end = self.end_of_turn("x")
         last = max((i for i, token in enumerate(ids) if token == end), default=-1)
         if last < 0:
@@ -70,10 +71,13 @@ class Codec:
             )
         return rest[0]
 
-    def control_token(self, messages: Sequence[Message]) -> str | None:
-        """A special token spelt out in the content or the reasoning, which would become a control id, or None."""
+    def control_token(self, messages: Sequence[Message], *, tools: Tools = ()) -> str | None:
+        """A special token spelt out in the messages or the tools, which would become a control id, or None."""
         names = [t.content for t in self.tokenizer.get_added_tokens_decoder().values() if t.special]
-        texts = [text for m in messages for text in (m.content, m.reasoning_content) if text]
+        texts = [text for m in messages for text in (m.content, m.reasoning_content, m.name, m.tool_call_id) if text]
+        texts += [
+            json.dumps(used, ensure_ascii=False) for used in (*tools, *(c for m in messages for c in m.tool_calls))
+        ]
         return next((n for n in names if any(n in text for text in texts)), None)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -94,7 +98,7 @@ def choice_ids(codec: Codec, choices: Sequence[str]) -> tuple[Ids, ...]:
         for j, other in enumerate(ids):
             if i != j and other[: len(one)] == one:
                 raise InputError(
-                    f"answers.choices: the tokens of '{choices[i]}' begin those of '{choices[j]}'",
+                    f"task.choices: the tokens of '{choices[i]}' begin those of '{choices[j]}'",
                     way_out="choose answers of which none begins another",
                 )
     return ids

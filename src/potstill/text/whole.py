@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 
 def whole(text: str) -> str:
     """`text` with U+FFFD in place of every lone surrogate, as servers send them that stop inside an emoji."""
@@ -10,3 +13,8 @@ def whole(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def whole_values(value: Any) -> Any:
+    """The same of every text in a JSON value."""
+    return json.loads(whole(json.dumps(value, ensure_ascii=False)))

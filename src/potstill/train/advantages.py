@@ -6,7 +6,7 @@ Dimension key: N tokens of all own answers, S answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,14 +20,12 @@ from potstill.losses.estimators import leave_one_out, reward_to_go, sampled_logp
 from potstill.recipe.methods import LogitKd, PolicyGradient, Sft
 from potstill.recipe.on_policy import OnPolicy
 from potstill.recipe.train import TrainSettings
-from potstill.records import Message, Sample
+from potstill.records import Sample
 from potstill.text.tokens import Codec
 from potstill.train.batch import Own, Row
 from potstill.train.served import ServedTeacher
 from potstill.train.teaching import Teach
-
-Reward = Callable[[Sequence[tuple[Sequence[Message], Sample]]], Sequence[float | None]]
-"""What the checks say of answers to what was asked: 1 passed, 0 failed, None undecided. The samples name no prompt."""
+from potstill.verify.rewards import Reward
 
 Verdicts = Callable[[Sequence[Row]], Sequence[float | None]]
 """The same of own answers."""
@@ -43,21 +41,17 @@ def judged(
     if how.reward is not None and verdicts is None:
         raise InputError(
             "train.on_policy.reward is set, but nobody said what the checks say of an answer",
-            way_out="hand down `reward`, as lessons.teach does",
+            way_out="hand down `rewarding`, as pipeline.Run.train does",
         )
     weight = 0.0 if how.reward is None else how.reward.weight
     advantages = Advantages(train.method, how.samples, weight, teach, verdicts, train.pass_tokens)
     return advantages, None if isinstance(train.method, PolicyGradient) else teach
 
 
-def verdicts_by(reward: Reward, codec: Codec, asked: Iterable[Sequence[Message]]) -> Verdicts:
-    """`asked` are the prompts of all rows that there will be."""
-    known, spoken = {codec.prefix(messages): messages for messages in asked}, Spoken(codec)
-
-    def said(rows: Sequence[Row]) -> Sequence[float | None]:
-        return reward([(known[row.prefix], _sample(row, spoken)) for row in rows])
-
-    return said
+def verdicts_by(reward: Reward, codec: Codec) -> Verdicts:
+    """What the reward says of own answers as its checks read them."""
+    spoken = Spoken(codec)
+    return lambda rows: reward([_sample(row, spoken) for row in rows])
 
 
 def _sample(row: Row, spoken: Spoken) -> Sample:
@@ -66,7 +60,7 @@ def _sample(row: Row, spoken: Spoken) -> Sample:
     ids = row.target if cut_off else row.target[:-1]
     reasoning, text, closed = split_inline(spoken(row.prefix, ids))
     finish = "length" if cut_off else "stop"
-    return Sample(prompt_id="", text=text, reasoning=reasoning, finish=finish, cut_off=cut_off or not closed)
+    return Sample(prompt_id=row.prompt_id, text=text, reasoning=reasoning, finish=finish, cut_off=cut_off or not closed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,26 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from potstill.models.documents import Documents
 from potstill.text.tokens import Ids
+
+
+class Learnable(Protocol):
+    """An example of any kind: how many tokens are read of it, and how many bear loss."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def targets(self) -> int: ...
+
+
+R = TypeVar("R", bound=Learnable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +54,7 @@ class Row:
 
     `teacher_prefix` is the same prompt as the teacher reads it, where the teacher scores the answer; it ends its turns
     with the student's token or not (`ends_alike`), and only then says something about the last token. `teacher_logp` is
-    its distribution over the choices, where there are choices.
+    its distribution over the choices, where there are choices. `prompt_id` is of the prompt that it answers.
     """
 
     prefix: Ids
@@ -50,10 +64,15 @@ class Row:
     ends_alike: bool = True
     weight: float = 1.0
     own: Own | None = None
+    prompt_id: str = ""
 
     @property
     def tokens(self) -> int:
         return len(self.prefix) + len(self.target) - 1
+
+    @property
+    def targets(self) -> int:
+        return len(self.target)
 
     @property
     def scored(self) -> int:
@@ -198,10 +217,10 @@ def steps_of_epoch(count: int, *, batch_size: int, seed: int, epoch: int) -> lis
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def passes(rows: Sequence[Row], pass_tokens: int) -> list[list[Row]]:
+def passes(rows: Sequence[R], pass_tokens: int) -> list[list[R]]:
     """A step's examples in as few passes of at most `pass_tokens` tokens as first-fit decreasing finds; an example that
     is longer has a pass of its own."""
-    bins: list[list[Row]] = []
+    bins: list[list[R]] = []
     room: list[int] = []
     for row in sorted(rows, key=lambda row: -row.tokens):
         place = next((i for i, left in enumerate(room) if row.tokens <= left), len(bins))

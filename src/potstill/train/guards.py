@@ -79,11 +79,11 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a job is guarded by. `kept_length`: mean tokens of the answers that were kept for it."""
+    """What a training is guarded by. `kept_length`, which `own` reads: mean tokens of the answers that were kept."""
 
     loss: LossGuard | None
-    own: RolloutGuards | None
-    kept_length: float
+    own: RolloutGuards | None = None
+    kept_length: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

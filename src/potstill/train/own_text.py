@@ -25,7 +25,7 @@ from potstill.recipe.on_policy import OnPolicy
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import compared
-from potstill.train.own_answers import own_row
+from potstill.train.rollout_buffer import own_row
 from potstill.train.stopped import Spell
 from potstill.train.teaching import LiveTeacher
 

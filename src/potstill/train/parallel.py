@@ -67,10 +67,11 @@ class Several(World):
         self._this, self._store, self._turns = this, store, 0
         self._mesh = init_device_mesh(device().type, (this.count,))
 
-    def rooted(self, model: PreTrainedModel) -> Root:
+    def rooted(self, model: nn.Module) -> Root:
         """Cut the model into parts. Layers travel in the dtype that autocast would give their products; masters,
         gradients and what lies outside the layers are fp32. A model that only reads travels as it was loaded: int8
         weights as int8, and their scales in fp32."""
+        assert isinstance(model, PreTrainedModel), "only language models are cut into parts"
         learns = any(parameter.requires_grad for parameter in model.parameters())
         cast = compute_dtype() if learns else None
         layers = MixedPrecisionPolicy(cast, torch.float32, cast_forward_inputs=False)

@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from potstill.errors import InputError
-from potstill.records import Example, Message
+from potstill.records import Example, Message, Tools
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
 
 
-def training_rows(examples: Sequence[Example], codec: Codec, choices: Sequence[str]) -> list[Row]:
-    """The student's own template: what only the teacher was told (instructions, worked examples) is not in it."""
-    targets = {choice: (*codec.answer(choice), codec.end_of_turn(choice)) for choice in choices}
-    return [
-        Row(
-            prefix=codec.prefix(example.messages),
-            target=targets[example.answer],
-            teacher_logp=tuple(np.log(np.maximum(example.choice_p, 1e-12)).tolist()),
-        )
-        for example in examples
-    ]
+def example_rows(
+    examples: Sequence[Example], codec: Codec, *, reasoning: bool, left_out: Counter[str] | None = None
+) -> list[Row]:
+    """Tokens of the student's own template. An example that spells a control token is left out, since it would
+    teach the model to write one, and so is one with tools or calls that the template does not write; `left_out` counts
+    them. Raises InputError where none is left, or none has the reasoning that is to be learnt."""
+    return [row for row, _ in rows_and_examples(examples, codec, reasoning=reasoning, left_out=left_out)]
 
 
-Weighted = tuple[Sequence[Message], float]
-"""A conversation and how much its answer counts."""
-
-
-def conversation_rows(conversations: Sequence[Weighted], codec: Codec, *, reasoning: bool) -> list[Row]:
-    """Tokens of the student's own template. A conversation that spells a control token is left out: it would teach the
-    model to write one. Raises InputError where none is left, or none has the reasoning that is to be learnt."""
-    return [row for row, _ in rows_and_questions(conversations, codec, reasoning=reasoning)]
-
-
-def rows_and_questions(
-    conversations: Sequence[Weighted], codec: Codec, *, reasoning: bool
-) -> list[tuple[Row, Sequence[Message]]]:
-    """With what was asked, as messages."""
-    if reasoning and conversations and not any(said.reasoning_content for (*_, said), _ in conversations):
+def rows_and_examples(
+    examples: Sequence[Example], codec: Codec, *, reasoning: bool, left_out: Counter[str] | None = None
+) -> list[tuple[Row, Example]]:
+    """The same, each row with what it was made of."""
+    if reasoning and examples and not any(example.messages[-1].reasoning_content for example in examples):
         raise InputError(
             "train.learn is 'reasoning and answer', but no kept answer has reasoning",
             way_out="let the teacher think, or learn the answers alone (train.learn: answer)",
         )
-    rows: list[tuple[Row, Sequence[Message]]] = []
-    for (*asked, said), weight in conversations:
+    rows: list[tuple[Row, Example]] = []
+    left_out = Counter() if left_out is None else left_out
+    for example in examples:
+        *asked, said = example.messages
         turn = said if reasoning else replace(said, reasoning_content=None)
-        if codec.control_token([*asked, turn]) is None:
-            row = Row(prefix=codec.prefix(asked), target=codec.turn(asked, turn), weight=weight)
-            rows.append((row, asked))
+        if reason := objection([*asked, turn], example.tools, codec):
+            left_out[reason] += 1
+            continue
+        prefix, target = codec.prefix(asked, tools=example.tools), codec.turn(asked, turn, tools=example.tools)
+        rows.append((Row(prefix=prefix, target=target, weight=example.weight, prompt_id=example.prompt_id), example))
     if not rows:
-        raise InputError("there is no answer to learn", way_out="see `potstill verify` for what became of them")
+        why = "".join(f"; {n:,} left out: {reason}" for reason, n in left_out.items())
+        raise InputError(
+            f"there is no answer to learn{why}", way_out="see `potstill verify` for what became of the answers"
+        )
     return rows
+
+
+def objection(messages: Sequence[Message], tools: Tools, codec: Codec) -> str | None:
+    """Why a model whose template this is cannot learn a conversation, or None."""
+    if codec.control_token(messages, tools=tools) is not None:
+        return "it spells a control token"
+    if what := codec.template.dropped(messages, tools):
+        return f"the {codec.template.name} template does not write {what}"
+    return None

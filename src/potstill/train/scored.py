@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +13,21 @@ import torch
 from transformers import PreTrainedModel
 
 from potstill.errors import InputError
-from potstill.generate.told import told_first
+from potstill.generate.context import context_of
+from potstill.models.identity import fingerprint
 from potstill.models.int8 import to_int8
-from potstill.models.load import codec_of, compute_dtype, fingerprint, folder_of, load, tokenizer_folder
+from potstill.models.load import codec_of, compute_dtype, folder_of, load
 from potstill.models.locate import Located, cache_folder, facts, locate
+from potstill.models.templates import tokenizer_folder
 from potstill.recipe.methods import LogitKd
 from potstill.recipe.scoring import ScoredBy
 from potstill.recipe.whole import Recipe
-from potstill.records import Watch
+from potstill.records import Example, Progress, Watch
 from potstill.store.forms import Form, HiddenForm, TopKForm, form_of
 from potstill.store.signals import Identity
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
-from potstill.train.rows import Weighted, rows_and_questions
+from potstill.train.rows import rows_and_examples
 from potstill.train.served import ServedTeacher
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
 from potstill.train.world import ALONE, World
@@ -44,34 +47,56 @@ class ScoringModel:
         if named.tokenizer is None:
             folder = folder_of(locate(named.model), revision=named.revision)
         else:
-            folder = tokenizer_folder(named.tokenizer, revision=named.revision)
+            folder = tokenizer_folder(named.tokenizer)
         return ScoringModel(named, folder, codec_of(folder, named.template, name="teacher"))
 
 
-def scored_rows(recipe: Recipe, scorer: ScoringModel, conversations: Sequence[Weighted], codec: Codec) -> list[Row]:
-    """The rows with their prompts as the teacher reads them: told what it was told when it wrote.
+def scored_rows(
+    recipe: Recipe,
+    scorer: ScoringModel,
+    examples: Sequence[Example],
+    codec: Codec,
+    left_out: Counter[str] | None = None,
+) -> list[Row]:
+    """The rows with their prompts as the teacher reads them: after the context that it had when it wrote. `left_out`
+    counts those that one of the two cannot read.
 
     Raises InputError where the two models do not share their tokens: a token's id must mean the same to both.
     """
     require_same_tokens(scorer.codec, codec)
-    told = told_first(recipe.teacher)
+    told = context_of(recipe.teacher)
     alike = scorer.codec.end_of_turn("x") == codec.end_of_turn("x")
     reasoning = recipe.train.learn == "reasoning and answer"
+    readable: list[Example] = []
+    left_out = Counter() if left_out is None else left_out
+    for example in examples:
+        if what := scorer.codec.template.dropped(example.messages[:-1], example.tools):
+            left_out[f"the {scorer.codec.template.name} template does not write {what}"] += 1
+        else:
+            readable.append(example)
+    made = rows_and_examples(readable, codec, reasoning=reasoning, left_out=left_out)
     return [
-        replace(row, teacher_prefix=scorer.codec.prefix([*told, *asked]), ends_alike=alike)
-        for row, asked in rows_and_questions(conversations, codec, reasoning=reasoning)
+        replace(
+            row,
+            teacher_prefix=scorer.codec.prefix([*told, *example.messages[:-1]], tools=example.tools),
+            ends_alike=alike,
+        )
+        for row, example in made
     ]
 
 
-def teacher_of(
+def teacher_of(  # noqa: PLR0913
     recipe: Recipe,
     scorer: ScoringModel,
     rows: Sequence[Row],
     student: PreTrainedModel,
+    *,
+    place: Path,
     watch: Watch,
     world: World,
 ) -> Teach:
-    """The teacher itself, or what a cache has of it; what the cache lacks is computed first, by the first process."""
+    """The teacher itself, or what a cache has of it; what the cache lacks is computed first, by the first process.
+    `place` is the run folder."""
     named, form = scorer.named, form_of(recipe.train.signal)
 
     def live(world: World = ALONE) -> LiveTeacher | ServedTeacher:
@@ -89,8 +114,13 @@ def teacher_of(
         return live(world)
     identity = _identity(recipe, scorer, form, _outcomes(student, scorer))
     key = hashlib.sha256(repr((identity, form)).encode()).hexdigest()[:16]
+    shared = cache_folder()
+    if named.engine is not None and named.revision is None:
+        shared = place
+        note = "kept in the run folder: 'train.scored_by' states no revision, so no other run may share them"
+        watch(Progress(stage="train", what="teacher's signals", done=0, total=len(rows), note=note))
     chosen = recipe.train.signals_folder
-    folder = cache_folder() / "signals" / key if chosen is None else Path(chosen)
+    folder = shared / "signals" / key if chosen is None else Path(chosen)
     kept = Kept(folder=folder, identity=identity, form=form, load=live)
     return world.in_turn(lambda: from_cache(kept, rows, watch))
 

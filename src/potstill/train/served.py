@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from potstill.engines.scorer import Scored
-from potstill.engines.scoring_server import ServerScorer
+from potstill.engines.scoring_server import Scored, ServerScorer
 from potstill.models.load import device
 from potstill.recipe.teacher import Server, Teacher
 from potstill.signals import TopK
@@ -32,7 +31,7 @@ class ServedTeacher:
 
     def each(self, rows: Sequence[Row]) -> list[TopK]:
         """The same, row by row, on the CPU."""
-        return [scored.signal for scored in asyncio.run(self._scores(rows)) if isinstance(scored.signal, TopK)]
+        return [scored.signal for scored in asyncio.run(self._scores(rows))]
 
     def token_logp(self, rows: Sequence[Row]) -> Tensor:
         """ln p of the targets themselves, shape (N,), on the CPU."""

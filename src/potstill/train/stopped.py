@@ -18,12 +18,14 @@ Spell = Callable[[Ids], str]
 
 
 def stopped(
-    what: str, why: str, rows: Sequence[Row], *, to: Path, numbers: Mapping[str, float], spell: Spell | None
+    what: str, why: str, examples: Sequence[Mapping[str, Any]], *, to: Path | None, numbers: Mapping[str, float]
 ) -> GuardStopped:
-    """Save the batch of the step that `what` names; returns what to raise."""
+    """Save the batch of the step that `what` names, where there is a file for it; returns what to raise."""
+    if to is None:
+        return GuardStopped(f"{what}: {why}", way_out="lower the learning rate, or change the bounds (guards)")
     told = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
-    batch = {"what": what, "why": why, **told, "examples": [_example(row, spell) for row in rows]}
     to.parent.mkdir(parents=True, exist_ok=True)
+    batch = {"what": what, "why": why, **told, "examples": examples}
     write_atomic(to, json.dumps(batch, indent=1, ensure_ascii=False))
     return GuardStopped(
         f"{what}: {why}; its batch is in {to}",
@@ -31,7 +33,8 @@ def stopped(
     )
 
 
-def _example(row: Row, spell: Spell | None) -> dict[str, Any]:
+def described(row: Row, spell: Spell | None) -> dict[str, Any]:
+    """A token row as people read it."""
     ids = {"prompt_ids": row.prefix, "answer_ids": row.target, "weight": row.weight}
     own = {"written_by_student": row.own is not None}
     text = {} if spell is None else {"prompt": spell(row.prefix), "answer": spell(row.target)}

@@ -1,11 +1,11 @@
 """What validations of a student that writes score beside nats per token, on the conversations held back from training.
 
-The exam's prompts have no part in it: what chooses an epoch is split from what training was given.
+The test prompts have no part in it: what chooses an epoch is split from what training was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +15,13 @@ from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollouts
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype
+from potstill.recipe import Recipe
 from potstill.recipe.methods import LogitKd
-from potstill.records import Score
+from potstill.records import Example, Score
 from potstill.train.advantages import Verdicts
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.methods import terms
-from potstill.train.own_answers import own_row
+from potstill.train.rollout_buffer import own_row
 from potstill.train.teaching import Teach
 
 _EVERY = 20  # one question in so many shows how learning goes, and is not learnt
@@ -28,9 +29,21 @@ _SLOTS = 32
 _AT_ONCE = 8
 
 
-def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """(rows to learn, rows held back). All answers to a question are on one side. Of so few that none can be spared the
-    first is on both."""
+def held_out(recipe: Recipe, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """(examples of choices to learn, examples held back): none where a split has validation prompts of its own."""
+    if recipe.has_split:
+        return list(examples), []
+    if len(examples) <= _EVERY:
+        return list(examples), list(examples[:1])
+    held = [example for at, example in enumerate(examples) if at % _EVERY == 0]
+    return [example for at, example in enumerate(examples) if at % _EVERY], held
+
+
+def apart(rows: Sequence[Row], validation: Set[str] = frozenset()) -> tuple[list[Row], list[Row]]:
+    """(rows to learn, rows held back): those of the `validation` prompts where there are any, else of one prompt in
+    twenty. All answers to a prompt are on one side. Of so few that none can be spared the first is on both."""
+    if held := [row for row in rows if row.prompt_id in validation]:
+        return [row for row in rows if row.prompt_id not in validation], held
     number = {prefix: i for i, prefix in enumerate(dict.fromkeys(row.prefix for row in rows))}
     if len(number) <= _EVERY:
         return list(rows), [row for row in rows if number[row.prefix] == 0]
@@ -53,7 +66,7 @@ def distance(model: PreTrainedModel, rows: Sequence[Row], method: LogitKd, teach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quiz:
+class HeldOutPrompts:
     """The questions held back, answered greedily by the student as it is, and judged by the recipe's checks. What a
     check cannot say is not right."""
 
@@ -63,9 +76,9 @@ class Quiz:
     verdicts: Verdicts
 
     @staticmethod
-    def of(held: Sequence[Row], verdicts: Verdicts, *, end_of_turn: int, max_tokens: int) -> Quiz:
-        questions = tuple({row.prefix: row for row in held}.values())
-        return Quiz(questions=questions, end_of_turn=end_of_turn, max_tokens=max_tokens, verdicts=verdicts)
+    def of(held: Sequence[Row], verdicts: Verdicts, *, end_of_turn: int, max_tokens: int) -> HeldOutPrompts:
+        questions = tuple({(row.prefix, row.prompt_id): row for row in held}.values())
+        return HeldOutPrompts(questions=questions, end_of_turn=end_of_turn, max_tokens=max_tokens, verdicts=verdicts)
 
     def __call__(self, model: PreTrainedModel) -> Score:
         prefixes = [row.prefix for row in self.questions]

@@ -4,6 +4,7 @@ yet. None of it is in metrics.jsonl, which is the same to the byte for a run tha
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -13,12 +14,13 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from potstill.models.forward import decoder_layers
 from potstill.models.load import compute_dtype
 from potstill.records import Progress
-from potstill.train.batch import Row
+from potstill.train.batch import Learnable
 from potstill.train.best import Chosen
 
 _SHOWN = ("loss", "kd", "ce", "agreement", "entropy")
@@ -30,28 +32,31 @@ _EDGE = {"cpu": 1024, "cuda": 4096}  # of the matrices that are multiplied for i
 class Gauge:
     """Of one model in training that has read `tokens` so far."""
 
-    def __init__(self, model: PreTrainedModel, tokens: int) -> None:
-        self._device = model.device
-        self._per_token, self._per_target = operations(model)
-        self._peak = peak(self._device.type)
+    def __init__(self, model: nn.Module, tokens: int) -> None:
+        self._device = next(model.parameters()).device
+        self._counted = None
+        if isinstance(model, PreTrainedModel) and model.get_output_embeddings() is not None:
+            self._counted = (*operations(model), peak(self._device.type))
         self._operations = 0
         self._recent = deque([(time.perf_counter(), tokens, 0)], maxlen=_RECENT + 1)
 
     def read(
-        self, tokens: int, rows: Sequence[Row], logged: Mapping[str, float], *, steps_left: int
+        self, tokens: int, rows: Sequence[Learnable], logged: Mapping[str, float], *, steps_left: int
     ) -> dict[str, float]:
         """After a step on `rows`, `tokens` read in all. `share_of_peak` counts the student's own arithmetic alone: what
-        a teacher, rollouts, validations and checkpoints take lowers it."""
-        read = tokens - self._recent[-1][1]
-        self._operations += read * self._per_token + sum(len(row.target) for row in rows) * self._per_target
+        a teacher, rollouts, validations and checkpoints take lowers it. It is told of models that write: what another
+        module computes with a weight is not known."""
+        per_token, a_target, most = self._counted or (0, 0, math.inf)
+        self._operations += (tokens - self._recent[-1][1]) * per_token + sum(row.targets for row in rows) * a_target
         self._recent.append((time.perf_counter(), tokens, self._operations))
         (then, had, did), (now, has, done) = self._recent[0], self._recent[-1]
         seconds = max(now - then, 1e-9)
+        of_peak = {} if self._counted is None else {"share_of_peak": (done - did) / seconds / most}
         return {
             **{name: logged[name] for name in _SHOWN if name in logged},
             **{name: value for name, value in logged.items() if name.startswith("validation_")},
             "tokens_per_second": (has - had) / seconds,
-            "share_of_peak": (done - did) / seconds / self._peak,
+            **of_peak,
             "peak_memory_bytes": float(_peak_memory(self._device)),
             "seconds_left": steps_left * seconds / (len(self._recent) - 1),
         }
@@ -72,7 +77,7 @@ def progress(
 @cache
 def peak(kind: str) -> float:
     """Operations per second of a bare square matrix product in the arithmetic that training uses: the best of a fifth
-    of a second of trying, once a process."""
+    of a second of trying, once per process."""
     one = torch.ones((_EDGE.get(kind, 1024),) * 2, dtype=compute_dtype(), device=kind)
     best, start = float("inf"), time.perf_counter()
     while time.perf_counter() - start < _TRYING:

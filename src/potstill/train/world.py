@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from potstill.errors import InputError
 from potstill.models.load import device
-from potstill.processes import Process
-from potstill.recipe.train import TrainSettings
 from potstill.store.checkpoints import Checkpoints, State, tensors_in
 from potstill.train.batch import Row, passes
 
@@ -42,9 +37,9 @@ class World:
     def first(self) -> bool:
         return self.rank == 0
 
-    def rooted(self, model: PreTrainedModel) -> Root:
+    def rooted(self, model: nn.Module) -> Root:
         """Place the model where this process computes."""
-        model.to(device())  # pyright: ignore[reportArgumentType]
+        model.to(device())
         return _Plain()
 
     def share(self, rows: Sequence[Row], pass_tokens: int) -> list[list[Row]]:
@@ -94,27 +89,3 @@ class _Plain:
 
 
 ALONE = World()
-
-
-@contextmanager
-def joined(lessons: TrainSettings) -> Generator[World]:
-    """The processes that `torchrun` started for this training, or the only one. Raises InputError where the lessons
-    cannot be learnt by several, and Stopped where another process went away."""
-    this = Process.this()
-    if this.count == 1:
-        yield ALONE
-        return
-    if lessons.on_policy is not None:
-        raise InputError(
-            f"'train.on_policy' is for one process, but torchrun started {this.count}: the student writes in one",
-            way_out="start potstill without torchrun, or leave out 'train.on_policy'",
-        )
-    if lessons.predict_with_generate:
-        raise InputError(
-            f"'train.predict_with_generate' is for one process, but torchrun started {this.count}",
-            way_out="start potstill without torchrun, or choose by nats_per_token or kd",
-        )
-    from potstill.train.parallel import together  # torch.distributed, where there are several processes
-
-    with together(this) as world:
-        yield world

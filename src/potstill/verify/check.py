@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import assert_never
 
 from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
-from potstill.verify import programs, text
+from potstill.verify import probabilities, programs, text
 
 _VERSION = 1
 """Goes up with every change of what a check says, so that verdicts of different versions can be told apart."""
@@ -34,26 +33,44 @@ def seconds(check: ask.Check) -> float:
             return 10.0
 
 
-def look(check: ask.Check, prompt: Prompt, sample: Sample) -> Finding:
+def look(check: ask.Alone, prompt: Prompt, sample: Sample) -> Finding:
     """What `check` says of the sample."""
-    return replace(_FUNCTIONS[check.kind](check, prompt, sample), check=name_of(check))
+    return replace(_finding(check, prompt, sample), check=name_of(check))
 
 
-_FUNCTIONS: dict[str, Callable[[Any, Prompt, Sample], Finding]] = {
-    "exact": text.exact,
-    "one_of": text.one_of,
-    "regex": text.regex,
-    "number": text.number,
-    "json": text.json_value,
-    "grounded": text.grounded,
-    "length": text.length,
-    "language": text.language,
-    "repetition": text.repetition,
-    "reasoning": text.reasoning,
-    "maths": programs.maths,
-    "code": programs.code,
-    "reasoning_gym": programs.gym,
-    "function": programs.function,
-}
-"""Every kind of check but `majority`, which needs all of a prompt's samples (`verify/select.py`), and the late ones,
-`judge` and `reward_model` (`verify/late.py`)."""
+def _finding(check: ask.Alone, prompt: Prompt, sample: Sample) -> Finding:  # noqa: C901
+    match check:
+        case ask.Exact():
+            return text.exact(check, prompt, sample)
+        case ask.OneOf():
+            return text.one_of(check, prompt, sample)
+        case ask.Regex():
+            return text.regex(check, prompt, sample)
+        case ask.Number():
+            return text.number(check, prompt, sample)
+        case ask.Json():
+            return text.json_value(check, prompt, sample)
+        case ask.Grounded():
+            return text.grounded(check, prompt, sample)
+        case ask.Length():
+            return text.length(check, prompt, sample)
+        case ask.Language():
+            return text.language(check, prompt, sample)
+        case ask.Repetition():
+            return text.repetition(check, prompt, sample)
+        case ask.Reasoning():
+            return text.reasoning(check, prompt, sample)
+        case ask.Maths():
+            return programs.maths(check, prompt, sample)
+        case ask.Code():
+            return programs.code(check, prompt, sample)
+        case ask.Gym():
+            return programs.gym(check, prompt, sample)
+        case ask.Function():
+            return programs.function(check, prompt, sample)
+        case ask.Confidence():
+            return probabilities.confidence(check, prompt, sample)
+        case ask.AllowedMass():
+            return probabilities.allowed_mass(check, prompt, sample)
+        case _:
+            assert_never(check)

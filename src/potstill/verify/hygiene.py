@@ -43,7 +43,7 @@ class Exact:
 
 class Near:
     """Texts that share more than `overlap` of their word triples (Jaccard, estimated by MinHash: Broder 1997) with an
-    earlier one that was kept. datasketch makes the sketches; its MinHashLSH, with the same bands, takes 4.3 KB a text
+    earlier one that was kept. datasketch makes the sketches; its MinHashLSH, with the same bands, takes 4.3 KB per text
     where `_Sketches` takes 0.6, and a million texts shall fit into 2 GB."""
 
     def __init__(self, overlap: float) -> None:

@@ -7,6 +7,7 @@ close them, and only the last line of the judge's own reply is ever taken for a 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,7 @@ def _rubric_question(check: ask.Judge, one: Judged) -> str:
     return _question(
         "Judge an answer to a task.",
         check.rubric,
-        {"task": _conversation(one.prompt.messages), "answer": one.sample.text},
+        {"task": _conversation(one.prompt.messages), "answer": _turn(one.sample.message)},
         f"Think briefly, then end with a line of this form and nothing after it: Score: N (a whole number from {low}, "
         f"the worst, to {high}, the best)",
     )
@@ -121,7 +122,7 @@ def _pairs(check: ask.Judge, good: Group) -> list[tuple[Judged, Judged]]:
 
 
 def _entrant(one: Judged) -> tuple[int, str]:
-    return one.sample.rescue, one.sample.text
+    return one.sample.rescue, _turn(one.sample.message)
 
 
 def _meetings(ring: Group, opponents: int) -> list[tuple[Judged, Judged]]:
@@ -145,7 +146,8 @@ def _both_orders(check: ask.Judge, one: Judged, other: Judged) -> tuple[str, str
             "Think briefly, then end with one of these lines and nothing after it: Better: A, Better: B, Better: tie",
         )
 
-    return question(one.sample.text, other.sample.text), question(other.sample.text, one.sample.text)
+    ours, theirs = _turn(one.sample.message), _turn(other.sample.message)
+    return question(ours, theirs), question(theirs, ours)
 
 
 def _points(check: ask.Judge, good: Group, reply: Reply) -> dict[tuple[int, str], list[float]]:
@@ -190,7 +192,13 @@ def _fence(*texts: str) -> str:
 
 
 def _conversation(messages: Sequence[Message]) -> str:
-    return "\n".join(f"{message.role}: {message.content}" for message in messages)
+    return "\n".join(f"{message.role}: {_turn(message)}" for message in messages)
+
+
+def _turn(message: Message) -> str:
+    """What is said, and which tools are to be called."""
+    calls = (json.dumps(call["function"], ensure_ascii=False) for call in message.tool_calls)
+    return "\n".join([*([message.content] if message.content or not message.tool_calls else []), *calls])
 
 
 def _last_line(form: re.Pattern[str], reply: Sample | None) -> str | None:

@@ -7,9 +7,11 @@ import importlib
 import importlib.util
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 from potstill.errors import InputError, MissingEnvironment
@@ -102,8 +104,11 @@ def function(check: ask.Function, prompt: Prompt, sample: Sample) -> Finding:
 
 @cache
 def named_function(name: str) -> Callable[..., bool | float | None]:
-    """Raises InputError where there is no such function."""
+    """Raises InputError where there is no such function. The folder where the command runs is searched last, so that no
+    file of it stands in for a package; workers are given the path as it is now."""
     module, _, wanted = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), wanted)
     except (ImportError, AttributeError) as error:

@@ -43,20 +43,14 @@ class Judged:
         return sum(scores) / len(scores) if scores else None
 
 
-def choose(
-    group: Sequence[Judged], verification: ask.Verify, select: Select, gate: Gate
-) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
-    """All answers to one prompt with their reasons, in order; and the best kept beside the first that failed."""
-    return settle(objections(group, verification), select, gate)
-
-
 def objections(group: Sequence[Judged], verification: ask.Verify) -> list[Judged]:
     """All answers to one prompt, in order; those that passed have no reason."""
     return [first_objection(one, verification) for one in group]
 
 
 def settle(judged: Sequence[Judged], select: Select, gate: Gate) -> tuple[list[Judged], tuple[Judged, Judged] | None]:
-    """What `choose` returns, of answers that went through `objections`.
+    """All answers to one prompt with their reasons, in order, and the best kept beside the first that failed; `judged`
+    went through `objections`.
 
     Only the first try with a passed answer counts. The band says how hard a prompt is for the teacher asked as every
     prompt is, so it does not hold back a prompt that rescue was meant for.

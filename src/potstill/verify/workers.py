@@ -28,7 +28,6 @@ from potstill.verify import programs, text
 Asked = tuple[Prompt, Sample]
 Checked = tuple[Prompt, Sample, tuple[Finding, ...]]
 
-_ELSEWHERE = ask.Majority | ask.Judge | ask.RewardModel
 _CHUNK = 256
 _CHUNK_SECONDS = 10.0
 _MEMORY_BYTES = 4 << 30
@@ -41,6 +40,9 @@ Look = Callable[[Iterable[Asked]], Iterator[Checked]]
 def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: int) -> Iterator[Checked]:
     """What every check says of every sample, in order. Left out are majorities, which need a prompt's other
     samples, and what is asked late."""
+    if not checks:
+        yield from ((prompt, sample, ()) for prompt, sample in asked)
+        return
     with checking_workers(checks, processes=processes) as look:
         yield from look(asked)
 
@@ -48,22 +50,22 @@ def checked(asked: Iterable[Asked], checks: Sequence[ask.Check], *, processes: i
 @contextmanager
 def checking_workers(checks: Sequence[ask.Check], *, processes: int) -> Generator[Look]:
     """`checked` for many small lots: the processes live until the end."""
-    checks = tuple(check for check in checks if not isinstance(check, _ELSEWHERE))
-    slow = [checking.seconds(check) for check in checks if checking.slow(check)]
+    alone = tuple(check for check in checks if isinstance(check, ask.Alone))
+    slow = [checking.seconds(check) for check in alone if checking.slow(check)]
     size, patience = (1, sum(slow)) if slow else (_CHUNK, _CHUNK_SECONDS)
     context = get_context("forkserver")
     away: deque[tuple[list[Asked], Future[list[list[Finding]]]]] = deque()
-    with ProcessPool(processes, initializer=_settle_in, initargs=[checks], context=context) as pool:
+    with ProcessPool(processes, initializer=_settle_in, initargs=[alone], context=context) as pool:
 
         def look(asked: Iterable[Asked]) -> Iterator[Checked]:
             source = iter(asked)
             while True:
                 while len(away) < 2 * processes + 2 and (chunk := list(islice(source, size))):
-                    away.append((chunk, pool.schedule(_look_at, args=[chunk, checks], timeout=patience)))
+                    away.append((chunk, pool.schedule(_look_at, args=[chunk, alone], timeout=patience)))
                 if not away:
                     return
                 chunk, answer = away.popleft()
-                for (prompt, sample), findings in zip(chunk, _findings(pool, chunk, answer, checks), strict=True):
+                for (prompt, sample), findings in zip(chunk, _findings(pool, chunk, answer, alone), strict=True):
                     yield prompt, sample, tuple(findings)
 
         try:
@@ -77,7 +79,7 @@ def _findings(
     pool: ProcessPool,
     chunk: Sequence[Asked],
     answer: Future[list[list[Finding]]],
-    checks: Sequence[ask.Check],
+    checks: Sequence[ask.Alone],
 ) -> list[list[Finding]]:
     try:
         return answer.result()
@@ -87,14 +89,14 @@ def _findings(
         return [[_alone(pool, one, check) for check in checks] for one in chunk]
 
 
-def _alone(pool: ProcessPool, one: Asked, check: ask.Check) -> Finding:
+def _alone(pool: ProcessPool, one: Asked, check: ask.Alone) -> Finding:
     try:
         return pool.schedule(_look_at, args=[[one], (check,)], timeout=checking.seconds(check)).result()[0][0]
     except (TimeoutError, ProcessExpired, MemoryError) as error:
         return _unanswered(check, error)
 
 
-def _unanswered(check: ask.Check, error: Exception) -> Finding:
+def _unanswered(check: ask.Alone, error: Exception) -> Finding:
     if isinstance(error, TimeoutError):
         said = text.undecided("took too long", f"longer than {checking.seconds(check):g} s")
     else:
@@ -102,11 +104,11 @@ def _unanswered(check: ask.Check, error: Exception) -> Finding:
     return replace(said, check=checking.name_of(check))
 
 
-def _look_at(chunk: Sequence[Asked], checks: Sequence[ask.Check]) -> list[list[Finding]]:
+def _look_at(chunk: Sequence[Asked], checks: Sequence[ask.Alone]) -> list[list[Finding]]:
     return [[checking.look(check, prompt, sample) for check in checks] for prompt, sample in chunk]
 
 
-def _settle_in(checks: Sequence[ask.Check]) -> None:
+def _settle_in(checks: Sequence[ask.Alone]) -> None:
     """In a worker: Ctrl-C is the parent's to answer, memory has an end, and no check pays for its imports."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))

@@ -1,14 +1,16 @@
 """The one product that PyTorch lacks on a CPU: bf16 in, fp32 out. Compiled with the machine's own compiler when it is
 first asked for (a second), kept in the cache under the hash of its source and the compiler's version.
 
-Where there is no AVX512-BF16 or no compiler, `bf16_product` is None and the caller takes PyTorch's product, which
-rounds its result to bf16. `POTSTILL_NATIVE=0` says so too.
+Without AVX512-BF16 or with `POTSTILL_NATIVE=0`, `bf16_product` is None and the caller takes PyTorch's product, which
+rounds its result to bf16. So it is where the compiler is missing or fails; since the same recipe then gives other bits
+than on a machine like this one, a warning says so.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -33,12 +35,14 @@ def bf16_product() -> Product | None:
     """Compiles at most once a process."""
     if os.environ.get("POTSTILL_NATIVE") == "0" or not has_avx512_bf16():
         return None
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        return None
     try:
-        library = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.CalledProcessError):
+        library = ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.CalledProcessError) as error:
+        logging.getLogger("potstill").warning(
+            "bf16 logits are rounded to bf16, because the faster and more accurate product could not be built (%s): "
+            "install a C++ compiler that works, or set POTSTILL_NATIVE=0 to accept it",
+            _in_short(error),
+        )
         return None
     call = library.bf16_product
     number, pointer = ctypes.c_int64, ctypes.c_void_p
@@ -79,8 +83,16 @@ def has_avx512_bf16() -> bool:
     )
 
 
-def _built(compiler: str) -> Path:
+def _in_short(error: OSError | subprocess.CalledProcessError) -> str:
+    said = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else str(error)
+    return (said.strip() or str(error)).splitlines()[0]
+
+
+def _built() -> Path:
     """The shared library, compiled if the cache lacks it. Two processes may both compile; the last one's stays."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise FileNotFoundError("no c++ or g++ on the PATH")
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
     key = hashlib.sha256(_SOURCE.read_bytes() + version + repr(_FLAGS).encode() + _processor()).hexdigest()[:24]
     home = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")

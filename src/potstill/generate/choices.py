@@ -1,0 +1,129 @@
+"""A teacher in this process says its distribution over the choices, for every prompt of a request.
+
+Batches are planned over all prompts, answered or not, so that a run resumed between two of them computes the same bits
+as an unbroken one. A batch is stored when it is done, as attempts that cost nothing: what was computed is their reply.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from potstill.errors import InputError
+from potstill.generate.collect import Asking, load_asks
+from potstill.generate.context import context_of
+from potstill.generate.waves import rendered
+from potstill.models.locate import locate
+from potstill.recipe import GenerationRequest
+from potstill.recipe.request import probabilities_of
+from potstill.recipe.task import Choice
+from potstill.recipe.teacher import Local
+from potstill.records import Progress, Prompt, Watch
+from potstill.store.requests import Intent, Outcome, Replied, Requests
+from potstill.store.samples import Written
+from potstill.text.tokens import Codec, Ids, choice_ids
+
+if TYPE_CHECKING:
+    from potstill.engines.local import ScoredBatch
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    number: int
+    prompt: Prompt
+    answered: bool
+
+
+def score_choices(request: GenerationRequest, requests: Requests, asking: Asking, watch: Watch) -> None:
+    """Every prompt gets one answer with its `choice_logprobs`. What is there is not computed again."""
+    from potstill.engines.local import ChoiceScorer, shared_prefix  # torch takes seconds
+    from potstill.models.load import codec_of, folder_of, load
+
+    task, teacher, engine = request.task, request.teacher, request.teacher.engine
+    assert isinstance(task, Choice) and isinstance(engine, Local) and probabilities_of(request) == "computed here"
+    located = locate(teacher.model)
+    folder = folder_of(located, revision=teacher.revision)
+    load_asks(request, requests, asking.refuse)
+    questions = [_Question(*row) for row in requests.first_answers()]
+    past_limit = range(asking.limit or len(questions), len(questions))
+    skip = frozenset({*past_limit, *(i for i, question in enumerate(questions) if question.answered)})
+    progress = _Told(watch, len(questions) - len(past_limit), sum(q.answered for q in questions))
+    progress.say("")
+    if len(skip) == len(questions):
+        return
+    codec = codec_of(folder, engine.template, name="teacher")
+    prompts, choices = prompt_ids(request, codec, [q.prompt for q in questions]), choice_ids(codec, task.choices)
+    model = load(located, revision=teacher.revision).model
+    reads = getattr(model.config, "max_position_embeddings", None)
+    _check_fit(questions, prompts, choices, reads)
+    shared = shared_prefix(prompts)
+    scorer = ChoiceScorer(model, choices, prefix=shared)
+    for batch in scorer.score(prompts, batch_tokens=engine.batch_tokens, skip=skip):
+        some = [questions[i] for i in batch.positions]
+        tokens = [len(prompts[i]) - len(shared) for i in batch.positions]
+        keep_batch(requests, [question.number for question in some], batch, tokens, task.choices)
+        progress.done += len(some)
+        progress.say(f"{len(some) / batch.seconds:.1f} prompts/s")
+
+
+def prompt_ids(request: GenerationRequest, codec: Codec, prompts: Sequence[Prompt]) -> list[Ids]:
+    """In the teacher's tokens: instructions and worked examples first, so that all prompts share them."""
+    before = context_of(request.teacher)
+    texts = (rendered(codec.template, prompt, (*before, *prompt.messages)) for prompt in prompts)
+    return [tuple(codec.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+
+
+@dataclass(slots=True)
+class _Told:
+    watch: Watch
+    total: int
+    done: int
+
+    def say(self, note: str) -> None:
+        done = min(self.done, self.total)
+        self.watch(Progress(stage="generate", what="teacher answers", done=done, total=self.total, note=note))
+
+
+def keep_batch(
+    requests: Requests, questions: Sequence[int], batch: ScoredBatch, tokens: Sequence[int], choices: Sequence[str]
+) -> None:
+    """One finished batch, all or nothing: attempts that cost nothing, what was computed, and the answers. `questions`
+    and `tokens` (how many were read) go with the batch's positions."""
+    seconds = batch.seconds / len(questions)
+    with requests.transaction():
+        numbers = requests.send([Intent(question=q, sample=0, samples=1, max_tokens=1, worst=0) for q in questions])
+        rows = list(zip(numbers, questions, batch.choice_logp, tokens, strict=True))
+        requests.replied(
+            Replied(attempt=number, raw=json.dumps({"choice_logprobs": logprobs}).encode(), seconds=seconds)
+            for number, _, logprobs, _ in rows
+        )
+        requests.close([Outcome(attempt=number, state="read", prompt_tokens=read) for number, _, _, read in rows])
+        requests.put_written(
+            Written(
+                question=question,
+                sample=0,
+                attempt=number,
+                max_tokens=1,
+                text=choices[max(range(len(choices)), key=logprobs.__getitem__)],
+                choice_logprobs=logprobs,
+                finish="stop",
+            )
+            for number, question, logprobs, _ in rows
+        )
+        for question in questions:
+            requests.settle(question, "done")
+
+
+def _check_fit(
+    questions: Sequence[_Question], prompts: Sequence[Ids], choices: Sequence[Ids], limit: int | None
+) -> None:
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    needed = len(prompts[longest]) + max(map(len, choices)) - 1
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"the prompt '{questions[longest].prompt.id}' has {needed} tokens with the teacher's examples and an "
+            f"answer, but the teacher reads {limit}",
+            way_out="shorten the prompt or the examples",
+        )

@@ -1,0 +1,115 @@
+"""The stage `generate`: the teacher answers the recipe's prompts, and every usable answer becomes a row of Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from potstill.errors import BudgetReached, InputError, TeacherError
+from potstill.generate.ask import ask
+from potstill.generate.collect import Asking, export, load_asks, usable_answers
+from potstill.generate.prompts import written_prompts
+from potstill.generate.rescue import Rescued
+from potstill.generate.waves import Wanted
+from potstill.recipe import Recipe
+from potstill.recipe.prompts import Expand
+from potstill.records import Progress, Prompt, Sample, Watch, unwatched
+from potstill.store.requests import Requests
+from potstill.store.run import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What lies in the run folder: prompts by how they were settled, answers exported, and the ledger's sums."""
+
+    answers: Path
+    exported: int
+    prompts: int
+    settled: Mapping[str, int]
+    totals: Mapping[str, int]
+
+    @staticmethod
+    def of(requests: Requests, run: RunFolder, *, exported: int) -> Generated:
+        return Generated(
+            answers=run.answers,
+            exported=exported,
+            prompts=requests.count_asks(),
+            settled=requests.settled_by_reason(),
+            totals=requests.totals(),
+        )
+
+
+def generate(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    limit: int | None = None,
+    wanted: Wanted | None = None,
+    most: int | None = None,
+    watch: Watch = unwatched,
+) -> Generated:
+    """Let the teacher answer the first `limit` prompts (default all) and export every usable answer.
+
+    `wanted(prompt, answers)` says how many more a prompt should get (default: the recipe's n); `most` bounds it.
+    Raises a PotstillError; what was heard is kept.
+    """
+    asking = Asking(wanted=wanted, most=most or recipe.generate.n, limit=limit)
+    with Requests(run.ledger) as requests:
+        request = recipe.request
+        if isinstance(recipe.prompts, Expand):
+            request = written_prompts(request, recipe.prompts, run, watch)
+        try:
+            ask(request, requests, asking, watch)
+        except (BudgetReached, TeacherError):
+            export(recipe, requests, run.answers, most=asking.most)
+            raise
+        exported = export(recipe, requests, run.answers, most=asking.most)
+        watch(Progress(stage="generate", what="exported", done=exported, total=exported))
+        return Generated.of(requests, run, exported=exported)
+
+
+@contextmanager
+def open_answers(recipe: Recipe, run: RunFolder) -> Generator[Requests]:
+    """The run's ledger, its list of prompts brought up to date with the recipe. Raises InputError where there are no
+    answers yet."""
+    nothing = InputError(f"'{run.path}' holds no answers yet", way_out="let the teacher write: potstill generate")
+    if not run.ledger.is_file():
+        raise nothing
+    with Requests(run.ledger) as requests:
+        if not isinstance(recipe.prompts, Expand):
+            load_asks(recipe.request, requests)
+        if not requests.count_answers(most=recipe.generate.n):
+            raise nothing
+        yield requests
+
+
+def unanswered_prompts(recipe: Recipe, requests: Requests) -> Iterator[Prompt]:
+    """The prompts that were asked and have no usable answer."""
+    return requests.unanswered(most=recipe.generate.n, cut_off=recipe.generate.truncated == "keep")
+
+
+@contextmanager
+def open_rescued(recipe: Recipe, run: RunFolder) -> Generator[Rescued]:
+    """What rescue has brought so far."""
+    path = run.path / "rescue" / "ledger.sqlite"
+    if not path.is_file():
+        yield Rescued(recipe, None)
+        return
+    with Requests(path) as requests:
+        yield Rescued(recipe, requests)
+
+
+def all_answers(recipe: Recipe, requests: Requests, rescued: Rescued) -> Iterator[tuple[Prompt, Sample]]:
+    """Every prompt's own answers, then those that rescue brought it."""
+    own = usable_answers(recipe.generate, requests, most=recipe.generate.n)
+    for _, group in groupby(own, key=lambda row: row[0].id):
+        prompt = None
+        for prompt, sample in group:
+            yield prompt, sample
+        assert prompt is not None
+        yield from ((prompt, sample) for sample in rescued.of(prompt))
+    for prompt in unanswered_prompts(recipe, requests):
+        yield from ((prompt, sample) for sample in rescued.of(prompt))

@@ -1,0 +1,1 @@
+"""The student, asked: from its model folder alone."""

@@ -1,0 +1,94 @@
+"""A causal language model that learns to choose: the teacher's distribution over the allowed answers, and to write one
+and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from potstill.errors import InputError
+from potstill.models.lora import adapt, merged
+from potstill.models.student import freeze
+from potstill.recipe import Arm
+from potstill.recipe.methods import LogitKd, Sft
+from potstill.recipe.student import Student
+from potstill.recipe.task import Choice
+from potstill.records import Example
+from potstill.text.tokens import Codec, choice_ids
+from potstill.train.batch import Row
+from potstill.train.data import Data
+from potstill.train.handed import Handed, Outcome
+from potstill.train.initial import initial_student, save
+from potstill.train.language import ChoiceObjective
+from potstill.train.loop import Training, fit
+from potstill.train.traces import ArmFiles
+from potstill.train.validation import held_out
+from potstill.train.world import World
+
+_LEAST_P = 1e-12
+
+
+def train_on_choices(
+    arm: Arm,
+    examples: Sequence[Example],
+    files: ArmFiles,
+    handed: Handed,
+    layers: Sequence[int] | None,
+    world: World,
+) -> Outcome:
+    """Train from wherever it stands and save the model folder; its checkpoints are then dropped."""
+    recipe, student, task = arm.recipe, arm.student, arm.recipe.task
+    assert isinstance(student, Student) and isinstance(task, Choice)
+    assert isinstance(recipe.train.method, Sft | LogitKd)
+    sample = [example.messages for example in examples]
+    start = initial_student(student, sample, seed=recipe.seed, layers=layers, loads_on=world.loads_on)
+    model, codec = start.model, start.codec
+    adapted = None if student.lora is None else adapt(model, student.lora, seed=recipe.seed)
+    freeze(model, embeddings=student.keeps_embeddings, layers=student.freeze_layers)
+    learned, held = held_out(recipe, examples)
+    rows = choice_rows(learned, codec, task.choices)
+    traces = files.traces(recipe.train, writes=world.first)
+    training = Training(
+        data=Data(rows),
+        objective=ChoiceObjective(
+            method=recipe.train.method, choices=choice_ids(codec, task.choices), spell=codec.text
+        ),
+        settings=recipe.train,
+        seed=recipe.seed,
+        validate=handed.validator(arm, held),
+        traces=traces,
+        world=world,
+    )
+    with traces.metrics:
+        fitted = fit(model, training)
+    if world.first:
+        made = start if adapted is None else replace(start, model=merged(adapted))
+        save(made, longest=max(len(codec.answer(choice)) for choice in task.choices), to=files.model)
+        traces.checkpoints.clear()
+    left_out = {"spells a control token": len(learned) - len(rows)} if len(rows) < len(learned) else {}
+    return Outcome(examples=len(rows), fitted=fitted, layers=start.layers, of=start.of, left_out=left_out)
+
+
+def choice_rows(examples: Sequence[Example], codec: Codec, choices: Sequence[str]) -> list[Row]:
+    """The student's own template: what only the teacher reads (instructions, worked examples) is not in it. A prompt
+    that spells a control token is left out. Raises InputError where none is left."""
+    targets = {choice: (*codec.answer(choice), codec.end_of_turn(choice)) for choice in choices}
+    rows: list[Row] = []
+    for example in examples:
+        *asked, answer = example.messages
+        assert example.choice_logprobs is not None
+        if codec.control_token(asked) is None:
+            p_C = np.maximum(np.exp(np.array(example.choice_logprobs)), _LEAST_P)
+            row = Row(
+                prefix=codec.prefix(asked),
+                target=targets[answer.content],
+                teacher_logp=tuple(np.log(p_C).tolist()),
+                weight=example.weight,
+                prompt_id=example.prompt_id,
+            )
+            rows.append(row)
+    if not rows:
+        raise InputError("there is no answer to learn", way_out="see `potstill verify` for what became of them")
+    return rows

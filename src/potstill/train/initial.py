@@ -1,0 +1,80 @@
+"""A student before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from potstill.errors import InputError
+from potstill.models.documents import Documents
+from potstill.models.load import codec_of, load
+from potstill.models.locate import locate
+from potstill.models.save import save_model
+from potstill.models.student import choose_layers, random_weights, take_layers
+from potstill.recipe.student import Student
+from potstill.records import Message
+from potstill.text.tokens import Codec
+
+_SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
+
+
+@dataclass(frozen=True, slots=True)
+class InitialStudent:
+    """The student before its first step, what it reads and writes, the folder its tokenizer comes from, and which
+    `layers` of its start it has, `of` so many."""
+
+    settings: Student
+    model: PreTrainedModel
+    codec: Codec
+    folder: Path
+    layers: tuple[int, ...]
+    of: int
+
+
+def initial_student(
+    settings: Student,
+    sample: Sequence[Sequence[Message]] = (),
+    *,
+    seed: int,
+    layers: Sequence[int] | None = None,
+    loads_on: torch.device | None = None,
+) -> InitialStudent:
+    """With the given layers, or those that the recipe asks for: ranked ones by the `sample` of conversations. `seed`
+    draws random weights."""
+    start = load(locate(settings.start), revision=settings.revision, dtype=torch.float32, on=loads_on)
+    codec = codec_of(start.folder, settings.template, name="student")
+    wanted = settings.layers if layers is None else tuple(layers)
+    documents = _sample_text(sample, codec, start.model.device)
+    chosen = choose_layers(start.model, wanted, documents)
+    if settings.freeze_layers >= len(chosen):
+        raise InputError(
+            f"student.freeze_layers is {settings.freeze_layers}, but the student has {len(chosen)} layers",
+            way_out="freeze fewer layers",
+        )
+    of = start.model.config.num_hidden_layers
+    if settings.weights == "random":
+        model = random_weights(start.model, chosen, seed=seed)
+    else:
+        model = take_layers(start.model, chosen)
+    return InitialStudent(settings, model, codec, start.folder, chosen, of)
+
+
+def _sample_text(conversations: Sequence[Sequence[Message]], codec: Codec, device: torch.device) -> Iterator[Documents]:
+    """A few at a time, as the student reads them, without reasoning: not every template writes it."""
+    turns = [(asked, replace(said, reasoning_content=None)) for *asked, said in conversations[:_SAMPLE]]
+    plain = [(asked, said) for asked, said in turns if codec.control_token([*asked, said]) is None]
+    for begin in range(0, len(plain), 8):
+        texts = [(*codec.prefix(asked), *codec.turn(asked, said)) for asked, said in plain[begin : begin + 8]]
+        yield Documents.of([text[:_SAMPLE_TOKENS] for text in texts], device)
+
+
+def save(start: InitialStudent, *, longest: int, to: Path) -> None:
+    """A model folder that writes at most `longest` tokens and a few."""
+    end = start.codec.end_of_turn("x")
+    save_model(
+        start.model, start.codec, tokenizer_from=start.folder, end_of_turn=end, max_new_tokens=longest + 8, to=to
+    )
