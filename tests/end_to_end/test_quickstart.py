@@ -170,10 +170,11 @@ def test_another_method_reuses_every_answer_of_the_teacher(
 
     before = samples()
     said = finished(forker, folder, "--set", "train.method={kind: sft}", "--set", "controls=[]", "--json")
-    events = [json.loads(line) for line in said.splitlines()]
-    assert {e["stage"] for e in events if e["note"] == "already done"} == {
-        "generate",
-        "verify",
+    *events, closing = [json.loads(line) for line in said.splitlines()]
+    assert {(e["stage"], e["what"]) for e in events if e["note"] == "already done"} == {
+        ("generate", "generate"),
+        ("verify", "verify"),
+        ("evaluate", "teacher"),
     }
     assert samples() == before
-    assert set(read(folder)["arms"]) == {"teacher", "teacher_raw", "student"}
+    assert set(read(folder)["arms"]) == set(closing["scores"]["arms"]) == {"teacher", "teacher_raw", "student"}
