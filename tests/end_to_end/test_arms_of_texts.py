@@ -15,7 +15,7 @@ from potstill.store.run import RunFolder
 
 TRAINED = ("student", "from_scratch", "sft", "four")
 ARMS = ["teacher", *TRAINED, "base"]
-LABELS = ("student", "from scratch", "sft", "four", "base")
+LABELS = ("Student", "From scratch", "SFT", "four", "Base")
 CLOCK = {"prompts_per_second", "peak_memory_bytes"}
 
 
