@@ -403,7 +403,7 @@ def test_a_reward_that_nobody_gives_is_refused(teacher: PreTrainedModel) -> None
     teach = LiveTeacher(teacher, [(5, 6)])
     how = OnPolicy(reward=TaskReward())  # pyright: ignore[reportCallIssue]
     train = TrainSettings(method=TOKEN, on_policy=how)  # pyright: ignore[reportCallIssue]
-    with pytest.raises(InputError, match="hand down `reward`"):
+    with pytest.raises(InputError, match="hand down `rewarding`"):
         judged(train, how, teach, None)
 
 
