@@ -70,8 +70,7 @@ def knows(prompt: Prompt) -> float:
 
 
 def answer_by_hand(recipe: Recipe, run: Path, says: Says = knows, *, mass: float = 0.9) -> RunFolder:
-    """Every prompt of the recipe, the test prompts among them, gets one answer, as a teacher in this process would leave
-    it."""
+    """Every prompt of the recipe, test prompts too, gets one answer, as a teacher in this process would leave it."""
     assert isinstance(recipe.task, Choice)
     with open_run(run, recipe) as folder, Requests(folder.ledger) as requests:
         load_asks(recipe.request.model_copy(update={"splits": None}), requests)
