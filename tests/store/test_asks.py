@@ -16,6 +16,7 @@ from potstill.records import Message, Prompt
 from potstill.store.asks import question_key
 from potstill.store.requests import Requests
 from potstill.store.samples import Written
+from potstill.store.stages import Stages
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}}
 CALLS = ({"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": "\u00fc"}'}},)
@@ -117,8 +118,18 @@ def test_other_weights_are_another_question_with_the_same_draws(ledger: Requests
     assert question_key(b"k", None) == b"k"
 
 
-def test_a_ledger_of_an_older_potstill_is_refused(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
-        db.execute("CREATE TABLE questions (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, messages TEXT NOT NULL)")
-    with pytest.raises(InputError, match="written by an older potstill"):
-        Requests(tmp_path / "ledger.sqlite")
+@pytest.mark.parametrize("opened", [Requests, Stages])
+def test_a_ledger_of_another_version_is_refused_as_it_is(tmp_path: Path, opened: type[Requests | Stages]) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE samples (key TEXT NOT NULL, text TEXT)")
+    with pytest.raises(InputError, match="written by another version of potstill"):
+        opened(path)
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("samples",)]
+
+
+def test_one_ledger_is_opened_by_all_of_its_readers(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Requests(tmp_path / "ledger.sqlite"), Stages(tmp_path / "ledger.sqlite") as stages:
+            assert stages.finished("generate") is None

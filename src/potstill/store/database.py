@@ -12,16 +12,22 @@ from pathlib import Path
 
 from potstill.errors import InputError
 
+_FORMAT = 1  # of the tables; one more where what is in them changes
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "trusted_schema=OFF", "busy_timeout=5000")
 
 
 def connect(path: Path, schema: str) -> sqlite3.Connection:
-    """A connection in autocommit mode with `schema` in place. Raises InputError where the file is no database."""
+    """A connection in autocommit mode with `schema` in place. Raises InputError where the file is no database, or one
+    whose tables another Potstill made."""
     database = sqlite3.connect(path, isolation_level=None)
     try:
         for pragma in _PRAGMAS:
             database.execute(f"PRAGMA {pragma}")
+        _check_format(database, path)
         database.executescript(schema)
+    except InputError:
+        database.close()
+        raise
     except sqlite3.DatabaseError as error:
         database.close()
         if isinstance(error, sqlite3.OperationalError):
@@ -31,6 +37,14 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
             way_out="restore it or choose another run folder",
         ) from None
     return database
+
+
+def _check_format(database: sqlite3.Connection, path: Path) -> None:
+    if database.execute("PRAGMA user_version").fetchone()[0] == _FORMAT:
+        return
+    if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise InputError(f"'{path}' was written by another version of potstill", way_out="choose another run folder")
+    database.execute(f"PRAGMA user_version={_FORMAT}")
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from potstill.errors import InputError
 from potstill.records import Finish, Message, Prompt, Sample, Split, ToolCalls
 from potstill.store.database import connect, transaction
 
@@ -68,9 +67,6 @@ class Samples:
 
     def __init__(self, path: Path) -> None:
         self._db = connect(path, _SCHEMA)
-        if "seed_key" not in {row[1] for row in self._db.execute("PRAGMA table_info(questions)")}:
-            self._db.close()
-            raise InputError(f"'{path}' was written by an older potstill", way_out="choose another run folder")
 
     def __enter__(self) -> Self:
         return self
