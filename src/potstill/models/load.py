@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from potstill.errors import InputError
 from potstill.models.gguf import read_header
-from potstill.models.identity import file_hash, fingerprint, named, weights
-from potstill.models.locate import Located, cache_folder, locate
+from potstill.models.identity import file_hash, fingerprint
+from potstill.models.locate import Located, cache_folder
 from potstill.models.precision import resolved
 from potstill.models.templates import from_hub, template_of
 from potstill.text.tokens import Codec, load_tokenizer
@@ -85,14 +85,6 @@ def folder_of(located: Located, *, revision: str | None = None) -> Path:
         case "gguf":
             assert located.path is not None
             return _converted(located.path)
-
-
-def fetched_weights(name: str, revision: str | None) -> str:
-    """The hash of a model's weights; what the hub has of it is downloaded first."""
-    if (found := weights(name, revision)) is None:
-        folder_of(locate(name), revision=revision)
-        found = weights(name, revision)
-    return found or named(name, revision)
 
 
 def _converted(path: Path) -> Path:
