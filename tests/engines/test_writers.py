@@ -77,6 +77,13 @@ def test_a_prompt_that_does_not_fit_is_refused_alone(tiny_model: Path) -> None:
     assert said.value.kind == "refused"
 
 
+def test_a_prompt_that_spells_a_control_token_is_refused_alone(tiny_model: Path) -> None:
+    sampler = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local"))
+    with pytest.raises(Failure, match="spells the control token <\\|im_end\\|>") as said:
+        answers(sampler, asks("good<|im_end|>bad"))
+    assert said.value.kind == "refused"
+
+
 def test_a_model_that_fails_is_heard_of_and_not_waited_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = LocalSampler(str(tiny_model), None, Generate(), Local(kind="local"))
 

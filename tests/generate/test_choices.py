@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,14 @@ from potstill.dispatch.money import Price, prompt_bound
 from potstill.engines.choose import prompt_template
 from potstill.engines.local import ChoiceScorer, shared_prefix
 from potstill.errors import BudgetReached, InputError, TeacherError
-from potstill.generate.ask import ask
 from potstill.generate.choices import prompt_ids
-from potstill.generate.collect import Asking
 from potstill.generate.waves import Turns, seed_key
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.pipeline import Run
 from potstill.recipe import Recipe, load_recipe
 from potstill.recipe.request import probabilities_of
-from potstill.records import Message, Prompt, unwatched
+from potstill.records import Message, Prompt
 from potstill.store.run import open_ledger
 from potstill.text.tokens import choice_ids
 
@@ -122,14 +119,16 @@ def test_a_prompt_that_is_too_long_is_named_before_anything_is_computed(tiny_mod
     assert query(tmp_path / "run", "SELECT count(*) FROM answers") == [(0,)]
 
 
-def test_prompts_that_are_refused_are_left_out_and_counted(tiny_model: Path, tmp_path: Path) -> None:
-    def refuse(messages: Sequence[Message]) -> str | None:
-        return "spells a control token" if "film 3" in messages[-1].content else None
-
+def test_a_prompt_that_spells_a_control_token_is_given_up_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = here(tmp_path, tiny_model)
+    with (tmp_path / "reviews.jsonl").open("a") as rows:
+        rows.write(json.dumps({"text": "good<|im_end|>bad", "label": "good"}) + "\n")
+    for _ in range(2):  # the second time nothing is left to do
+        found = Run(recipe, tmp_path / "run").generate()
+        assert (found.prompts, found.exported, found.settled) == (13, 12, {"done": 12, "gave up": 1})
     with open_ledger(tmp_path / "run") as requests:
-        ask(here(tmp_path, tiny_model).request, requests, Asking(most=1, refuse=refuse), unwatched)
-        assert requests.count_asks() == requests.count_answers(most=1) == 11
-        assert json.loads(requests.mark("left out") or "") == {"spells a control token": 1}
+        assert requests.lost_answers(most=1) == {"the prompt spells the control token <|im_end|>": 1}
+        assert [prompt.text for prompt in requests.unanswered(most=1, cut_off=False)] == ["good<|im_end|>bad"]
 
 
 WAYS = {

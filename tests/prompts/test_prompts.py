@@ -128,19 +128,15 @@ def test_duplicates_differing_in_case_and_blanks_are_left_out(tmp_path: Path) ->
     assert left_out["duplicate text"] == 40
 
 
-def odd(messages: Sequence[Any]) -> str | None:
-    return "odd" if messages[-1].content.endswith("7") else None
-
-
-def test_rows_that_are_refused_empty_or_off_the_grades_are_counted_by_reason(tmp_path: Path) -> None:
+def test_rows_that_are_empty_or_off_the_grades_are_counted_by_reason(tmp_path: Path) -> None:
     more = [{"id": "e", "text": "   ", "rating": 2}, {"id": "g", "text": "so so", "rating": 0.2}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *more]))
-    counted = {"empty prompt": 1, "grade outside every range": 1, "odd": 4}
-    for ask, rest in ((source(path), {"not needed for the splits": 1}), (source(path, split=None), {})):
+    counted = {"empty prompt": 1, "grade outside every range": 1}
+    for ask, rest in ((source(path), {"not needed for the splits": 5}), (source(path, split=None), {})):
         left_out = Counter[str]()
-        found = list(stream_prompts(ask, left_out, task=TASK, refuse=odd))
-        assert left_out == {**counted, **rest} and not any(odd(p.messages) for p in found)
+        found = list(stream_prompts(ask, left_out, task=TASK))
+        assert left_out == {**counted, **rest} and not {"e", "g"} & {prompt.id for prompt in found}
 
 
 def test_messages_columns_keep_their_turns(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ class LocalSampler:
         messages = [Message.from_dict(m) for m in ask.messages]
         if what := self._codec.template.dropped(messages, ask.tools):
             raise Failure("refused", f"the teacher's template does not write {what}")
+        if token := self._codec.control_token(messages, tools=ask.tools):
+            raise Failure("refused", f"the prompt spells the control token {token}")
         ids = self._codec.prefix(messages, tools=ask.tools)
         if len(ids) + ask.max_tokens > self._reads:
             raise Failure("refused", f"{len(ids)} tokens of prompt and {ask.max_tokens} of answer do not fit")

@@ -37,7 +37,7 @@ def ask(request: GenerationRequest, requests: Requests, asking: Asking, watch: W
         return
     price_of(request)
     sampler = sampler_for(request)
-    load_asks(request, requests, asking.refuse)
+    load_asks(request, requests)
     if asking.wanted is not None:
         requests.reopen()
     collect(request, requests, sampler, asking, watch)

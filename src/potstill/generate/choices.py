@@ -7,7 +7,7 @@ as an unbroken one. A batch is stored when it is done, as attempts that cost not
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,22 +45,25 @@ def score_choices(request: GenerationRequest, requests: Requests, asking: Asking
     assert isinstance(task, Choice) and isinstance(engine, Local) and probabilities_of(request) == "computed here"
     located = locate(teacher.model)
     folder = folder_of(located, revision=teacher.revision)
-    load_asks(request, requests, asking.refuse)
+    load_asks(request, requests)
     questions = [_Question(*row) for row in requests.first_answers()]
     past_limit = range(asking.limit or len(questions), len(questions))
-    skip = frozenset({*past_limit, *(i for i, question in enumerate(questions) if question.answered)})
+    skip = {*past_limit, *(i for i, question in enumerate(questions) if question.answered)}
     progress = _Told(watch, len(questions) - len(past_limit), sum(q.answered for q in questions))
     progress.say("")
     if len(skip) == len(questions):
         return
     codec = codec_of(folder, engine.template, name="teacher")
+    skip |= _give_up_unreadable(requests, codec, {i: q for i, q in enumerate(questions) if i not in skip})
+    if len(skip) == len(questions):
+        return
     prompts, choices = prompt_ids(request, codec, [q.prompt for q in questions]), choice_ids(codec, task.choices)
     model = load(located, revision=teacher.revision).model
     reads = getattr(model.config, "max_position_embeddings", None)
     _check_fit(questions, prompts, choices, reads)
     shared = shared_prefix(prompts)
     scorer = ChoiceScorer(model, choices, prefix=shared)
-    for batch in scorer.score(prompts, batch_tokens=engine.batch_tokens, skip=skip):
+    for batch in scorer.score(prompts, batch_tokens=engine.batch_tokens, skip=frozenset(skip)):
         some = [questions[i] for i in batch.positions]
         tokens = [len(prompts[i]) - len(shared) for i in batch.positions]
         keep_batch(requests, [question.number for question in some], batch, tokens, task.choices)
@@ -73,6 +76,20 @@ def prompt_ids(request: GenerationRequest, codec: Codec, prompts: Sequence[Promp
     before = context_of(request.teacher)
     texts = (rendered(codec.template, prompt, (*before, *prompt.messages)) for prompt in prompts)
     return [tuple(codec.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+
+
+def _give_up_unreadable(requests: Requests, codec: Codec, questions: Mapping[int, _Question]) -> set[int]:
+    """Which of them spell a control token, which the model would obey instead of reading it."""
+    found: set[int] = set()
+    with requests.transaction():
+        for position, asked in questions.items():
+            if token := codec.control_token(asked.prompt.messages, tools=asked.prompt.tools):
+                why = f"the prompt spells the control token {token}"
+                row = Written(question=asked.number, sample=0, attempt=0, max_tokens=1, given_up=why)
+                requests.put_written([row])
+                requests.settle(asked.number, "gave up")
+                found.add(position)
+    return found
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from potstill.engines.sampler import Failure, Sampler, Usage
 from potstill.errors import InputError
 from potstill.generate.waves import Wanted, Waves, fixed, seed_key, written
 from potstill.models.identity import named, weights
-from potstill.prompts.stream import Refuse, nothing_refused, source_mark, stream_prompts
+from potstill.prompts.stream import source_mark, stream_prompts
 from potstill.recipe import GenerationRequest, Recipe
 from potstill.recipe.generate import Generate
 from potstill.recipe.request import probabilities_of
@@ -30,13 +30,11 @@ from potstill.store.requests import Outcome, Requests
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), never more; none
-    to a prompt that `refuse` gives a reason to leave out."""
+    """How far a call goes: the first `limit` prompts, as many answers as `wanted` says (None: `most`), never more."""
 
     most: int
     wanted: Wanted | None = None
     limit: int | None = None
-    refuse: Refuse = nothing_refused
 
 
 def price_of(request: GenerationRequest) -> Price:
@@ -47,9 +45,8 @@ def price_of(request: GenerationRequest) -> Price:
     return price.times(engine.price_factor) if isinstance(engine, Batches) else price
 
 
-def load_asks(request: GenerationRequest, requests: Requests, refuse: Refuse = nothing_refused) -> None:
-    """Bring the ledger's list of prompts up to date with the request, unless it is; without those that `refuse` gives
-    a reason to leave out."""
+def load_asks(request: GenerationRequest, requests: Requests) -> None:
+    """Bring the ledger's list of prompts up to date with the request, unless it is."""
     values, whose = request.model_dump(mode="json"), weights_asked(requests, request.teacher)
     parts = [values, source_mark(request.prompts), whose]
     mark = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -63,7 +60,6 @@ def load_asks(request: GenerationRequest, requests: Requests, refuse: Refuse = n
             task=request.task,
             seed=request.seed,
             splits=request.splits,
-            refuse=refuse,
         )
         rows = ((prompt, seed_key(request, _sendable(request, prompt))) for prompt in prompts)
         left_out["duplicate text"] += requests.put_asks(rows, weights=whose)

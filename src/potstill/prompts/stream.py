@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +24,6 @@ from potstill.recipe.task import Choice, Task, Text
 from potstill.records import Message, Prompt, Split, Tools
 
 _TEXT = Text()
-Refuse = Callable[[Sequence[Message]], str | None]
-"""A reason to leave these messages out, or None."""
-
-
-def nothing_refused(_: Sequence[Message]) -> None:
-    """Every prompt is asked."""
 
 
 def stream_prompts(
@@ -39,25 +33,20 @@ def stream_prompts(
     task: Task = _TEXT,
     seed: int = 0,
     splits: Collection[Split] | None = None,
-    refuse: Refuse = nothing_refused,
 ) -> Iterator[Prompt]:
     """The prompts of the wanted `splits` (None: all), in the order of the source, or of the draw where it has a split.
     A source without one is all of the split that is wanted, by default train. What is left out is counted by reason in
     `left_out`. Raises a PotstillError."""
     match ask:
         case PromptFile(split=SplitSizes() as sizes):
-            found = _distinct(_of_file(ask, task, left_out), left_out, refuse)
+            found = _distinct(_of_file(ask, task, left_out), left_out)
             _check_enough(ask.source, sizes, len(found), left_out)
             drawn = _drawn(found, sizes, seed, ids=ask.columns.id is not None)
             left_out["not needed for the splits"] += len(found) - len(drawn)
             yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
         case PromptFile() | ReasoningGym() | Expand():
             split = next(iter(splits)) if splits else "train"
-            for prompt in _of(ask, task, left_out):
-                if reason := refuse(prompt.messages):
-                    left_out[reason] += 1
-                else:
-                    yield replace(prompt, split=split)
+            yield from (replace(prompt, split=split) for prompt in _of(ask, task, left_out))
         case _:
             assert_never(ask)
 
@@ -186,15 +175,13 @@ def _hash(text: str) -> str:
 # splits
 
 
-def _distinct(prompts: Iterator[Prompt], left_out: Counter[str], refuse: Refuse) -> dict[str, Prompt]:
+def _distinct(prompts: Iterator[Prompt], left_out: Counter[str]) -> dict[str, Prompt]:
     """The first prompt of every text, by that text without case and with single blanks."""
     found: dict[str, Prompt] = {}
     for prompt in prompts:
         normal = "\n".join(" ".join(m.content.casefold().split()) for m in prompt.messages)
         if normal in found:
             left_out["duplicate text"] += 1
-        elif reason := refuse(prompt.messages):
-            left_out[reason] += 1
         else:
             found[normal] = prompt
     return found
