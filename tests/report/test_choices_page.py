@@ -28,7 +28,7 @@ from potstill.report.numbers import duration, percent, quantity
 from potstill.report.page import render_page
 from potstill.report.stage import write_report
 from potstill.report.summary import headline
-from potstill.report.wording import claim, probabilities_had
+from potstill.report.wording import claim, overridden, probabilities_had
 from potstill.store.run import RunFolder
 
 SECTIONS = [
@@ -302,3 +302,14 @@ def test_a_curve_stays_in_its_box(report: RunReport) -> None:
         points = [tuple(map(float, point.split(","))) for point in chart.lines[0].points.split()]
         assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in points)
         assert all(-0.01 <= tick.at <= 100.01 for tick in (*chart.up, *chart.across))
+
+
+def test_what_an_arm_overrides_names_no_server_and_no_folder() -> None:
+    changes = {
+        "student": {"tokenizer": "/home/me/secret/tok", "start": "org/model", "template": "{# a / b #}", "layers": 2},
+        "train": {"scored_by": {"engine": {"url": "https://inner.example:8000/v1"}}, "method.kind": "sft"},
+    }
+    assert overridden(changes) == (
+        "student.tokenizer: tok; student.start: org/model; student.template: {# a / b #}; student.layers: 2; "
+        "train.scored_by.engine.url: v1; train.method.kind: sft"
+    )

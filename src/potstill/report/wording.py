@@ -61,7 +61,7 @@ def in_order(names: Mapping[str, ArmName], there: Mapping[str, Any]) -> list[str
 
 
 def overridden(changes: Mapping[str, Any]) -> str:
-    """An arm's overrides: "student.layers: 4; train.epochs: 2"."""
+    """An arm's overrides, without servers and folders: "student.layers: 4; train.epochs: 2"."""
     return "; ".join(f"{key}: {titled(value, 60)}" for key, value in _leaves(changes))
 
 
@@ -70,7 +70,12 @@ def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{before}{key}.")  # pyright: ignore[reportUnknownArgumentType]
         else:
-            yield f"{before}{key}", value if isinstance(value, str) else json.dumps(value)
+            yield f"{before}{key}", _public(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _public(value: str) -> str:
+    place = any(mark in value for mark in "/\\") and not any(map(str.isspace, value))
+    return public_name(value) if place else value
 
 
 Write = Callable[[float], str]
