@@ -211,7 +211,7 @@ class Run:
                 recipe,
                 _to_learn(recipe, calibration, all_answers(recipe, requests, rescued)),
                 run,
-                total=requests.count_answers(most=recipe.generate.n),
+                total=requests.count_answers(most=recipe.generate.n, split="train"),
                 watch=self.watch,
                 handed=Opinions(
                     grade=judging.grade,

@@ -70,7 +70,7 @@ def show_run(run: Run, *, as_json: bool) -> None:
         say(f"  [bold]potstill chat {here}[/]   ask the student something")
     else:
         say(f"  [bold]potstill export {here}[/]   the answers for other programs")
-    say("  [bold]cp recipes/quickstart.yaml mine.yaml[/]   a recipe of your own")
+    say(f"  [bold]cp {clean(str(folder.recipe))} mine.yaml[/]   a recipe of your own")
 
 
 def show_runs(folder: Path, *, as_json: bool) -> None:
