@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from choice_runs import tiny_quickstart
 from data_runs import query
 from student_runs import recipe_in
 
@@ -23,7 +23,6 @@ from potstill.records import Progress, unwatched
 from potstill.report.stage import write_report
 from potstill.store.run import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 BOTH: tuple[tuple[Precision, torch.dtype], ...] = (("bf16", torch.bfloat16), ("fp32", torch.float32))
 SOFT = {"kind": "logit_kd", "divergence": "reverse_kl", "alpha": 0.0}
 
@@ -93,21 +92,8 @@ def test_of_free_text(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.Monk
 
 def test_of_choices(tmp_path: Path, make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "fp32")
-    teacher, draw = make_tiny_model(tmp_path / "teacher"), random.Random(3)
-    words = ["film", "plot", "actor", "scene", "light", "music", "quiet", "loud"]
-    lines = [f"{i}\t{(-3, 3)[i % 2]}\t{' '.join(draw.sample(words, 5))}" for i in range(60)]
-    (tmp_path / "reviews.tsv").write_text("\n".join(lines))
-    values = (
-        f"prompts.source={tmp_path / 'reviews.tsv'}",
-        "prompts.split={train: 32, validation: 8, test: 8}",
-        f"teacher.model={teacher}",
-        "teacher.examples=[]",
-        "verify.checks=[{kind: confidence, at_least: 0.0}]",
-        f"student={{start: '{teacher}', licence: mit, layers: 1, freeze_embeddings: false}}",
-        "train.epochs=1",
-        "controls=[base]",
-        "evaluate={resamples: 100, uncached_prompts: 2, generate_prompts: 2}",
-    )
+    teacher = make_tiny_model(tmp_path / "teacher")
+    values = ("controls=[base]", "evaluate={resamples: 100, uncached_prompts: 2, generate_prompts: 2}")
     seen = Seen(monkeypatch, "evaluate.choices")
 
     def noted(place: str) -> type[ChoiceScorer]:
@@ -130,7 +116,7 @@ def test_of_choices(tmp_path: Path, make_tiny_model: Callable[..., Path], monkey
 
     def walked(*more: str) -> None:
         seen.forget()
-        recipe = potstill.load_recipe(ROOT / "recipes" / "quickstart.yaml", *values, *more)
+        recipe = tiny_quickstart(tmp_path, teacher, *values, *more)
         potstill.distill(recipe, folder=tmp_path / "run", watch=seen.watch)
 
     for precision, dtype in BOTH:

@@ -6,13 +6,13 @@ Classifiers and the recipe's encoder are in test_classifiers.py and test_encoder
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from choice_runs import tiny_quickstart
 from student_runs import recipe_in, taught
 from transformers import PreTrainedModel
 
@@ -20,7 +20,6 @@ import potstill
 from potstill.models.int8 import to_int8
 from potstill.models.load import Loaded, fingerprint, load
 
-ROOT = Path(__file__).parents[2]
 SOFT = {"kind": "logit_kd", "alpha": 0.5}
 OWN = {"max_tokens": 4, "warm_up": 0.0, "slots": 4}
 WAYS: dict[str, dict[str, Any]] = {
@@ -96,21 +95,8 @@ def test_who_scores_in_int8_stays_as_it_was_rounded(
 def test_who_chooses_among_answers_stays_as_it_was(
     tmp_path: Path, make_tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher, draw = make_tiny_model(tmp_path / "teacher"), random.Random(3)
-    words = ["film", "plot", "actor", "scene", "light", "music", "quiet", "loud"]
-    lines = [f"{i}\t{(-3, 3)[i % 2]}\t{' '.join(draw.sample(words, 5))}" for i in range(60)]
-    (tmp_path / "reviews.tsv").write_text("\n".join(lines))
-    recipe = potstill.load_recipe(
-        ROOT / "recipes" / "quickstart.yaml",
-        f"prompts.source={tmp_path / 'reviews.tsv'}",
-        "prompts.split={train: 32, validation: 8, test: 8}",
-        f"teacher.model={teacher}",
-        "teacher.examples=[]",
-        "verify.checks=[{kind: confidence, at_least: 0.0}]",
-        f"student={{start: '{teacher}', licence: mit, layers: 1, freeze_embeddings: false}}",
-        "train.epochs=1",
-        "controls=[from_scratch, hard_labels]",
-    )
+    teacher = make_tiny_model(tmp_path / "teacher")
+    recipe = tiny_quickstart(tmp_path, teacher, "controls=[from_scratch, hard_labels]")
     loads, before = Loads(), fingerprint(teacher)
     monkeypatch.setattr("potstill.train.initial.load", loads)
     potstill.distill(recipe, folder=tmp_path / "run", through="train")
