@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from potstill.report.clean import clean
 from potstill.report.gather import RunReport
 from potstill.report.numbers import DASH, minus, percent, three_decimals
 from potstill.report.tables import Cell, Table, number
-from potstill.report.wording import probabilities_had
+from potstill.report.wording import ArmName, probabilities_had
 
 _LONGEST_PROMPT = 700
 _SHOWN = 12
@@ -131,27 +131,9 @@ def _reliability(report: RunReport, tested: Tested) -> Chart | None:
     for arm in ("teacher_raw", "teacher", "student"):
         if not (right := tested.right(arm)):
             continue
-        name, ece = report.name(arm), report.value(arm, "ece")
         p_NC = np.array([tested.p[arm][i] for i in right])
         rows = calibration_bins(p_NC, np.array(list(right.values()), dtype=np.float64))
-        marks = [
-            Mark(
-                axes.x(row["confidence"]),
-                axes.y(row["accuracy"]),
-                f"{name.label}: {percent(row['confidence'])} sure, right {percent(row['accuracy'])} of {row['n']:,.0f}",
-                6 + 22 * (row["n"] / len(right)) ** 0.5,
-            )
-            for row in rows
-        ]
-        lines.append(
-            Line(
-                label=name.label if ece is None else f"{name.label}, ECE {percent(ece)}",
-                colour=name.colour,
-                points=axes.points((row["confidence"], row["accuracy"]) for row in rows),
-                title=name.label,
-                marks=marks,
-            )
-        )
+        lines.append(_confidence_line(report.name(arm), report.value(arm, "ece"), rows, len(right), axes))
     if not lines:
         return None
     honest = Line(
@@ -167,6 +149,28 @@ def _reliability(report: RunReport, tested: Tested) -> Chart | None:
         up=axes.up("\u00a0%", times=100),
         key=[(line.label, line.colour) for line in (*lines, honest)],
         lines=[honest, *lines],
+    )
+
+
+def _confidence_line(
+    name: ArmName, ece: float | None, rows: Sequence[Mapping[str, float]], answers: int, axes: Axes
+) -> Line:
+    """One arm's bins; the more of its `answers` lie in one, the larger its mark."""
+    marks = [
+        Mark(
+            axes.x(row["confidence"]),
+            axes.y(row["accuracy"]),
+            f"{name.label}: {percent(row['confidence'])} sure, right {percent(row['accuracy'])} of {row['n']:,.0f}",
+            6 + 22 * (row["n"] / answers) ** 0.5,
+        )
+        for row in rows
+    ]
+    return Line(
+        label=name.label if ece is None else f"{name.label}, ECE {percent(ece)}",
+        colour=name.colour,
+        points=axes.points((row["confidence"], row["accuracy"]) for row in rows),
+        title=name.label,
+        marks=marks,
     )
 
 
