@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from potstill.dispatch.money import DOLLAR, FREE, Price, prompt_bound
 from potstill.engines.sampler import Ask
 from potstill.errors import InputError
@@ -279,6 +277,8 @@ def _choices(recipe: Recipe) -> int:
 
 def _flops_per_second() -> float:
     """What a bare fp32 matrix product reaches here, from a thirtieth of a second of trying."""
+    import numpy as np  # a tenth of a second, and not for a served teacher alone
+
     a = np.ones((512, 512), dtype=np.float32)
     np.matmul(a, a)
     start, rounds = time.perf_counter(), 0

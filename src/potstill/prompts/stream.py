@@ -46,7 +46,8 @@ def stream_prompts(
             yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
         case PromptFile() | ReasoningGym() | Expand():
             split = next(iter(splits)) if splits else "train"
-            yield from (replace(prompt, split=split) for prompt in _of(ask, task, left_out))
+            for prompt in _of(ask, task, left_out):
+                yield prompt if prompt.split == split else replace(prompt, split=split)
         case _:
             assert_never(ask)
 
