@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -128,6 +129,25 @@ def test_readme_names_every_verb_and_every_target_it_names_exists() -> None:
         assert f"potstill {verb}" in readme, verb
     for target in ("demo", "test", "check"):
         assert f"make {target}" in readme and f"\n{target}:" in makefile
+
+
+def test_an_interrupt_in_the_middle_of_an_import_exits_75(tmp_path: Path) -> None:
+    """Dataclasses are exec'd strings; CPython lets a process die of the signal that came inside one, at its exit."""
+    code = """
+        from potstill import cli
+
+        def importing(*_: object, **__: object) -> None:
+            exec("raise KeyboardInterrupt")
+
+        cli.app = importing
+        cli.main()
+    """
+    (tmp_path / "importing.py").write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, "-m", "importing"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 75, (done.returncode, done.stderr)
+    assert done.stderr == "error: stopped; the same command goes on from here\n"
 
 
 def test_an_interrupt_that_somebody_swallows_still_stops_at_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,9 @@ def execute(arguments: Sequence[str]) -> int:
         _check_verb(arguments)
         app(arguments, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
+        # An interrupt inside an exec'd string (every dataclass that is being imported) makes CPython die of the signal
+        # at exit, whatever the code; the next such string resets that.
+        exec("")
         stopped = Stopped("stopped", way_out="the same command goes on from here")
         quiet = not Process.this().first  # of several processes, all were stopped
         return stopped.exit_code if quiet else _failed(stopped, stopped.exit_code, as_json=as_json, debug=False)
