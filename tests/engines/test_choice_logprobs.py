@@ -103,6 +103,21 @@ def test_a_reply_without_log_probabilities_is_told(reply: dict[str, object], kin
     assert said.value.kind == kind
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {" positive": 0.7, " negative": 0.2},  # probabilities under the name of log-probabilities
+        {" positive": -0.2, " negative": -0.9},  # the share of what top_p left
+        {" positive": float("nan"), " negative": -1.0},
+    ],
+)
+def test_what_is_no_distribution_is_refused(listed: dict[str, float]) -> None:
+    for shape in SHAPES.values():
+        with pytest.raises(Failure, match="sum to") as said:
+            TopLogprobs({}, CHOICES).read(json.dumps(shape(listed)).encode())
+        assert said.value.kind == "unable" and "votes" in said.value.way_out
+
+
 def scored(*rows: Sequence[tuple[int, float]], cached: int = 0) -> bytes:
     """vLLM's reply to a prompt of one token and the given continuations."""
     choices = [
@@ -120,6 +135,9 @@ def test_continuations_are_summed_and_what_a_prefix_cache_said_is_refused(tiny_c
     with pytest.raises(Failure, match="prefix cache") as said:
         form.read(scored([(5, -1.0)], [(6, -0.25), (7, -0.5)], cached=16))
     assert said.value.kind == "unable" and "--no-enable-prefix-caching" in said.value.way_out
+    for wrong in (0.7, float("nan")):
+        with pytest.raises(Failure, match="at most 0"):
+            form.read(scored([(5, wrong)], [(6, -0.25), (7, -0.5)]))
     with pytest.raises(Failure, match="no prompt_logprobs"):
         form.read(json.dumps({"choices": [{"index": 0, "text": ""}, {"index": 1, "text": ""}]}).encode())
 

@@ -148,6 +148,11 @@ def _off_first_token(raw: bytes, choices: tuple[str, ...]) -> Reading:
         raise Failure("unreadable", "no list of choices with log-probabilities") from None
     if top is None:
         raise Failure("unable", "its reply lists no log-probabilities of the first token", way_out=_VOTES)
+    total = _mass([min(logprob, 1.0) for _, logprob in top])
+    if not total < 1.01:  # not a number too
+        raise Failure(
+            "unable", f"the probabilities of the first tokens that it lists sum to {total:.3g}", way_out=_VOTES
+        )
     return _reading(choices, matched(top, choices), reply)
 
 
@@ -164,10 +169,12 @@ def _top(reply: Json) -> list[tuple[str, float]] | None:
     listed = content[0]["top_logprobs"] if content else []
     pairs = listed.items() if isinstance(listed, dict) else [(entry["token"], entry["logprob"]) for entry in listed]
     # some servers put -9999 where JSON has no number for "impossible"
-    return [(str(token), float(logprob)) for token, logprob in pairs if float(logprob) > -9000]
+    return [(str(token), float(logprob)) for token, logprob in pairs if not float(logprob) < -9000]
 
 
 def _reading(choices: tuple[str, ...], logprobs: tuple[float, ...], reply: Mapping[str, Any]) -> Reading:
+    if not all(logprob < 0.01 for logprob in logprobs):
+        raise Failure("unable", f"it says {max(logprobs):.3g} where a log-probability is at most 0", way_out=_VOTES)
     likeliest = choices[max(range(len(choices)), key=logprobs.__getitem__)]
     answer = Answer(text=likeliest, reasoning=None, finish="stop", cut_off=False, choice_logprobs=logprobs)
     return Reading((answer,), read_usage(reply.get("usage")))
