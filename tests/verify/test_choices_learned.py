@@ -122,6 +122,21 @@ def test_a_persons_answer_that_is_no_choice_is_named(tmp_path: Path) -> None:
         calibrate(recipe_in(tmp_path), [(odd, sample)])
 
 
+def test_calibration_sees_no_label_of_a_test_prompt(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path)
+    with Requests(answer_by_hand(recipe, tmp_path / "run", knows).ledger) as requests:
+        asked = list(requests.samples())
+    assert any(prompt.split == "validation" and prompt.reference for prompt, _ in asked)
+    test = [
+        (
+            Prompt(id=f"test{i}", split="test", messages=(), reference=label),
+            Sample(prompt_id=f"test{i}", text=BAD, choice_logprobs=(-0.1, -3.0)),
+        )
+        for i, label in enumerate((BAD, GOOD) * 50)
+    ]
+    assert calibrate(recipe, [*asked, *test]) == calibrate(recipe, asked)
+
+
 def canned(path: Path, texts: dict[str, list[str]]) -> dict[str, str]:
     path.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, some in texts.items() for a in some))
     return {"kind": "canned", "answers": str(path)}
