@@ -108,7 +108,11 @@ CASES: dict[str, tuple[Break, int, str]] = {
     "unknown key": (put("teachr", {}), 2, "unknown key 'teachr'; did you mean 'teacher'?"),
     "unknown nested key": (put("train.epoch", 3), 2, "unknown key 'epoch' in 'train'; did you mean 'epochs'?"),
     "unknown key of a method": (put("train.method.temprature", 2), 2, "did you mean 'temperature'?"),
-    "unknown method": (put("train.method.kind", "magic"), 2, "'train.method' is"),
+    "unknown method": (
+        put("train.method.kind", "magic"),
+        2,
+        "unknown kind 'magic' in 'train.method'; known kinds: sft, ",
+    ),
     "missing section": (drop("teacher"), 2, "'teacher' is missing"),
     "nobody to compare": (drop("student"), 2, "'evaluate' compares a student with its teacher: add 'student'"),
     "text where a number belongs": (put("train.epochs", "three"), 2, "'train.epochs' is 'three'"),

@@ -68,7 +68,7 @@ def test_procedural_prompts_are_the_same_for_the_same_seed(tmp_path: Path) -> No
 
 CASES: dict[str, tuple[str, int, str]] = {
     "unknown engine key": ("teacher.engine.urll=x", 2, "unknown key 'urll' in 'teacher.engine'; did you mean 'url'?"),
-    "unknown engine": ("teacher.engine={kind: magic}", 2, "'teacher.engine' is"),
+    "unknown engine": ("teacher.engine={kind: magic}", 2, "unknown kind 'magic' in 'teacher.engine'; known kinds: "),
     "no prompts": ("prompts.source=none.jsonl", 2, "there is no file at 'none.jsonl'"),
     "wrong column": ("prompts.columns={text: txt}", 2, "has no column 'txt'; did you mean 'text'?"),
     "n of nothing": ("generate.n=0", 2, "'generate.n' is 0"),

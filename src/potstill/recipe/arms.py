@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from pydantic import ValidationError
 
 from potstill.errors import InputError
-from potstill.recipe.file import explain
+from potstill.recipe.explain import Origin, explain
 from potstill.recipe.student import Encoder, Ranked, Student
 from potstill.recipe.whole import Recipe
 
@@ -79,7 +79,7 @@ def _arm(recipe: Recipe, name: str, overrides: Overrides, *, where: str) -> Arm:
     try:
         made = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise explain(error, where, {}, Recipe) from None
+        raise explain(error, Origin(where, {}), Recipe) from None
     if (made.student, made.train) == (recipe.student, recipe.train):
         raise InputError(f"{where} changes nothing: it is the student once more", way_out="leave it out")
     return Arm(name, overrides, made)

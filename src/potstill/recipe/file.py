@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -19,6 +19,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from potstill.errors import InputError
+from potstill.recipe.explain import Origin, explain
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -33,12 +34,11 @@ def read(path: Path, overrides: Iterable[str], kind: type[Kind]) -> Kind:
     tree = _parse(path)
     lines = _line_numbers(tree)
     values: dict[str, Any] = _plain(tree)
-    for override in overrides:
-        _apply(values, override, lines)
+    overridden = [_apply(values, override) for override in overrides]
     try:
         return kind.model_validate_json(_json(values))
     except ValidationError as error:
-        raise explain(error, str(path), lines, kind) from None
+        raise explain(error, Origin(str(path), lines, overridden), kind) from None
 
 
 def as_yaml(recipe: BaseModel) -> str:
@@ -118,7 +118,8 @@ def _plain(node: Any) -> Any:
     return str(node)
 
 
-def _apply(values: dict[str, Any], override: str, lines: dict[str, int]) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Put it into `values`; its dotted key."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise InputError(
@@ -136,71 +137,4 @@ def _apply(values: dict[str, Any], override: str, lines: dict[str, int]) -> None
         node[last] = _plain(YAML(typ="safe", pure=True).load(text))
     except YAMLError:
         raise InputError(f"--set {override}: the value is not valid YAML", way_out="quote it") from None
-    for name in [name for name in lines if name == dotted or name.startswith(f"{dotted}.")]:
-        del lines[name]
-
-
-_MAY_HOLD_A_SECRET = ("url", "key_env", "key_file", "parameters")
-
-
-def explain(error: ValidationError, path: str, lines: Mapping[str, int], kind: type[BaseModel]) -> InputError:
-    """The first complaint of pydantic as one sentence with `path` (what was read), line, key and value."""
-    first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
-    keys = _without_tags([str(part) for part in first["loc"]], kind)
-    dotted = ".".join(keys)
-    where = f"{path}, line {lines[dotted]}" if dotted in lines else path
-    match first["type"]:
-        case "extra_forbidden":
-            known = _fields_at(keys[:-1], kind)
-            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-            inside = f" in '{'.'.join(keys[:-1])}'" if keys[:-1] else ""
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys{inside}: {', '.join(known)}"
-            return InputError(f"{where}: unknown key '{keys[-1]}'{inside}", way_out=hint)
-        case "missing":
-            above = ".".join(keys[:-1])
-            line = f", line {lines[above]}" if above in lines else ""
-            return InputError(f"{path}{line}: '{dotted}' is missing", way_out=f"add '{dotted}'")
-        case "value_error":
-            said = str(first.get("ctx", {}).get("error", first["msg"]))
-            return InputError(f"{where}: {f'{dotted}: ' if dotted else ''}{said}", way_out="fix the recipe")
-        case _:
-            value = repr(first["input"])
-            shown = value if len(value) <= 60 else value[:57] + "..."
-            if any(key in _MAY_HOLD_A_SECRET for key in keys) or isinstance(first["input"], dict):
-                shown = "not right (the value is not shown, it may hold a secret)"
-            return InputError(
-                f"{where}: '{dotted}' is {shown}",
-                way_out=first["msg"].replace("Input should be", "it should be"),
-            )
-
-
-def _fields_at(keys: Iterable[str], kind: type[BaseModel]) -> list[str]:
-    """The keys known under a dotted place; of a union, those of all its members."""
-    models: list[type[BaseModel]] = [kind]
-    for key in keys:
-        models = _models_under(models, key)
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
-
-
-def _without_tags(keys: Iterable[str], kind: type[BaseModel]) -> list[str]:
-    """The dotted place as it stands in the file: pydantic puts in which member of a union it tried."""
-    models: list[type[BaseModel]] = [kind]
-    kept: list[str] = []
-    for key in keys:
-        tags = [get_args(m.model_fields["kind"].annotation) for m in models if "kind" in m.model_fields]
-        if key.startswith("<") or any(key in tag for tag in tags):
-            continue
-        kept.append(key)
-        models = _models_under(models, key)
-    return kept
-
-
-def _models_under(models: Iterable[type[BaseModel]], key: str) -> list[type[BaseModel]]:
-    inside = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-    return [found for annotation in inside for found in _models_of(annotation)] if inside else list(models)
-
-
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in get_args(annotation) for found in _models_of(part)]
+    return dotted
