@@ -131,7 +131,7 @@ def test_datasets_reads_what_was_selected(run: Path, tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "no checks": (["verify={checks: []}"], 2, "'verify.checks' is"),
-    "unknown check": (["verify.checks=[{kind: magic}]"], 2, "'verify.checks.0' is"),
+    "unknown check": (["verify.checks=[{kind: magic}]"], 2, "unknown kind 'magic' in 'verify.checks.0'; known kinds: "),
     "misspelt key": (["verify.checks=[{kind: length, leest: 3}]"], 2, "did you mean 'least'?"),
     "bad pattern": (["verify.checks=[{kind: regex, pattern: '('}]"], 2, "is no regular expression"),
     "no such function": (
