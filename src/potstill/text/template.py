@@ -242,6 +242,16 @@ class Template:
             return self._split(messages, said, tools)[1]
         return None
 
+    def require_end(self) -> None:
+        """Raises InputError for a template that no student can learn with: it does not round-trip, or writes nothing
+        after an answer."""
+        if not self._closing.strip():
+            raise InputError(
+                f"the {self.name} template does not close the assistant's turn: after an answer it writes "
+                f"{self._closing!r}",
+                way_out="end the assistant's turn with the model's end-of-turn token, such as <|im_end|>",
+            )
+
     @cached_property
     def _closing(self) -> str:
         """What follows an answer."""

@@ -36,7 +36,7 @@ class Codec:
 
     def prefix(self, messages: Sequence[Message], *, tools: Tools = ()) -> Ids:
         """Ids of the rendered messages with the generation prompt."""
-        return self._encode(self.template.render(messages, tools=tools, add_generation_prompt=True))
+        return self.encode(self.template.render(messages, tools=tools, add_generation_prompt=True))
 
     def question(self, messages: Sequence[Message], *, tools: Tools = ()) -> Ids:
         """The same, where the messages can be read as they are; raises InputError where not, saying why: they spell a
@@ -47,7 +47,7 @@ class Codec:
     def conversation(self, messages: Sequence[Message], *, tools: Tools = ()) -> Ids:
         """Ids of the finished conversation, without a generation prompt. Raises InputError as `question` does."""
         self._require_readable(messages, tools, add_generation_prompt=False)
-        return self._encode(self.template.render(messages, tools=tools, add_generation_prompt=False))
+        return self.encode(self.template.render(messages, tools=tools, add_generation_prompt=False))
 
     def answer(self, answer: str, *, closed: bool = False) -> Ids:
         """Ids of the answer alone, as the template writes it, without the end of the turn or, `closed`, with it."""
@@ -60,7 +60,7 @@ class Codec:
         self._require_readable(messages, tools)
         self._require_plain([said])
         written = self.template.written(messages, said, tools=tools)
-        return self._encode(written.prompt), self._turn(written)
+        return self.encode(written.prompt), self._turn(written)
 
     def turn(self, messages: Sequence[Message], said: Message, *, tools: Tools = ()) -> Ids:
         """Ids of the assistant's whole turn after the prefix: its reasoning where the template writes it, its answer,
@@ -92,6 +92,10 @@ class Codec:
     def text(self, ids: Sequence[int]) -> str:
         """What the ids spell, control tokens too."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def encode(self, text: str) -> Ids:
+        """Ids of a text that is rendered already."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _require_plain(self, messages: Sequence[Message], tools: Tools = ()) -> None:
         if token := self.control_token(messages, tools=tools):
@@ -139,9 +143,9 @@ class Codec:
         """Ids of a text that follows the prompt. Tokenizers that begin every text with a blank begin this one without:
         it is encoded with the prompt, or, where the two would grow together, with a line end before it."""
         if not self._begins_with_blank:
-            return self._encode(text)
+            return self.encode(text)
         for before in (prompt, "\n"):
-            ids, both = self._encode(before), self._encode(before + text)
+            ids, both = self.encode(before), self.encode(before + text)
             if both[: len(ids)] == ids:
                 return both[len(ids) :]
         raise InputError(
@@ -151,11 +155,8 @@ class Codec:
 
     @cached_property
     def _begins_with_blank(self) -> bool:
-        line = self._encode("\n")
-        return self._encode("\nx") != (*line, *self._encode("x"))
-
-    def _encode(self, text: str) -> Ids:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        line = self.encode("\n")
+        return self.encode("\nx") != (*line, *self.encode("x"))
 
 
 _ASKED = (Message(role="user", content="x"),)
