@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from potstill.models.load import codec_of
 from potstill.models.save import save_model
 from potstill.models.templates import template_of
 from potstill.records import Message
-from potstill.text.template import TODAY, Template
+from potstill.text.template import Template, day, today
 from potstill.text.tokens import Codec, load_tokenizer
 
 WRITES = (
@@ -127,7 +127,8 @@ def test_what_a_tokenizer_was_saved_with_is_switched_off(tiny_model: Path, folde
 
 
 def test_a_saved_student_carries_both_templates_and_the_day_it_was_trained_on(tiny_model: Path, tmp_path: Path) -> None:
-    template = Template("{{ strftime_now('%d %B %Y, %A') }}\n" + WRITES, name="student", tool_use=NAMED)
+    with day(date(2024, 7, 26)):
+        template = Template("{{ strftime_now('%d %B %Y, %A') }}\n" + WRITES, name="student", tool_use=NAMED)
     codec = Codec(load_tokenizer(tiny_model), template)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     save_model(model, codec, tokenizer_from=tiny_model, end_of_turn=2, max_new_tokens=9, to=tmp_path / "model")
@@ -143,12 +144,12 @@ def test_a_saved_student_carries_both_templates_and_the_day_it_was_trained_on(ti
 
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%B %d, %Y", "%-d %B %y", "%A %H:%M:%S", "%I %p %j", "%F %T"])
 def test_the_day_reads_as_transformers_would_write_it_then(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Today(datetime):
+    class Midnight(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime:
-            return TODAY
+            return datetime.combine(today(), time(), UTC)
 
-    monkeypatch.setattr(chat_template_utils, "datetime", Today)
+    monkeypatch.setattr(chat_template_utils, "datetime", Midnight)
     source = "\n  {% if strftime_now is defined %}{{ strftime_now('" + form + "') }}{% endif %}"
     (wanted,), _ = chat_template_utils.render_jinja_template([[]], chat_template=source)
     template = Template(source, name="student")

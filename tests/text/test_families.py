@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.utils import chat_template_utils
 
 from potstill.errors import InputError
 from potstill.records import Message, Tools
-from potstill.text.template import TODAY, Template
+from potstill.text.template import Template, day
 from potstill.text.tokens import Codec
 
 FAMILIES = families()
@@ -39,10 +40,10 @@ def transformers_tokenizer(pieces: bool) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer(pieces).to_str()))
 
 
-class _Today(datetime):
+class Then(datetime):
     @classmethod
     def now(cls, tz: Any = None) -> datetime:
-        return TODAY
+        return datetime(2024, 7, 26, tzinfo=UTC)
 
 
 def theirs(family: Family, messages: list[Message], tools: Tools, *, ask: bool) -> str | None:
@@ -70,8 +71,10 @@ def test_the_sweep_is_as_wide_as_it_says() -> None:
 
 
 @pytest.fixture(autouse=True)
-def today(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template_utils, "datetime", _Today)
+def one_day(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(chat_template_utils, "datetime", Then)
+    with day(Then.now().date()):
+        yield
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

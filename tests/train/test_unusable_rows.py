@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from potstill.recipe.generate import Generate
 from potstill.recipe.scoring import ScoredBy
 from potstill.recipe.teacher import Local
 from potstill.records import Example, Message, Progress, Prompt, Sample
+from potstill.text.template import day, today
 from potstill.train.choices import choice_rows
 from potstill.train.learnable import student_nats
 from potstill.train.rows import example_rows
@@ -159,6 +161,24 @@ def test_a_run_says_of_each_arm_what_it_left_out_and_why(tmp_path: Path, tiny_mo
     assert told == {(f"examples of {arm}", 39, 40, f"1 left out: {reason}") for arm in ("student", "again")}
     for arm in ("student", "again"):
         assert json.loads((run.folder.arm(arm) / "trained.json").read_text())["left_out"] == {reason: 1}
+
+
+def test_a_run_goes_on_on_the_day_on_which_it_began(tmp_path: Path, tiny_model: Path) -> None:
+    """A template that writes today's date: the student's is that of the run, whenever each stage runs."""
+    dates = "<|im_start|>{{ strftime_now('%d %B %Y') }}<|im_end|>" + CHATML + ASKS
+    student = {"start": str(tiny_model), "licence": "mit", "layers": 1, "template": dates}
+    once = {"epochs": 1, "batch_size": 40}
+    run = Run(recipe_in(tmp_path, tiny_model, student=student, train=once), tmp_path / "run")
+    run.generate()
+    assert run.folder.day == today()
+    (run.folder.path / "day").write_text("2031-02-03")
+    run.verify()
+    run.train()
+    assert run.folder.day == date(2031, 2, 3)
+    saved = codec_of(run.folder.model, None, name="student").prefix([ASKED])
+    with day(date(2031, 2, 3)):
+        assert saved == codec_of(tiny_model, dates, name="student").prefix([ASKED])
+    assert "03 February 2031" in codec_of(tiny_model, None, name="student").text(saved)
 
 
 def test_what_closes_an_opened_thought_is_read_as_reasoning(tiny_model: Path) -> None:

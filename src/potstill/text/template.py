@@ -1,17 +1,19 @@
 """Chat templates, rendered as transformers renders them (sandboxed Jinja), without importing transformers.
 
 A template is a program that came with a model file, so it runs in Jinja's immutable sandbox. One that asks for today's
-date is given the same day for ever: the student's prompts, and all that is kept of them, must not change over night.
+date is told the day on which its run began, for ever: the student's prompts, and all that is kept of them, must not
+change over night.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from functools import cached_property
 from typing import Any
 
@@ -27,9 +29,7 @@ from potstill.errors import InputError
 from potstill.records import Message, Tools
 from potstill.text.whole import whole
 
-TODAY = datetime(2024, 7, 26, tzinfo=UTC)
-"""What `strftime_now` says: the day that Llama 3.1's own template names where it is told none."""
-
+_DAY: ContextVar[date | None] = ContextVar("day", default=None)
 _DIRECTIVES = (*"FTDRaAbBdemyYjuwHIMSpcxX", *(f"-{letter}" for letter in "dmHIMSj"))
 _OPENED = re.compile(r"<(think|thinking|thought|reasoning)>\s*(</\1>\s*)?$")
 _REFUSALS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -93,12 +93,28 @@ def _environment() -> ImmutableSandboxedEnvironment:
 _JINJA = _environment()
 
 
+@contextmanager
+def day(told: date) -> Generator[None]:
+    """What `strftime_now` says in the templates that are made inside, in this thread and its asyncio tasks."""
+    token = _DAY.set(told)
+    try:
+        yield
+    finally:
+        _DAY.reset(token)
+
+
+def today() -> date:
+    """Here, not in Greenwich."""
+    return datetime.now(UTC).astimezone().date()
+
+
 def dated(source: str) -> str:
-    """The same template with a `strftime_now` of its own, which knows no other day than TODAY: whoever renders a saved
-    student's template writes what the student was trained on."""
+    """The same template with a `strftime_now` of its own, which knows one day alone: whoever renders a saved student's
+    template writes what the student was trained on."""
     if "strftime_now" not in source or "macro strftime_now" in source:
         return source
-    said = "".join(f"|replace('%{d}', '{TODAY.strftime('%' + d)}')" for d in _DIRECTIVES)
+    then = datetime.combine(_DAY.get() or today(), time(), UTC)
+    said = "".join(f"|replace('%{d}', '{then.strftime('%' + d)}')" for d in _DIRECTIVES)
     return f"{{%- macro strftime_now(format) -%}}{{{{ format{said} }}}}{{%- endmacro %}}\n{source}"
 
 
