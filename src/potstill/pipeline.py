@@ -255,8 +255,7 @@ class Run:
     @contextmanager
     def _open(self, *, new: bool = False) -> Generator[tuple[RunFolder, Stages]]:
         """The run folder, locked, and what is finished in it; what runs inside computes in the recipe's precision, and
-        on the run's day.
-        Raises InputError where there is nothing to work on, unless it is `new`."""
+        on the run's day. Raises InputError where there is nothing to work on, unless it is `new`."""
         if not (new or self.folder.ledger.is_file()):
             nothing = f"'{self.folder.path}' holds no answers yet"
             raise InputError(nothing, way_out="let the teacher write: potstill generate")

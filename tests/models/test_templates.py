@@ -102,6 +102,13 @@ def test_a_folder_is_read_as_transformers_reads_it(
     assert template_of(folder, None, name="student").render([ASKED], tools=tools, add_generation_prompt=True) == wanted
 
 
+def test_a_token_that_nobody_names_is_refused(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "NoSuchTokenizer"}))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="does not name the special tokens that its template writes"):
+        template_of(folder, None, name="student")
+
+
 def test_without_a_default_there_is_no_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="carries no chat template"):

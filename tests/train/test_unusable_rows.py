@@ -38,6 +38,7 @@ CUTS = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]") + AS
 ALTERNATES = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TRIMS
 )
+TWICE = CHATML + "{% if not add_generation_prompt %}<|im_end|>{% endif %}" + ASKS
 DEAF = CHATML.replace("in messages", "in messages if m.role != 'system'") + ASKS
 BREAKS = "{{ messages[0].content + none if messages[0].role == 'system' else '' }}" + CHATML + ASKS
 ASKED, SYSTEM = Message(role="user", content="film"), Message(role="system", content="Be brief.")
@@ -59,6 +60,8 @@ def says(text: str, **more: object) -> Message:
         (OPENS, says("a nap"), "\n</think>\n\na nap<|im_end|>"),
         (OPENS, says("a nap", reasoning_content="dull"), "dull\n</think>\n\na nap<|im_end|>"),
         (CUTS, says("a nap"), "a nap<|im_end|>"),
+        (TWICE, says("a nap"), "a nap<|im_end|>"),
+        (TWICE, says(""), "<|im_end|>"),
     ],
 )
 def test_habits_of_templates_are_learnt(tiny_model: Path, template: str, answer: Message, learnt: str) -> None:

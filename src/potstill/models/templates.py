@@ -57,11 +57,22 @@ def _tokens(folder: Path, config: Mapping[str, Any], wanted: Set[str]) -> dict[s
     named = stated.get("extra_special_tokens")
     stated |= named if isinstance(named, dict) else {}
     if stated.get("tokenizer_class") not in _PLAIN and any(name in _SPECIAL - stated.keys() for name in wanted):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True).special_tokens_map
+        return _tokens_of_kind(folder)
     texts = {name: said.get("content") if isinstance(said, dict) else said for name, said in stated.items()}
     return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
+
+
+def _tokens_of_kind(folder: Path) -> dict[str, str]:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True).special_tokens_map
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(
+            f"the tokenizer in '{folder}' does not name the special tokens that its template writes, and transformers "
+            f"cannot load it: {str(error).strip().splitlines()[0]}",
+            way_out="name them in its tokenizer_config.json",
+        ) from None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -139,11 +139,11 @@ def _turn(message: Message) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True)
 class Written:
     """A conversation that ends in an answer to learn: what the model reads, the generation prompt at its end; the
-    assistant's turn after that; and where in it the answer ends."""
+    assistant's turn after that; and where in it the answer ends, None where calls of tools may follow it."""
 
     prompt: str
     turn: str
-    answer_end: int
+    answer_end: int | None
 
 
 class Template:
@@ -242,7 +242,7 @@ class Template:
                     f"the {self.name} template does not write tool calls", way_out="make it, or leave them out"
                 )
             if said.content.strip() in turn:
-                return Written(prompt, turn, 0)
+                return Written(prompt, turn, None)
         elif turn.endswith(self._closing):
             answer_end = len(turn) - len(self._closing)
             if turn[:answer_end].rstrip().endswith(said.content.strip()):
@@ -251,6 +251,10 @@ class Template:
             f"the {self.name} template does not write the answer as it is",
             way_out="make it write the answer whole, and close every assistant's turn in the same way",
         )
+
+    def plain(self, answer: str) -> Written:
+        """An answer to a plain question."""
+        return self.written(_ASKED, Message(role="assistant", content=answer))
 
     def _turn_of(self, messages: Sequence[Message], said: Message, tools: Tools) -> str | None:
         """None where the template refuses that."""

@@ -51,7 +51,7 @@ class Codec:
 
     def answer(self, answer: str, *, closed: bool = False) -> Ids:
         """Ids of the answer alone, as the template writes it, without the end of the turn or, `closed`, with it."""
-        written = self._plain(answer)
+        written = self.template.plain(answer)
         return self._turn(written) if closed else self._after(written.prompt, written.turn[: written.answer_end])
 
     def example(self, messages: Sequence[Message], said: Message, *, tools: Tools = ()) -> tuple[Ids, Ids]:
@@ -70,7 +70,7 @@ class Codec:
     def end_of_turn(self, answer: str) -> int:
         """The one added token that closes the assistant's turn; training teaches it and generation stops at it. Blanks
         may stand before it."""
-        written = self._plain(answer)
+        written = self.template.plain(answer)
         rest = written.turn[written.answer_end :]
         ends = [(t.content, i) for i, t in self._added.items() if t.content and rest.lstrip().startswith(t.content)]
         if not ends:
@@ -126,18 +126,16 @@ class Codec:
             names[self._end] = None
         return list(names)
 
-    def _plain(self, answer: str) -> Written:
-        return self.template.written(_ASKED, Message(role="assistant", content=answer))
-
     def _turn(self, written: Written) -> Ids:
         """Up to the end-of-turn token; what the template writes after it, it writes before the next turn."""
-        find = written.turn.find if written.answer_end else written.turn.rfind
-        if (end := find(self._end, written.answer_end)) < 0:
+        turn, answer_end = written.turn, written.answer_end
+        end = turn.rfind(self._end) if answer_end is None else turn.find(self._end, answer_end)
+        if end < 0:
             raise InputError(
                 f"the {self.template.name} template does not end a turn with {self._end!r}",
                 way_out="close every assistant's turn in the same way",
             )
-        return self._after(written.prompt, written.turn[: end + len(self._end)])
+        return self._after(written.prompt, turn[: end + len(self._end)])
 
     def _after(self, prompt: str, text: str) -> Ids:
         """Ids of a text that follows the prompt. Tokenizers that begin every text with a blank begin this one without:
@@ -157,9 +155,6 @@ class Codec:
     def _begins_with_blank(self) -> bool:
         line = self.encode("\n")
         return self.encode("\nx") != (*line, *self.encode("x"))
-
-
-_ASKED = (Message(role="user", content="x"),)
 
 
 def choice_ids(codec: Codec, choices: Sequence[str]) -> tuple[Ids, ...]:

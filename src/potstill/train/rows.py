@@ -30,7 +30,7 @@ def rows_and_examples(
             "train.learn is 'reasoning and answer', but no kept answer has reasoning",
             way_out="let the teacher think, or learn the answers alone (train.learn: answer)",
         )
-    codec.end_of_turn("x")
+    codec.end_of_turn("x")  # without one, no row could be learnt
     rows: list[tuple[Row, Example]] = []
     left_out = Counter() if left_out is None else left_out
     for example in examples:
