@@ -33,6 +33,7 @@ from potstill.store.export import export_examples
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder, open_run
 from potstill.store.stages import Stages
+from potstill.text.template import day
 from potstill.verify.calibrate import Calibration, calibrate, calibrated, write_calibration
 from potstill.verify.rewards import Reward, rewarding
 from potstill.verify.stage import Nats, Opinions, Verified, unsolved, verify_answers
@@ -253,13 +254,13 @@ class Run:
 
     @contextmanager
     def _open(self, *, new: bool = False) -> Generator[tuple[RunFolder, Stages]]:
-        """The run folder, locked, and what is finished in it; what runs inside computes in the recipe's precision.
-        Raises InputError where there is nothing to work on, unless it is `new`."""
+        """The run folder, locked, and what is finished in it; what runs inside computes in the recipe's precision, and
+        on the run's day. Raises InputError where there is nothing to work on, unless it is `new`."""
         if not (new or self.folder.ledger.is_file()):
             nothing = f"'{self.folder.path}' holds no answers yet"
             raise InputError(nothing, way_out="let the teacher write: potstill generate")
         opened = open_run(self.folder.path, self.recipe)
-        with precision(self.recipe.train.precision), opened as run, Stages(run.ledger) as stages:
+        with precision(self.recipe.train.precision), opened as run, day(run.day), Stages(run.ledger) as stages:
             yield run, stages
 
     def _handed(self) -> Handed:

@@ -133,7 +133,7 @@ def test_a_template_that_does_not_write_them_is_no_answer(tmp_path: Path, tiny_m
     here = ["teacher.engine={kind: local}", f"teacher.model={tiny_model}", "generate.max_tokens=2"]
     assert Run(recipe_of(tmp_path, "http://127.0.0.1:1/v1", rows, *here), tmp_path / "run").generate().exported == 0
     reasons = query(tmp_path / "run", "SELECT given_up FROM answers")
-    assert reasons == [("refused: the teacher's template does not write tools",)]
+    assert reasons == [("refused: the teacher template does not write tools",)]
     writes = (
         "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + "{% for m in messages %}{{ m.content }}{% endfor %}"
     )

@@ -43,7 +43,7 @@ def test_prefix_answer_and_end_join_to_the_whole_conversation(tiny_model: Path) 
 def test_a_template_whose_generation_prompt_is_no_prefix_is_refused() -> None:
     template = Template("{% if add_generation_prompt %}A:{% endif %}{{ messages[-1]['content'] }}", name="student")
     with pytest.raises(InputError, match="does not round-trip"):
-        template.completion(ASKED, Message(role="assistant", content="good"))
+        template.written(ASKED, Message(role="assistant", content="good"))
 
 
 def test_a_template_without_end_of_turn_token_is_refused(tiny_model: Path) -> None:

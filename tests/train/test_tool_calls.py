@@ -83,7 +83,7 @@ def test_a_control_token_in_an_argument_or_a_tool_is_found(tiny_model: Path) -> 
         left_out = Counter[str]()
         plain = Example((ASKED, SAYS))
         example_rows([talk, plain], codec(tiny_model, WRITES), reasoning=False, left_out=left_out)
-        assert left_out == {"it spells a control token": 1}
+        assert left_out == {"it spells the control token <|im_end|>": 1}
 
 
 def test_a_teacher_that_cannot_read_the_tools_does_not_score(tmp_path: Path, tiny_model: Path) -> None:

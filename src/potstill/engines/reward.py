@@ -51,13 +51,11 @@ class RewardScorer:
         found: list[float | str] = [""] * len(conversations)
         asked: dict[int, Ids] = {}
         for i, messages in enumerate(conversations):
-            if token := self._codec.control_token(messages):
-                found[i] = f"it spells the reward model's control token {token}"
+            try:
+                ids = self._codec.conversation(messages)
+            except InputError as why:
+                found[i] = why.problem
                 continue
-            if what := self._codec.template.dropped(messages):
-                found[i] = f"the reward model's template does not write its {what}"
-                continue
-            ids = self._codec.conversation(messages)
             if len(ids) > self._reads:
                 found[i] = f"it is longer than the {self._reads:,} tokens that the reward model reads"
             else:

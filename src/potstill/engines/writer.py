@@ -13,6 +13,7 @@ from potstill.engines.reply import Spoken, read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout, Rollouts
+from potstill.errors import InputError
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
 from potstill.recipe.generate import Generate
@@ -53,11 +54,10 @@ class LocalSampler:
 
     async def ask(self, ask: Ask) -> bytes:
         messages = [Message.from_dict(m) for m in ask.messages]
-        if what := self._codec.template.dropped(messages, ask.tools):
-            raise Failure("refused", f"the teacher's template does not write {what}")
-        if token := self._codec.control_token(messages, tools=ask.tools):
-            raise Failure("refused", f"the prompt spells the control token {token}")
-        ids = self._codec.prefix(messages, tools=ask.tools)
+        try:
+            ids = self._codec.question(messages, tools=ask.tools)
+        except InputError as why:
+            raise Failure("refused", why.problem) from None
         if len(ids) + ask.max_tokens > self._reads:
             raise Failure("refused", f"{len(ids)} tokens of prompt and {ask.max_tokens} of answer do not fit")
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from potstill.engines.local import ChoiceScorer, ScoredBatch
+from potstill.engines.reply import split_inline
 from potstill.evaluate.metrics import Array
 from potstill.models.load import compute_dtype, device
 from potstill.records import Prompt
@@ -57,7 +58,7 @@ def write_answers(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 
         with torch.inference_mode():
             written = model.generate(**asked)[:, asked["input_ids"].shape[1] :]  # pyright: ignore[reportAttributeAccessIssue]
         stop = model.generation_config.eos_token_id
-        answers += [
-            (tokenizer.decode(row, skip_special_tokens=True).strip(), bool((row == stop).any())) for row in written
-        ]
+        for row in written:
+            _, said, _ = split_inline(str(tokenizer.decode(row, skip_special_tokens=True)))
+            answers.append((said.strip(), bool((row == stop).any())))
     return answers

@@ -11,7 +11,8 @@ from potstill.generate.collect import price_of
 from potstill.generate.judges import require_judges
 from potstill.generate.rescue import try_of
 from potstill.licences import Policy, gate
-from potstill.models.locate import check_layers, facts, locate
+from potstill.models.locate import check_layers, facts, hub_snapshot, locate
+from potstill.models.templates import template_of
 from potstill.prompts.stream import described, stream_prompts
 from potstill.recipe import GenerationRequest, Recipe, arms_of
 from potstill.recipe.student import Encoder, Student
@@ -69,7 +70,7 @@ def require_student(student: Student | Encoder) -> None:
         if (named := student.start or student.tokenizer) is not None:
             locate(named)
         return
-    start = facts(locate(student.start))
+    start = facts(located := locate(student.start))
     listed = student.layers if isinstance(student.layers, tuple) else None
     check_layers(start, listed or student.taken or 1, key="student.layers")
     if start is not None and student.freeze_layers >= start.layers:
@@ -77,7 +78,10 @@ def require_student(student: Student | Encoder) -> None:
             f"student.freeze_layers is {student.freeze_layers}, but the model it starts from has {start.layers} layers",
             way_out="freeze fewer layers",
         )
-    if student.template is not None:
-        Template(student.template, name="student")
+    folder = hub_snapshot(student.start, student.revision) if located.form == "hub" else located.path
+    if folder is not None and folder.is_dir():
+        template_of(folder, student.template, name="student").require_end()
+    elif student.template is not None:
+        Template(student.template, name="student").require_end()
     if student.lora is not None:
         require_package("peft", "lora", what="'student.lora'")

@@ -30,7 +30,7 @@ def save_model(
     """
     with whole_folder(to) as draft:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, local_files_only=True)
-        tokenizer.chat_template = codec.template.source
+        tokenizer.chat_template = codec.template.saved
         tokenizer.save_pretrained(draft)
         model.generation_config = GenerationConfig(
             do_sample=False,

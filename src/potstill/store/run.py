@@ -1,6 +1,7 @@
 """The run folder: one folder holds everything that a recipe produced.
 
 recipe.yaml      resolved, written first         model/           the student, with its card
+day              on which the run began
 ledger.sqlite    what was asked and answered     arms/NAME/       every other arm's model; checkpoints while it trains
 examples/        what checks said and kept       test/NAME/       every arm's answers to the test prompts, in a ledger
 judge/ rescue/ expansion/   other ledgers        calibration.json of a teacher that chooses
@@ -14,6 +15,7 @@ import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from potstill.recipe import Recipe, load_recipe
 from potstill.recipe import file as recipe_file
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
+from potstill.text.template import today
 
 STUDENT = "student"
 """The arm that the run is for."""
@@ -89,6 +92,11 @@ class RunFolder:
     def arm_model(self, name: str) -> Path:
         return self.model if name == STUDENT else self.arm(name) / "model"
 
+    @property
+    def day(self) -> date:
+        """On which the run began: what templates that ask for today's date are told, however long it takes."""
+        return date.fromisoformat((self.path / "day").read_text(encoding="utf-8"))
+
     def test(self, name: str) -> Path:
         """An arm's answers to the test prompts: a folder with a ledger of its own."""
         return self.path / "test" / name
@@ -126,6 +134,8 @@ def open_run(path: Path, recipe: Recipe) -> Generator[RunFolder]:
                 way_out="give the run another folder (--run) or the recipe another name",
             )
         write_atomic(folder.recipe, recipe_file.as_yaml(recipe))
+        if not (path / "day").is_file():
+            write_atomic(path / "day", today().isoformat())
         yield folder
 
 

@@ -3,6 +3,7 @@ and stop."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from potstill.train.handed import Handed, Outcome
 from potstill.train.initial import initial_student, save
 from potstill.train.language import ChoiceObjective
 from potstill.train.loop import Training, fit
+from potstill.train.rows import require_some
 from potstill.train.traces import ArmFiles
 from potstill.train.validation import held_out
 from potstill.train.world import World
@@ -48,7 +50,9 @@ def train_on_choices(
     adapted = None if student.lora is None else adapt(model, student.lora, seed=recipe.seed)
     freeze(model, embeddings=student.keeps_embeddings, layers=student.freeze_layers)
     learned, held = held_out(recipe, examples)
-    rows = choice_rows(learned, codec, task.choices)
+    left_out = Counter[str]()
+    rows = choice_rows(learned, codec, task.choices, left_out)
+    files.tell_left_out(left_out, learnt=len(rows))
     traces = files.traces(recipe.train, writes=world.first)
     training = Training(
         data=Data(rows),
@@ -67,28 +71,34 @@ def train_on_choices(
         made = start if adapted is None else replace(start, model=merged(adapted))
         save(made, longest=max(len(codec.answer(choice)) for choice in task.choices), to=files.model)
         traces.checkpoints.clear()
-    left_out = {"spells a control token": len(learned) - len(rows)} if len(rows) < len(learned) else {}
-    return Outcome(examples=len(rows), fitted=fitted, layers=start.layers, of=start.of, left_out=left_out)
+    return Outcome(examples=len(rows), fitted=fitted, layers=start.layers, of=start.of, left_out=dict(left_out))
 
 
-def choice_rows(examples: Sequence[Example], codec: Codec, choices: Sequence[str]) -> list[Row]:
+def choice_rows(
+    examples: Sequence[Example], codec: Codec, choices: Sequence[str], left_out: Counter[str] | None = None
+) -> list[Row]:
     """The student's own template: what only the teacher reads (instructions, worked examples) is not in it. A prompt
-    that spells a control token is left out. Raises InputError where none is left."""
-    targets = {choice: (*codec.answer(choice), codec.end_of_turn(choice)) for choice in choices}
+    that it does not write, or that spells a control token, is left out and counted. Raises InputError where none is
+    left."""
+    targets = {choice: codec.answer(choice, closed=True) for choice in choices}
+    left_out = Counter() if left_out is None else left_out
     rows: list[Row] = []
     for example in examples:
         *asked, answer = example.messages
         assert example.choice_logprobs is not None
-        if codec.control_token(asked) is None:
-            p_C = np.maximum(np.exp(np.array(example.choice_logprobs)), _LEAST_P)
-            row = Row(
-                prefix=codec.prefix(asked),
-                target=targets[answer.content],
-                teacher_logp=tuple(np.log(p_C).tolist()),
-                weight=example.weight,
-                prompt_id=example.prompt_id,
-            )
-            rows.append(row)
-    if not rows:
-        raise InputError("there is no answer to learn", way_out="see `potstill verify` for what became of them")
+        try:
+            prefix = codec.question(asked)
+        except InputError as why:
+            left_out[why.problem] += 1
+            continue
+        p_C = np.maximum(np.exp(np.array(example.choice_logprobs)), _LEAST_P)
+        row = Row(
+            prefix=prefix,
+            target=targets[answer.content],
+            teacher_logp=tuple(np.log(p_C).tolist()),
+            weight=example.weight,
+            prompt_id=example.prompt_id,
+        )
+        rows.append(row)
+    require_some(rows, left_out)
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from potstill.models.save import save_model
 from potstill.models.student import choose_layers, random_weights, take_layers
 from potstill.recipe.student import Student
 from potstill.records import Message
-from potstill.text.tokens import Codec
+from potstill.text.tokens import Codec, Ids
 
 _SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
 
@@ -66,10 +67,13 @@ def initial_student(
 def _sample_text(conversations: Sequence[Sequence[Message]], codec: Codec, device: torch.device) -> Iterator[Documents]:
     """A few at a time, as the student reads them, without reasoning: not every template writes it."""
     turns = [(asked, replace(said, reasoning_content=None)) for *asked, said in conversations[:_SAMPLE]]
-    plain = [(asked, said) for asked, said in turns if codec.control_token([*asked, said]) is None]
-    for begin in range(0, len(plain), 8):
-        texts = [(*codec.prefix(asked), *codec.turn(asked, said)) for asked, said in plain[begin : begin + 8]]
-        yield Documents.of([text[:_SAMPLE_TOKENS] for text in texts], device)
+    texts: list[Ids] = []
+    for asked, said in turns:
+        with suppress(InputError):  # what cannot be learnt ranks nothing
+            prefix, turn = codec.example(asked, said)
+            texts.append((*prefix, *turn)[:_SAMPLE_TOKENS])
+    for begin in range(0, len(texts), 8):
+        yield Documents.of(texts[begin : begin + 8], device)
 
 
 def save(start: InitialStudent, *, longest: int, to: Path) -> None:

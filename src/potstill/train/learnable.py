@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from potstill.engines.likelihood import mean_nats
+from potstill.errors import InputError
 from potstill.models.load import device
 from potstill.models.precision import precision
 from potstill.recipe import Recipe
@@ -30,8 +32,8 @@ def student_nats(recipe: Recipe) -> Nats:
         for at, (prompt, sample) in enumerate(answers):
             thought = sample.reasoning if reasoning else None
             said = Message(role="assistant", content=sample.text, reasoning_content=thought)
-            if codec.control_token([*prompt.messages, said]) is None:
-                rows.append((at, codec.prefix(prompt.messages), codec.turn(prompt.messages, said)))
+            with suppress(InputError):
+                rows.append((at, *codec.example(prompt.messages, said, tools=prompt.tools)))
         scored = mean_nats(model, [(prefix, target) for _, prefix, target in rows])
         for (at, _, _), value in zip(rows, scored, strict=True):
             found[at] = value

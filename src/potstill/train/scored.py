@@ -27,7 +27,7 @@ from potstill.store.forms import Form, HiddenForm, TopKForm, form_of
 from potstill.store.signals import Identity
 from potstill.text.tokens import Codec
 from potstill.train.batch import Row
-from potstill.train.rows import rows_and_examples
+from potstill.train.rows import require_some, rows_and_examples
 from potstill.train.served import ServedTeacher
 from potstill.train.teaching import Kept, LiveTeacher, Teach, from_cache
 from potstill.train.world import ALONE, World
@@ -67,22 +67,17 @@ def scored_rows(
     told = context_of(recipe.teacher)
     alike = scorer.codec.end_of_turn("x") == codec.end_of_turn("x")
     reasoning = recipe.train.learn == "reasoning and answer"
-    readable: list[Example] = []
+    rows: list[Row] = []
     left_out = Counter() if left_out is None else left_out
-    for example in examples:
-        if what := scorer.codec.template.dropped(example.messages[:-1], example.tools):
-            left_out[f"the {scorer.codec.template.name} template does not write {what}"] += 1
+    for row, example in rows_and_examples(examples, codec, reasoning=reasoning, left_out=left_out):
+        try:
+            read = scorer.codec.question([*told, *example.messages[:-1]], tools=example.tools)
+        except InputError as why:
+            left_out[why.problem] += 1
         else:
-            readable.append(example)
-    made = rows_and_examples(readable, codec, reasoning=reasoning, left_out=left_out)
-    return [
-        replace(
-            row,
-            teacher_prefix=scorer.codec.prefix([*told, *example.messages[:-1]], tools=example.tools),
-            ends_alike=alike,
-        )
-        for row, example in made
-    ]
+            rows.append(replace(row, teacher_prefix=read, ends_alike=alike))
+    require_some(rows, left_out)
+    return rows
 
 
 def teacher_of(  # noqa: PLR0913

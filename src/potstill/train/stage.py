@@ -16,6 +16,7 @@ from potstill.records import Example, Progress, Watch
 from potstill.store.examples import read_examples
 from potstill.store.files import write_atomic
 from potstill.store.run import STUDENT, RunFolder, read_json
+from potstill.text.template import day
 from potstill.train.choices import train_on_choices
 from potstill.train.encoder import train_encoder
 from potstill.train.handed import Handed, Outcome
@@ -37,7 +38,7 @@ def train_arms(arms: Sequence[Arm], run: RunFolder, trained: TrainedArms | None,
             if trained is not None:
                 trained.forget(arm)
             files = ArmFiles(arm=arm.name, fingerprint=fingerprint, run=run, watch=watch)
-            with precision(arm.recipe.train.precision):
+            with precision(arm.recipe.train.precision), day(run.day):
                 outcome = _train(arm, run, files, handed, world)
             if trained is not None:
                 _write_outcome(run, arm, fingerprint, outcome)

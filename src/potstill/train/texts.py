@@ -23,7 +23,7 @@ from potstill.recipe import Arm, Recipe
 from potstill.recipe.methods import LogitKd
 from potstill.recipe.on_policy import OnPolicy
 from potstill.recipe.student import Student
-from potstill.records import Example, Progress, Score
+from potstill.records import Example, Score
 from potstill.store.files import write_atomic
 from potstill.train.advantages import Verdicts, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
@@ -136,9 +136,7 @@ def _rows_and_teacher(
         rows = example_rows(examples, start.codec, reasoning=reasoning, left_out=left_out)
     else:
         rows = scored_rows(recipe, scorer, examples, start.codec, left_out)
-    if left_out:
-        note = ", ".join(f"{n:,} left out: {reason}" for reason, n in left_out.items())
-        files.watch(Progress(stage="train", what="examples", done=len(rows), total=len(examples), note=note))
+    files.tell_left_out(left_out, learnt=len(rows))
     if scorer is None:
         return rows, None
     teach = teacher_of(recipe, scorer, rows, start.model, place=files.run.path, watch=files.watch, world=world)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from potstill.recipe.train import Loop
-from potstill.records import Watch, unwatched
+from potstill.records import Progress, Watch, unwatched
 from potstill.store.checkpoints import Checkpoints
 from potstill.store.metrics import Metrics
 from potstill.store.run import RunFolder
@@ -50,6 +51,13 @@ class ArmFiles:
     def writer(self) -> Path:
         """Where a server that writes the student's answers finds its weights."""
         return self.folder / "writer"
+
+    def tell_left_out(self, left_out: Counter[str], *, learnt: int) -> None:
+        """How many examples the arm cannot learn, and why."""
+        if left_out:
+            note = ", ".join(f"{n:,} left out: {reason}" for reason, n in left_out.items())
+            total = learnt + left_out.total()
+            self.watch(Progress(stage="train", what=f"examples of {self.arm}", done=learnt, total=total, note=note))
 
     def traces(self, settings: Loop, *, writes: bool = True) -> Traces:
         """`writes`: not in a process that leaves metrics to another."""
