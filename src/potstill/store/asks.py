@@ -60,11 +60,11 @@ class Asks(Samples):
             if self._db.execute(same, (question, prompt.reference)).fetchone():
                 duplicates += 1
                 continue
-            row = (position, prompt.id, question, prompt.split, prompt.reference, prompt.grade)
+            row = (position, prompt.id, question, prompt.split, prompt.reference, prompt.any_of, prompt.grade)
             try:
                 self._db.execute(
-                    "INSERT INTO asks (position, prompt_id, question, split, reference, grade, tools) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO asks (position, prompt_id, question, split, reference, any_of, grade, tools) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (*row, as_json(prompt.tools or None)),
                 )
             except sqlite3.IntegrityError:
@@ -135,7 +135,7 @@ class Asks(Samples):
         """Who asks each of these questions."""
         found: dict[int, list[Prompt]] = {}
         rows = self._db.execute(
-            "SELECT question, prompt_id, split, messages, tools, reference, grade FROM asks "
+            f"SELECT question, {PROMPT} FROM asks "
             f"JOIN questions q ON q.id = question WHERE question IN ({','.join('?' * len(questions))}) "
             "AND position < ? ORDER BY position",
             (*questions, as_limit(limit)),
