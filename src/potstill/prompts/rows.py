@@ -68,9 +68,9 @@ def _read_file(path: Path, files: DataFiles, left_out: Counter[str], key: str) -
         case ".jsonl" | ".json":
             yield from _list_items(path, left_out) if _is_list(path) else _lines(path, left_out)
         case ".csv":
-            yield from _separated(path, files, delimiter=_delimiter_of(path, files), quoting=csv.QUOTE_MINIMAL)
+            yield from _separated(path, files, key, delimiter=_delimiter_of(path, files), quoting=csv.QUOTE_MINIMAL)
         case ".tsv" | ".txt":
-            yield from _separated(path, files, delimiter=files.delimiter or "\t", quoting=csv.QUOTE_NONE)
+            yield from _separated(path, files, key, delimiter=files.delimiter or "\t", quoting=csv.QUOTE_NONE)
         case ".parquet" | ".arrow":
             yield from _columnar(path, kind, key)
         case _:
@@ -128,11 +128,12 @@ def _list_items(path: Path, left_out: Counter[str]) -> Iterator[Row]:
             try:
                 row, end = decode(held, at)
             except (ValueError, RecursionError) as error:
-                more = text.read(max(_CHUNK, len(held) - at)) if _cut(error, held) else ""
+                cut = _cut(error, held)
+                if cut and len(held) - at > _LONGEST:
+                    raise _too_long(where) from None
+                more = text.read(max(_CHUNK, len(held) - at)) if cut else ""
                 if not more:
                     raise _no_object(where, held[at:] or "the list does not end") from None
-                if len(held) - at > _LONGEST:
-                    raise _too_long(where) from None
                 held, at = held[at:] + more, 0
                 continue
             yield where, _object(where, row, held[at:end], left_out)
@@ -173,7 +174,8 @@ def _too_long(where: str) -> InputError:
 
 
 def _delimiter_of(path: Path, files: DataFiles) -> str:
-    """The delimiter that cuts the first rows into most cells, as many in each; a comma where none does."""
+    """The delimiter that cuts the header into most cells, and at least half of the first rows into as many; a comma
+    where none does."""
     if files.delimiter is not None:
         return files.delimiter
     with _opened(path) as text:
@@ -184,15 +186,16 @@ def _delimiter_of(path: Path, files: DataFiles) -> str:
             islice(filter(None, csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)), _SAMPLE_ROWS)
         )
         complete = rows if len(sample) < _SAMPLE or len(rows) == _SAMPLE_ROWS else rows[:-1]
-        widths = {len(row) for row in complete} | ({len(files.header)} if files.header else set[int]())
-        return max(widths) if len(widths) == 1 else 0
+        width = len(files.header or next(iter(complete), ()))
+        return width if 2 * sum(len(row) == width for row in complete) >= len(complete) else 0
 
     best = max(_DELIMITERS, key=cells)
     return best if cells(best) > 1 else ","
 
 
-def _separated(path: Path, files: DataFiles, *, delimiter: str, quoting: int) -> Iterator[Row]:
+def _separated(path: Path, files: DataFiles, key: str, *, delimiter: str, quoting: int) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST)
+    section = key.rpartition(".")[0]
     with _opened(path) as text:
         lines = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)  # pyright: ignore[reportArgumentType]
         try:
@@ -207,7 +210,7 @@ def _separated(path: Path, files: DataFiles, *, delimiter: str, quoting: int) ->
                     raise InputError(
                         f"{where}: {len(cells)} cells where {len(names)} were expected ({', '.join(names)}), with "
                         f"{delimiter!r} between them",
-                        way_out="fix the line, name the columns in 'prompts.header', or say the 'prompts.delimiter'",
+                        way_out=f"fix the line, or say '{section}.header' or '{section}.delimiter'",
                     )
                 yield where, dict(zip(names, cells, strict=True))
         except csv.Error as error:
