@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from potstill.engines.canned import canned_from
-from potstill.engines.sampler import Ask
+from potstill.cli import execute
 from potstill.errors import InputError
 from potstill.prompts.columns import as_text
 from potstill.prompts.rows import read_rows
@@ -454,13 +453,32 @@ def test_bytes_are_no_reference(tmp_path: Path) -> None:
         read(tmp_path / "p.parquet", WITH_GOLD)
 
 
-async def _answer(path: Path, prompt: str) -> Iterator[str]:
-    request = Ask(messages=({"role": "user", "content": prompt},), count=1, max_tokens=9, seed=0, identity="")
-    sampler = canned_from(path)
-    return (answer.text or "" for answer in sampler.read(await sampler.ask(request)).answers)
+def test_generate_says_how_it_read_and_what_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe and the canned answers begin with a byte order mark."""
+    path = written(tmp_path, "p.json", '[{"i": 1, "q": "far?"}, {"i": 2, "q": " "}]')
+    answers = written(tmp_path, "a.jsonl", BOM + '{"prompt": "far?", "answer": "3 km"}\n')
+    values = {
+        "name": "files",
+        "prompts": {"source": str(path), "licence": "own", "columns": {"text": "q", "id": "i"}},
+        "teacher": {"model": "c", "licence": "own", "engine": {"kind": "canned", "answers": str(answers)}},
+        "generate": {"n": 1},
+    }
+    recipe, run = written(tmp_path, "r.yaml", BOM + json.dumps(values)), str(tmp_path / "run")
+    assert execute(["generate", str(recipe), "--run", run]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"'{path}' is read as one JSON list" in said and "left out: 1, empty prompt" in said
+    (found,) = pq.read_table(tmp_path / "run" / "examples" / "answers.parquet").to_pylist()
+    assert found["messages"][-1]["content"] == "3 km"
+    for content, why in {
+        '[{"i": 1, "q": " "}]': f"'{path}' holds no prompts (1 left out: empty prompt)",
+        '[{"i": 1, "q": "x"},\n{"i": 1, "q": "y"}]': f"the id '1' stands on two different prompts ({path}, line 1; ",
+    }.items():
+        written(tmp_path, "p.json", content)
+        assert execute(["generate", str(recipe), "--run", run]) == 2
+        assert why in capsys.readouterr().err
 
 
-@pytest.mark.anyio
-async def test_canned_answers_may_begin_with_a_bom(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", BOM + '{"prompt": "far?", "answer": "3 km"}\n')
-    assert list(await _answer(path, "far?")) == ["3 km"]
+def test_the_key_that_is_named_is_that_of_the_section(tmp_path: Path) -> None:
+    dataset_dict(tmp_path / "ds")
+    with pytest.raises(InputError, match=r"select.evaluation.source: .*; name the one to read in 'select.evaluation.s"):
+        list(read_rows(DataFiles(source=str(tmp_path / "ds")), Counter(), key="select.evaluation.source"))

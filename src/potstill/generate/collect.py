@@ -19,12 +19,13 @@ from potstill.engines.sampler import Failure, Sampler, Usage
 from potstill.errors import InputError
 from potstill.generate.waves import Wanted, Waves, fixed, seed_key, written
 from potstill.models.identity import named, weights
-from potstill.prompts.stream import source_mark, stream_prompts
+from potstill.prompts.stream import same_id, source_mark, stream_prompts
 from potstill.recipe import GenerationRequest, Recipe
 from potstill.recipe.generate import Generate
 from potstill.recipe.request import probabilities_of
 from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server, Teacher
 from potstill.records import Progress, Prompt, Sample, Watch
+from potstill.store.asks import SameId
 from potstill.store.requests import Outcome, Requests
 
 
@@ -62,7 +63,10 @@ def load_asks(request: GenerationRequest, requests: Requests) -> None:
             splits=request.splits,
         )
         rows = ((prompt, seed_key(request, _sendable(request, prompt))) for prompt in prompts)
-        left_out["duplicate text"] += requests.put_asks(rows, weights=whose)
+        try:
+            left_out["duplicate text"] += requests.put_asks(rows, weights=whose)
+        except SameId as error:
+            raise same_id(request.prompts, error.prompt_id) from None
         requests.put_mark("asks", mark)
         requests.put_mark("left out", json.dumps({reason: n for reason, n in left_out.items() if n}))
 

@@ -21,6 +21,7 @@ from potstill.prompts.rows import read_rows, readings
 from potstill.recipe.prompts import Expand, PromptFile, ReasoningGym, Source, SplitSizes
 from potstill.recipe.task import Choice, Task, Text
 from potstill.records import Message, Prompt, Split, Tools
+from potstill.store.asks import SameId
 
 _TEXT = Text()
 
@@ -41,6 +42,8 @@ def stream_prompts(
             found = _distinct(_of_file(ask, task, left_out), left_out)
             _check_enough(ask.source, sizes, len(found), left_out)
             drawn = _drawn(found, sizes, seed, ids=ask.columns.id is not None)
+            if twice := [prompt_id for prompt_id, n in Counter(p.id for p in drawn).items() if n > 1]:
+                raise same_id(ask, twice[0])
             left_out["not needed for the splits"] += len(found) - len(drawn)
             yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
         case PromptFile() | ReasoningGym() | Expand():
@@ -83,6 +86,15 @@ def how_read(ask: Source) -> tuple[str, ...]:
     if isinstance(ask, ReasoningGym):
         return ()
     return tuple(readings(ask.seeds if isinstance(ask, Expand) else ask))
+
+
+def same_id(ask: Source, prompt_id: str) -> SameId:
+    """Two different prompts have this id: where, found by reading the source once more."""
+    places: list[str] = []
+    if isinstance(ask, PromptFile) and (name := ask.columns.id) is not None:
+        rows = read_rows(ask, Counter())
+        places = [place for place, row in rows if as_text(column(row, name, "id", place)) == prompt_id]
+    return SameId(prompt_id, f"{places[0]}; {places[-1]}" if places else "")
 
 
 # rows to prompts
@@ -237,14 +249,7 @@ def _drawn(found: dict[str, Prompt], sizes: SplitSizes, seed: int, *, ids: bool)
     )
     names = [name for name, size in splits for _ in range(size)]
     order = sorted(found, key=lambda normal: _hash(f"{seed}\n{normal}"))
-    drawn = [
+    return [
         replace(found[normal], split=name, **({} if ids else {"id": _hash(normal)[:16]}))
         for normal, name in zip(order, names, strict=False)
     ]
-    twice = [i for i, count in Counter(p.id for p in drawn).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"prompts.columns.id: the id '{twice[0]}' stands on two different prompts",
-            way_out="make ids unique, or leave 'id' out",
-        )
-    return drawn

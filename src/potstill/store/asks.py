@@ -18,6 +18,17 @@ Settled = Literal["done", "gave up", "failed"]
 """done: as many answers as wanted · gave up: no more are to be had · failed: the next run tries again."""
 
 
+class SameId(InputError):
+    """Two different prompts have one id; `where` they stand, if that is known."""
+
+    def __init__(self, prompt_id: str, where: str = "") -> None:
+        self.prompt_id = prompt_id
+        super().__init__(
+            f"prompts.columns.id: the id '{prompt_id}' stands on two different prompts{where and f' ({where})'}",
+            way_out="make ids unique, or leave 'id' out",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
     """A question that is not settled, with the prompts that ask it and everything already written for it. `key` names
@@ -48,7 +59,7 @@ class Asks(Samples):
 
     def put_asks(self, asks: Iterable[tuple[Prompt, bytes]], *, weights: str | None = None) -> int:
         """Replace what is asked by (prompt, its seed key) rows; returns how many were duplicates of another: the same
-        question and the same reference. Prompts that differ in their reference alone share the answers.
+        question and the same reference. Raises SameId. Prompts that differ in their reference alone share the answers.
 
         Questions and their answers stay: those that are asked again keep them. Call inside a transaction.
         """
@@ -68,10 +79,7 @@ class Asks(Samples):
                     (*row, as_json(prompt.tools or None)),
                 )
             except sqlite3.IntegrityError:
-                raise InputError(
-                    f"prompts.columns.id: the id '{prompt.id}' stands on two different prompts",
-                    way_out="make ids unique, or leave 'id' out",
-                ) from None
+                raise SameId(prompt.id) from None
             position += 1
         return duplicates
 
