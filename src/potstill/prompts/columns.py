@@ -148,8 +148,10 @@ def _part(part: Any) -> str:
     if isinstance(part, str):
         return part
     kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (str(part)[:80], None)
-    if kind not in _TEXT_PARTS or not isinstance(text, str):
+    if kind not in _TEXT_PARTS:
         raise ValueError(f"a part of its content is of type '{kind}', and only text is asked")
+    if not isinstance(text, str):
+        raise ValueError(f"a part of its content has no text: {str(part)[:80]}")
     return text
 
 

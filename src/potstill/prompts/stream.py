@@ -143,7 +143,7 @@ def _own_id(name: str, where: str, row: dict[str, Any]) -> str:
     if not found or not found.strip():
         raise InputError(
             f"prompts.columns.id: {where}: '{name}' is empty",
-            way_out="give every row an id, or leave 'prompts.columns.id' out",
+            way_out="fill it in every row, or leave 'prompts.columns.id' out",
         )
     return found
 
