@@ -388,6 +388,8 @@ REFUSED: dict[str, tuple[str, str | bytes | list[Any], dict[str, Any], str]] = {
     "cut gzip": ("p.jsonl.gz", gzip.compress(b'{"q": "x"}\n' * 999)[:-20], TEXT, "p.jsonl.gz' is damaged"),
     "no gzip": ("p.jsonl.gz", b'{"q": "x"}\n', TEXT, "p.jsonl.gz' is damaged: Not a gzipped file"),
     "gzip of Parquet": ("p.parquet.gz", b"", TEXT, "is of no known kind"),
+    "no Arrow": ("p.arrow", b"\xff\xff\xff\xff\xff\xff\xff\xff", TEXT, "p.arrow' is damaged"),
+    "no Arrow either": ("p.arrow", b"\xf0\xff\xff\xff" * 9, TEXT, "p.arrow' is damaged"),
     "Latin-1": ("p.csv", "q\nGrüße?\n".encode("latin-1"), TEXT, "is not UTF-8 text"),
     "UTF-16": ("p.csv", "q\nGrüße?\n".encode("utf-16"), TEXT, "is not UTF-8 text"),
     "a role that nobody knows": (

@@ -13,7 +13,8 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -39,24 +40,29 @@ def read_rows(files: DataFiles, left_out: Counter[str], *, key: str = "prompts.s
     """Stream the rows. Half of a UTF-16 pair becomes U+FFFD and is counted in `left_out`. Raises InputError naming file
     and row, or the recipe's `key`."""
     for path in files_of(files, key):
-        try:
+        with _readable(path, key):
             yield from _read_file(path, files, left_out, key)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{key}: '{path}' is not UTF-8 text ({error.reason})", way_out="save it as UTF-8"
-            ) from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{key}: '{path}' is damaged: {error}", way_out="pack it again") from None
 
 
 def readings(files: DataFiles, *, key: str = "prompts.source") -> Iterator[str]:
-    """How files are read where their names do not say it, for people."""
+    """How files are read where their names do not say it, for people. Raises as `read_rows` does."""
     for path in files_of(files, key):
-        kind = kind_of(path)
-        if kind == ".csv" and (found := _delimiter_of(path, files)) != ",":
-            yield f"'{path}' is read with {found!r} between its cells ('{key.rpartition('.')[0]}.delimiter')"
-        elif kind in (".jsonl", ".json") and _is_list(path):
-            yield f"'{path}' is read as one JSON list"
+        with _readable(path, key):
+            kind = kind_of(path)
+            if kind == ".csv" and (found := _delimiter_of(path, files)) != ",":
+                yield f"'{path}' is read with {found!r} between its cells ('{key.rpartition('.')[0]}.delimiter')"
+            elif kind in (".jsonl", ".json") and _is_list(path):
+                yield f"'{path}' is read as one JSON list"
+
+
+@contextmanager
+def _readable(path: Path, key: str) -> Generator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{key}: '{path}' is not UTF-8 text ({error.reason})", way_out="save it as UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{key}: '{path}' is damaged: {error}", way_out="pack it again") from None
 
 
 def _read_file(path: Path, files: DataFiles, left_out: Counter[str], key: str) -> Iterator[Row]:
@@ -230,7 +236,9 @@ def _columnar(path: Path, kind: str, key: str) -> Iterator[Row]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the reader's
+            raise
         raise InputError(
             f"{key}: '{path}' is damaged: {str(error).splitlines()[0]}", way_out="write it again"
         ) from None
