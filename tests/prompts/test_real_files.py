@@ -87,6 +87,7 @@ READ: dict[str, tuple[str, str | bytes | list[Any], dict[str, Any], list[str]]] 
     "commas, and semicolons in the texts": ("p.csv", "q,a\nx; y,1\nz; w,2\n", TEXT, ["x; y", "z; w"]),
     "one column, and semicolons in the texts": ("p.csv", "q\nx; y\nz; w\n", TEXT, ["x; y", "z; w"]),
     "lines in a cell": ("p.csv", 'q;a\n"two\nlines, ""quoted""";1\n', TEXT, ['two\nlines, "quoted"']),
+    "columns without a name at the end": ("p.csv", "q,a,,\nfar?,3,,\n", TEXT, ["far?"]),
     "line separators in a cell": ("p.csv", "q;a\none\u2028two;1\nthree;2\n", TEXT, ["one\u2028two", "three"]),
     "one JSON list": ("p.json", json.dumps([{"q": "one"}, {"q": "two"}], indent=2), TEXT, ["one", "two"]),
     "one JSON list, called JSONL": ("p.jsonl", '[{"q": "one"},\n {"q": "two"}]\n', TEXT, ["one", "two"]),

@@ -72,9 +72,9 @@ def _splits_of(folder: Path, key: str) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or kind_of(file) is None or file.name.lower() in _NO_DATA or file.name.startswith("cache-"):
-            continue
-        splits.setdefault(_split_of(file, folder), []).append(file)
+        data = file.name.lower() not in _NO_DATA and not file.name.startswith("cache-") and file.is_file()
+        if data and not hidden and kind_of(file) is not None:
+            splits.setdefault(_split_of(file, folder), []).append(file)
     if not splits:
         raise InputError(
             f"{key}: the folder '{folder}' holds no data files",

@@ -206,7 +206,7 @@ def _separated(path: Path, files: DataFiles, key: str, *, delimiter: str, quotin
         lines = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)  # pyright: ignore[reportArgumentType]
         try:
             names = list(files.header) if files.header else next(lines, [])
-            if twice := next((name for name, n in Counter(names).items() if n > 1), None):
+            if twice := next((name for name, n in Counter(names).items() if name and n > 1), None):
                 raise InputError(f"{path}: two columns are called '{twice}'", way_out="give each its own name")
             for cells in lines:
                 if not cells:
