@@ -208,7 +208,10 @@ def test_a_reference_is_text_as_people_write_it(tmp_path: Path, value: object, t
 
 
 def test_a_boolean_reference_may_be_a_choice(tmp_path: Path) -> None:
-    path, task = written(tmp_path, "p.jsonl", [{"q": "x", "a": True}]), Choice(kind="choice", choices=("true", "false"))
+    path, task = (
+        written(tmp_path, "p.jsonl", [{"q": "x", "a": True}]),
+        Choice(kind="choice", choices=("true", "false"), probabilities=None),
+    )
     assert [prompt.reference for prompt in stream_prompts(ask(path, WITH_GOLD), Counter(), task=task)] == ["true"]
 
 
@@ -445,9 +448,9 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path, case: str
 
 def test_keys_of_a_csv_are_refused_for_other_files(tmp_path: Path) -> None:
     path = written(tmp_path, "p.jsonl", [{"q": "x"}])
-    for key in ({"header": ["q"]}, {"delimiter": ";"}):
-        with pytest.raises(InputError, match=rf"p.jsonl' is no CSV; leave 'prompts.{next(iter(key))}' out"):
-            read(path, TEXT, **key)
+    for key, value in {"header": ["q"], "delimiter": ";"}.items():
+        with pytest.raises(InputError, match=rf"p.jsonl' is no CSV; leave 'prompts.{key}' out"):
+            read(path, TEXT, None, **{key: value})
 
 
 def test_bytes_are_no_reference(tmp_path: Path) -> None:

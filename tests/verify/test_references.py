@@ -63,6 +63,7 @@ def test_a_list_of_references_lasts_through_ledger_and_rescue(tmp_path: Path) ->
     rows = [
         {"q": "capital of France?", "a": ["Paris", "the city of Paris"]},
         {"q": "and its code?", "a": '["Paris", "FR"]'},
+        {"q": "capital of France?", "a": "Rome"},
     ]
     answers = [("capital of France?", "the city of Paris"), ("and its code?", '["Paris", "FR"]')]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -84,15 +85,16 @@ def test_a_list_of_references_lasts_through_ledger_and_rescue(tmp_path: Path) ->
     }
     (tmp_path / "r.yaml").write_text("\ufeff" + json.dumps(values), encoding="utf-8")
     run = Run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run")
-    run.generate()
+    assert run.generate().exported == 2  # two prompts share a question, and what is learnt unchecked is learnt once
     assert run.verify().kept == 2
     with Requests(tmp_path / "run" / "ledger.sqlite") as requests:
         asked = list(requests.prompts())
     assert [(prompt.reference, prompt.any_of) for prompt in asked] == [
         ('["Paris", "the city of Paris"]', True),
         ('["Paris", "FR"]', False),
+        ("Rome", False),
     ]
-    assert write_asks(tmp_path / "again.jsonl", asked) == 2
+    assert write_asks(tmp_path / "again.jsonl", asked) == 3
     columns = Columns(id="id", messages="messages", reference="reference", tools="tools", grade=None)
     again = stream_prompts(prompts_in(tmp_path / "again.jsonl", "own", columns), Counter())
     assert list(again) == asked

@@ -158,17 +158,20 @@ def _as_sent(request: GenerationRequest) -> GenerationRequest:
     return request.model_copy(update={"generate": request.generate.model_copy(update=once)})
 
 
-def usable_answers(how: Generate, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
-    """The first `most` answers a prompt, less those that were cut off where they are not kept."""
+def usable_answers(
+    how: Generate, requests: Requests, *, most: int, once: bool = False
+) -> Iterator[tuple[Prompt, Sample]]:
+    """The first `most` answers a prompt, less those that were cut off where they are not kept; `once`: of prompts that
+    share a question to the first alone."""
     keeps = how.truncated == "keep"
-    return (row for row in requests.samples(most=most) if keeps or not row[1].cut_off)
+    return (row for row in requests.samples(most=most, once=once) if keeps or not row[1].cut_off)
 
 
 def export(recipe: Recipe, requests: Requests, path: Path, *, most: int) -> int:
-    """The usable answers as Parquet; returns how many."""
+    """The usable answers as Parquet, each once: where nothing is checked they are learnt; returns how many."""
     from potstill.store.answers import write_answers  # with pyarrow, which `check` does without
 
-    rows = usable_answers(recipe.generate, requests, most=most)
+    rows = usable_answers(recipe.generate, requests, most=most, once=True)
     return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences_of(recipe.teacher))
 
 

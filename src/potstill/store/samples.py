@@ -86,11 +86,18 @@ class Samples:
         )
 
     def samples(
-        self, *, most: int | None = None, of: Sequence[str] | None = None, split: Split | None = None
+        self,
+        *,
+        most: int | None = None,
+        of: Sequence[str] | None = None,
+        split: Split | None = None,
+        once: bool = False,
     ) -> Iterator[tuple[Prompt, Sample]]:
         """The first `most` answers (default all) to every prompt as they are now (or to those `of` these few ids, or of
-        one split), by prompt and index."""
+        one split), by prompt and index. `once`: of the prompts that share a question to the first alone."""
         some = "" if of is None else f"AND prompt_id IN ({','.join('?' * len(of))}) "
+        if once:
+            some += "AND NOT EXISTS (SELECT 1 FROM asks WHERE question = k.question AND position < k.position) "
         rows = self._db.execute(
             f"SELECT {_ANSWER}, {PROMPT} FROM asks k JOIN questions q ON q.id = k.question "
             "JOIN answers a ON a.question = q.id "
