@@ -93,6 +93,7 @@ def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
     require_form(recipe.request)
     asking = _Asking.of(recipe)
     there = _Measured.of(recipe, asking, left_out)
+    tested = recipe.evaluate.prompts if recipe.evaluate else None
     found: dict[Split, int] = {split: there.found[split] for split in _SPLITS if there.found[split]}
     prompts: dict[Split, int] = found if as_if is None else {**found, "train": as_if}
     lengths = there.lengths(recipe, asking, prompts["train"])
@@ -101,7 +102,7 @@ def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
         found=found,
         prompts=prompts,
         left_out={reason: count for reason, count in left_out.items() if count},
-        how_read=how_read(recipe.prompts),
+        how_read=(*how_read(recipe.prompts), *how_read(tested, key="evaluate.prompts.source")),
         requests=_asked(prompts) * asking.requests,
         tokens_read=there.in_context * _asked(prompts) // _asked(found) * asking.times,
         tokens_written=_asked(prompts) * asking.times * asking.written,

@@ -32,6 +32,7 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
                 "answers": found.exported,
                 "prompts": found.prompts,
                 "left_out": found.left_out,
+                "how_read": found.how_read,
                 **totals,
             }
         )

@@ -44,7 +44,7 @@ def read_rows(files: DataFiles, left_out: Counter[str], *, key: str = "prompts.s
             yield from _read_file(path, files, left_out, key)
 
 
-def readings(files: DataFiles, *, key: str = "prompts.source") -> Iterator[str]:
+def readings(files: DataFiles, *, key: str) -> Iterator[str]:
     """How files are read where their names do not say it, for people. Raises as `read_rows` does."""
     for path in files_of(files, key):
         with _readable(path, key):

@@ -81,11 +81,10 @@ def described(ask: Source) -> str:
             return f"reasoning-gym's {task}"
 
 
-def how_read(ask: Source) -> tuple[str, ...]:
-    """How its files are read where their names do not say it, for people."""
-    if isinstance(ask, ReasoningGym):
-        return ()
-    return tuple(readings(ask.seeds if isinstance(ask, Expand) else ask))
+def how_read(ask: Source | None, *, key: str = "prompts.source") -> tuple[str, ...]:
+    """How its files are read where their names do not say it, for people. `key` is the source's in the recipe."""
+    files = ask.seeds if isinstance(ask, Expand) else ask
+    return tuple(readings(files, key=key)) if isinstance(files, PromptFile) else ()
 
 
 def same_id(ask: Source, prompt_id: str) -> SameId:
