@@ -84,7 +84,9 @@ class Run:
             if limit is None and stages.finished("generate") == fingerprint:
                 self._done("generate")
                 with Requests(run.ledger) as requests:
-                    return Generated.of(requests, run, exported=requests.count_answers(most=self.recipe.generate.n))
+                    return Generated.of(
+                        self.recipe, requests, run, exported=requests.count_answers(most=self.recipe.generate.n)
+                    )
             stages.forget("generate")
             found = generate(self.recipe, run, limit=limit, watch=self.watch)
             if limit is None and not found.settled.get("failed"):  # what failed for now is tried again

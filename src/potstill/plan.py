@@ -22,7 +22,7 @@ from potstill.generate.context import context_of
 from potstill.generate.require import require_form, require_sections
 from potstill.licences import Policy, named_licences
 from potstill.models.precision import spoken
-from potstill.prompts.stream import described, stream_prompts
+from potstill.prompts.stream import how_read, stream_prompts
 from potstill.recipe import Arm, Recipe, arms_of
 from potstill.recipe.request import probabilities_of
 from potstill.recipe.task import Choice
@@ -70,6 +70,7 @@ class Plan:
     found: Mapping[Split, int]
     prompts: Mapping[Split, int]
     left_out: Mapping[str, int]
+    how_read: tuple[str, ...]
     requests: int
     tokens_read: int
     tokens_written: int
@@ -92,6 +93,7 @@ def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
     require_form(recipe.request)
     asking = _Asking.of(recipe)
     there = _Measured.of(recipe, asking, left_out)
+    tested = recipe.evaluate.prompts if recipe.evaluate else None
     found: dict[Split, int] = {split: there.found[split] for split in _SPLITS if there.found[split]}
     prompts: dict[Split, int] = found if as_if is None else {**found, "train": as_if}
     lengths = there.lengths(recipe, asking, prompts["train"])
@@ -100,6 +102,7 @@ def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
         found=found,
         prompts=prompts,
         left_out={reason: count for reason, count in left_out.items() if count},
+        how_read=(*how_read(recipe.prompts), *how_read(tested, key="evaluate.prompts.source")),
         requests=_asked(prompts) * asking.requests,
         tokens_read=there.in_context * _asked(prompts) // _asked(found) * asking.times,
         tokens_written=_asked(prompts) * asking.times * asking.written,
@@ -188,8 +191,6 @@ class _Measured:
             there.longest_in_context = max(whole, there.longest_in_context)
             if asking.price != FREE:
                 there.worst += asking.price.worst(replace(nothing, messages=(*context, *turns), tools=prompt.tools))
-        if not _asked(there.found):
-            raise InputError(f"prompts: {described(recipe.prompts)} holds no prompts", way_out="give some")
         return there
 
     def lengths(self, recipe: Recipe, asking: _Asking, prompts: int) -> Lengths:

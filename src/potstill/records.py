@@ -50,13 +50,17 @@ class Message:
     @classmethod
     def from_dict(cls, turn: Mapping[str, Any]) -> Message:
         """The inverse of `as_dict`. Raises ValueError, KeyError, TypeError or AttributeError where this is no
-        message."""
+        message, or one with a field that nobody would read."""
         if turn["role"] not in get_args(Role):
             raise ValueError(f"the role {turn['role']!r} is none of {', '.join(get_args(Role))}")
         texts = {name: turn.get(name) for name in ("content", "reasoning_content", "name", "tool_call_id")}
         for name, text in texts.items():
             if not (text is None or isinstance(text, str)):
                 raise ValueError(f"its '{name}' is neither text nor null: {str(text)[:80]}")
+        known = {"role", "tool_calls", *texts}
+        for name, value in turn.items():
+            if name not in known and value not in (None, "", [], {}, ()):
+                raise ValueError(f"a message's field '{name}' is not known: {str(value)[:80]}")
         content = texts.pop("content") or ""
         return cls(role=turn["role"], content=content, tool_calls=as_tool_calls(turn.get("tool_calls") or ()), **texts)
 
@@ -80,13 +84,14 @@ def _tool_call(call: Mapping[str, Any]) -> Mapping[str, Any]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """What is asked. `reference` (of texts also unit tests or a task's record, as JSON) and `grade`
-    are human knowledge and never reach training."""
+    are human knowledge and never reach training. `any_of`: the reference is a list of references."""
 
     id: str
     split: Split
     messages: tuple[Message, ...]
     tools: Tools = ()
     reference: str | None = None
+    any_of: bool = False
     grade: float | None = None
 
     @property

@@ -150,10 +150,11 @@ def test_a_template_that_does_not_write_them_is_no_answer(tmp_path: Path, tiny_m
     ("row", "said"),
     {
         "a role": (
-            {"talk": [{"role": "human", "content": "x"}]},
-            "the role 'human' is none of system, user, assistant",
+            {"talk": [{"role": "narrator", "content": "x"}]},
+            "the role 'narrator' is none of system, user, assistant",
         ),
-        "parts": ({"talk": [{"role": "user", "content": [{"type": "text"}]}]}, "'content' is neither text nor null"),
+        "parts": ({"talk": [{"role": "user", "content": [{"type": "text"}]}]}, "a part of its content has no text"),
+        "content": ({"talk": [{"role": "user", "content": 3}]}, "'content' is neither text nor null: 3"),
         "a name": ({"talk": [{"role": "user", "content": "x", "name": 3}]}, "'name' is neither text nor null: 3"),
         "a call": ({"talk": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}, "is not a list of messages"),
         "no list": ({"talk": TALK, "tools": {"type": "function"}}, "'tools' is not a list of tools"),

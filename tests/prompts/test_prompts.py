@@ -175,5 +175,5 @@ def test_a_source_that_is_too_small_says_what_was_left_out(tmp_path: Path) -> No
 def test_two_prompts_under_one_id_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({**row, "id": "same"}) + "\n" for row in ROWS))
-    with pytest.raises(InputError, match="stands on two different prompts"):
+    with pytest.raises(InputError, match=r"id 'same' stands on two different prompts \(.*, line 1; .*, line 40\)"):
         read(source(path))

@@ -15,8 +15,6 @@ from potstill.engines.canned import canned_from
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask
 from potstill.models.load import codec_of
-from potstill.prompts.columns import messages_of
-from potstill.recipe.prompts import TextColumns
 from potstill.records import Message, Prompt
 from potstill.store.answers import write_answers
 from potstill.store.examples import read_examples
@@ -154,12 +152,3 @@ def test_a_line_separator_inside_a_canned_answer_ends_no_line(tmp_path: Path) ->
     sampler = canned_from(path)
     raw = asyncio.run(sampler.ask(Ask(messages=turns, count=1, max_tokens=9, seed=0, identity="")))
     assert sampler.read(raw).answers[0].text == lines[0]["answer"]
-
-
-def test_half_a_character_in_a_prompt_becomes_a_mark_too(tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "why \ud83d"}]
-    (tmp_path / "prompts.jsonl").write_text(json.dumps({"q": "what \udc00"}) + "\n" + json.dumps({"m": talk}) + "\n")
-    lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
-    (as_text,) = messages_of(TextColumns(text="q"), "here", json.loads(lines[0]))
-    (as_talk,) = messages_of(TextColumns(messages="m"), "here", json.loads(lines[1]))
-    assert (as_text.content, as_talk.content) == ("what \ufffd", "why \ufffd")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,30 @@ if TYPE_CHECKING:  # names of types alone: the light verbs do without what only 
     from potstill.verify.stage import Verified
 
 
+def show_source(how_read: Iterable[str], left_out: Mapping[str, int]) -> None:
+    """How the prompts' files are read, and what of them is left out."""
+    for said in how_read:
+        say(clean(said))
+    for reason, count in left_out.items():
+        say(f"left out: {count:,}, {clean(reason)}")
+
+
 def show_generated(found: Generated, *, as_json: bool) -> None:
     """What the teacher's answers came to, and where they are."""
     totals = found.totals
     if as_json:
-        say_json({"file": str(found.answers), "answers": found.exported, "prompts": found.prompts, **totals})
+        say_json(
+            {
+                "file": str(found.answers),
+                "answers": found.exported,
+                "prompts": found.prompts,
+                "left_out": found.left_out,
+                "how_read": found.how_read,
+                **totals,
+            }
+        )
         return
+    show_source(found.how_read, found.left_out)
     settled = ", ".join(f"{n:,} {how}" for how, n in sorted(found.settled.items())) or "none"
     say(f"{found.exported:,} answers in {clean(str(found.answers))}")
     say(f"prompts: {found.prompts:,} ({settled})")

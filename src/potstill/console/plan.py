@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 from potstill.console.live import duration
+from potstill.console.outcomes import show_source
 from potstill.console.output import clean, out, say, say_json
 from potstill.recipe.task import Choice
 
@@ -32,8 +33,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     splits = ", ".join(f"{count:,} {split}" for split, count in plan.prompts.items())
     as_if = "" if plan.prompts == plan.found else f" (as if: there are {plan.found['train']:,} train)"
     say(f"prompts: {splits}{as_if}")
-    for reason, count in plan.left_out.items():
-        say(f"left out: {count:,} rows, {clean(reason)}")
+    show_source(plan.how_read, plan.left_out)
     say(f"teacher: {plan.requests:,} answers by {clean(recipe.teacher.model)}")
     if plan.probabilities is not None:
         say(f"probabilities of the choices: {_PROBABILITIES[plan.probabilities].format(n=recipe.generate.n)}")
@@ -63,6 +63,7 @@ def _say_values(plan: Plan) -> None:
             "task": plan.recipe.task.kind,
             "prompts": plan.prompts,
             "left_out": plan.left_out,
+            "how_read": plan.how_read,
             "requests": plan.requests,
             "tokens_read": plan.tokens_read,
             "tokens_written_at_most": plan.tokens_written,

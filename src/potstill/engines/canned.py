@@ -44,7 +44,7 @@ def canned_from(path: Path) -> CannedSampler:
     """The answers of a JSONL file of {"prompt": ..., "answer": ...}; several lines with one prompt take turns."""
     answers: dict[str, list[str]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # other line separators may stand in a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line separators may stand in a text
     except (OSError, UnicodeDecodeError):
         raise InputError(f"teacher.engine.answers: '{path}' cannot be read", way_out="give a JSONL file") from None
     for number, line in enumerate(lines, 1):

@@ -19,12 +19,13 @@ from potstill.engines.sampler import Failure, Sampler, Usage
 from potstill.errors import InputError
 from potstill.generate.waves import Wanted, Waves, fixed, seed_key, written
 from potstill.models.identity import named, weights
-from potstill.prompts.stream import source_mark, stream_prompts
+from potstill.prompts.stream import same_id, source_mark, stream_prompts
 from potstill.recipe import GenerationRequest, Recipe
 from potstill.recipe.generate import Generate
 from potstill.recipe.request import probabilities_of
 from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server, Teacher
 from potstill.records import Progress, Prompt, Sample, Watch
+from potstill.store.asks import SameId
 from potstill.store.requests import Outcome, Requests
 
 
@@ -62,7 +63,10 @@ def load_asks(request: GenerationRequest, requests: Requests) -> None:
             splits=request.splits,
         )
         rows = ((prompt, seed_key(request, _sendable(request, prompt))) for prompt in prompts)
-        left_out["duplicate text"] += requests.put_asks(rows, weights=whose)
+        try:
+            left_out["duplicate text"] += requests.put_asks(rows, weights=whose)
+        except SameId as error:
+            raise same_id(request.prompts, error.prompt_id) from None
         requests.put_mark("asks", mark)
         requests.put_mark("left out", json.dumps({reason: n for reason, n in left_out.items() if n}))
 
@@ -154,17 +158,20 @@ def _as_sent(request: GenerationRequest) -> GenerationRequest:
     return request.model_copy(update={"generate": request.generate.model_copy(update=once)})
 
 
-def usable_answers(how: Generate, requests: Requests, *, most: int) -> Iterator[tuple[Prompt, Sample]]:
-    """The first `most` answers a prompt, less those that were cut off where they are not kept."""
+def usable_answers(
+    how: Generate, requests: Requests, *, most: int, once: bool = False
+) -> Iterator[tuple[Prompt, Sample]]:
+    """The first `most` answers a prompt, less those that were cut off where they are not kept; `once`: of prompts that
+    share a question to the first alone."""
     keeps = how.truncated == "keep"
-    return (row for row in requests.samples(most=most) if keeps or not row[1].cut_off)
+    return (row for row in requests.samples(most=most, once=once) if keeps or not row[1].cut_off)
 
 
 def export(recipe: Recipe, requests: Requests, path: Path, *, most: int) -> int:
-    """The usable answers as Parquet; returns how many."""
+    """The usable answers as Parquet, each once: where nothing is checked they are learnt; returns how many."""
     from potstill.store.answers import write_answers  # with pyarrow, which `check` does without
 
-    rows = usable_answers(recipe.generate, requests, most=most)
+    rows = usable_answers(recipe.generate, requests, most=most, once=True)
     return write_answers(path, rows, teacher=recipe.teacher.model, licence=recipe.licences_of(recipe.teacher))
 
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections import Counter
 
-from potstill.errors import InputError
 from potstill.generate.ask import answered
 from potstill.generate.expand import Distinct, ask_for_more, listed
 from potstill.generate.rescue import prompts_in
@@ -24,8 +23,6 @@ _COLUMNS = Columns(text="text", grade=None)
 def written_prompts(request: GenerationRequest, source: Expand, run: RunFolder, watch: Watch) -> GenerationRequest:
     """The request with the prompts that its teacher wrote in place of the seeds, and what is left of its budget."""
     seeds = [prompt.messages[-1].content for prompt in stream_prompts(source.seeds, Counter())]
-    if not seeds:
-        raise InputError(f"prompts.seeds: '{source.seeds.source}' holds no prompts", way_out="give a few")
     folder = run.path / "expansion"
     asks = folder.with_name("expansion.jsonl")
     writing = _writing(request, source).model_copy(update={"prompts": prompts_in(asks, source.licence, _COLUMNS)})

@@ -13,7 +13,7 @@ from potstill.generate.rescue import try_of
 from potstill.licences import Policy, gate
 from potstill.models.locate import check_layers, facts, hub_snapshot, locate
 from potstill.models.templates import template_of
-from potstill.prompts.stream import described, stream_prompts
+from potstill.prompts.stream import stream_prompts
 from potstill.recipe import GenerationRequest, Recipe, arms_of
 from potstill.recipe.student import Encoder, Student
 from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server
@@ -31,8 +31,8 @@ def require_sections(recipe: Recipe) -> dict[str, Policy]:
         require_student(arm.student)
         require_sinks(arm.recipe.train)
     tested = recipe.evaluate.prompts if recipe.evaluate else None
-    if tested is not None and next(stream_prompts(tested, Counter(), task=recipe.task), None) is None:
-        raise InputError(f"evaluate.prompts: {described(tested)} holds no prompts", way_out="give some")
+    if tested is not None:
+        next(stream_prompts(tested, Counter(), task=recipe.task))
     return policies
 
 

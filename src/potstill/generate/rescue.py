@@ -50,7 +50,8 @@ def write_asks(path: Path, prompts: Iterable[Prompt]) -> int:
     with drafted(path) as draft, draft.open("w", encoding="utf-8") as lines:
         for prompt in prompts:
             turns = [message.as_dict() for message in prompt.messages]
-            row = {"id": prompt.id, "messages": turns, "reference": prompt.reference, "tools": prompt.tools}
+            reference = json.loads(prompt.reference or "") if prompt.any_of else prompt.reference
+            row = {"id": prompt.id, "messages": turns, "reference": reference, "tools": prompt.tools}
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count

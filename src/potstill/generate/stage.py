@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from potstill.generate.collect import Asking, export, load_asks, usable_answers
 from potstill.generate.prompts import written_prompts
 from potstill.generate.rescue import Rescued
 from potstill.generate.waves import Wanted
+from potstill.prompts.stream import how_read
 from potstill.recipe import Recipe
 from potstill.recipe.prompts import Expand
 from potstill.records import Progress, Prompt, Sample, Watch, unwatched
@@ -23,22 +25,27 @@ from potstill.store.run import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What lies in the run folder: prompts by how they were settled, answers exported, and the ledger's sums."""
+    """What lies in the run folder: prompts by how they were settled, answers exported, and the ledger's sums; what of
+    the source was left out, and how it is read where its files' names do not say it."""
 
     answers: Path
     exported: int
     prompts: int
     settled: Mapping[str, int]
     totals: Mapping[str, int]
+    left_out: Mapping[str, int]
+    how_read: tuple[str, ...]
 
     @staticmethod
-    def of(requests: Requests, run: RunFolder, *, exported: int) -> Generated:
+    def of(recipe: Recipe, requests: Requests, run: RunFolder, *, exported: int) -> Generated:
         return Generated(
             answers=run.answers,
             exported=exported,
             prompts=requests.count_asks(),
             settled=requests.settled_by_reason(),
             totals=requests.totals(),
+            left_out=json.loads(requests.mark("left out") or "{}"),
+            how_read=how_read(recipe.prompts),
         )
 
 
@@ -68,7 +75,7 @@ def generate(
             raise
         exported = export(recipe, requests, run.answers, most=asking.most)
         watch(Progress(stage="generate", what="exported", done=exported, total=exported))
-        return Generated.of(requests, run, exported=exported)
+        return Generated.of(recipe, requests, run, exported=exported)
 
 
 @contextmanager

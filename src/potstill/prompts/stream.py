@@ -7,21 +7,21 @@ split never moves a prompt into or out of the test split, and the order of the f
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 from potstill.errors import InputError, MissingEnvironment
-from potstill.prompts.columns import column, messages_of, tools_of
-from potstill.prompts.rows import read_rows
+from potstill.prompts.columns import as_text, column, messages_of, scalar, tools_of
+from potstill.prompts.rows import read_rows, readings
 from potstill.recipe.prompts import Expand, PromptFile, ReasoningGym, Source, SplitSizes
 from potstill.recipe.task import Choice, Task, Text
 from potstill.records import Message, Prompt, Split, Tools
+from potstill.store.asks import SameId
 
 _TEXT = Text()
 
@@ -42,12 +42,16 @@ def stream_prompts(
             found = _distinct(_of_file(ask, task, left_out), left_out)
             _check_enough(ask.source, sizes, len(found), left_out)
             drawn = _drawn(found, sizes, seed, ids=ask.columns.id is not None)
+            if twice := [prompt_id for prompt_id, n in Counter(p.id for p in drawn).items() if n > 1]:
+                raise same_id(ask, twice[0])
             left_out["not needed for the splits"] += len(found) - len(drawn)
             yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
         case PromptFile() | ReasoningGym() | Expand():
-            split = next(iter(splits)) if splits else "train"
+            split, prompt = next(iter(splits)) if splits else "train", None
             for prompt in _of(ask, task, left_out):
                 yield prompt if prompt.split == split else replace(prompt, split=split)
+            if prompt is None:
+                raise InputError(f"{described(ask)} holds no prompts{_why(left_out)}", way_out="give some")
         case _:
             assert_never(ask)
 
@@ -77,9 +81,19 @@ def described(ask: Source) -> str:
             return f"reasoning-gym's {task}"
 
 
-def as_reference(value: object) -> str | None:
-    """A text as it is, any other value as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def how_read(ask: Source | None, *, key: str = "prompts.source") -> tuple[str, ...]:
+    """How its files are read where their names do not say it, for people. `key` is the source's in the recipe."""
+    files = ask.seeds if isinstance(ask, Expand) else ask
+    return tuple(readings(files, key=key)) if isinstance(files, PromptFile) else ()
+
+
+def same_id(ask: Source, prompt_id: str) -> SameId:
+    """Two different prompts have this id: where, found by reading the source once more."""
+    places: list[str] = []
+    if isinstance(ask, PromptFile) and (name := ask.columns.id) is not None:
+        rows = read_rows(ask, Counter())
+        places = [place for place, row in rows if as_text(column(row, name, "id", place)) == prompt_id]
+    return SameId(prompt_id, f"{places[0]}; {places[-1]}" if places else "")
 
 
 # rows to prompts
@@ -92,29 +106,45 @@ def _of(ask: PromptFile | ReasoningGym | Expand, task: Task, left_out: Counter[s
 
 
 def _of_file(ask: PromptFile, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:
-    for where, row in read_rows(ask.source, ask.header):
-        found = _of_row(ask, task, where, row)
+    for where, row in read_rows(ask, left_out):
+        found = _of_row(ask, task, where, row, left_out)
         if isinstance(found, Prompt):
             yield found
         else:
             left_out[found] += 1
 
 
-def _of_row(ask: PromptFile, task: Task, where: str, row: dict[str, Any]) -> Prompt | str:
+def _of_row(ask: PromptFile, task: Task, where: str, row: dict[str, Any], left_out: Counter[str]) -> Prompt | str:
     """The row as a prompt, or the reason why it is left out. Raises InputError."""
-    columns, messages = ask.columns, messages_of(ask.columns, where, row)
+    columns, messages = ask.columns, messages_of(ask.columns, where, row, left_out)
     if not messages or not messages[-1].content.strip():
         return "empty prompt"
-    tools, grade, reference = tools_of(columns, where, row), _grade(ask, where, row), None
+    if messages[-1].role == "system":
+        return "a conversation of system turns alone"
+    tools, grade = tools_of(columns, where, row), _grade(ask, where, row)
+    reference, any_of = None, False
     if ask.reference_by_grade:
         ranges = ask.reference_by_grade.items()
         reference = next((r for r, (low, high) in ranges if grade is not None and low <= grade <= high), None)
         if reference is None:
             return "grade outside every range"
     elif columns.reference is not None:
-        reference = _reference(task, where, column(row, columns.reference, "reference", where))
-    prompt_id = _id(messages, tools, reference) if columns.id is None else str(column(row, columns.id, "id", where))
-    return Prompt(id=prompt_id, split="train", messages=messages, tools=tools, reference=reference, grade=grade)
+        value = column(row, columns.reference, "reference", where)
+        reference, any_of = _reference(task, where, value), _alternatives(value)
+    prompt_id = _id(messages, tools, reference) if columns.id is None else _own_id(columns.id, where, row)
+    return Prompt(
+        id=prompt_id, split="train", messages=messages, tools=tools, reference=reference, any_of=any_of, grade=grade
+    )
+
+
+def _own_id(name: str, where: str, row: dict[str, Any]) -> str:
+    found = scalar(column(row, name, "id", where), name, "id", where)
+    if not found or not found.strip():
+        raise InputError(
+            f"prompts.columns.id: {where}: '{name}' is empty",
+            way_out="fill it in every row, or leave 'prompts.columns.id' out",
+        )
+    return found
 
 
 def _grade(ask: PromptFile, where: str, row: dict[str, Any]) -> float | None:
@@ -131,14 +161,21 @@ def _grade(ask: PromptFile, where: str, row: dict[str, Any]) -> float | None:
 
 
 def _reference(task: Task, where: str, value: object) -> str | None:
-    if value is None or isinstance(task, Text):
-        return as_reference(value)
-    if str(value) not in task.choices:
+    if isinstance(value, bytes):
+        raise InputError(f"{where}: the reference is bytes, not a text", way_out="name a column of texts")
+    found = None if value == [] else as_text(value)
+    if found is not None and isinstance(task, Choice) and found not in task.choices:
         raise InputError(
-            f"{where}: the reference '{value}' is not one of task.choices {list(task.choices)}",
+            f"{where}: the reference '{found}' is not one of task.choices {list(task.choices)}",
             way_out="fix the row or the recipe",
         )
-    return str(value)
+    return found
+
+
+def _alternatives(value: object) -> bool:
+    """Whether it is a list of references, of which some may be missing."""
+    parts = cast("list[object]", value) if isinstance(value, list) else []
+    return any(part is not None for part in parts) and all(isinstance(p, str | int | float | None) for p in parts)
 
 
 def _of_gym(ask: ReasoningGym, task: Task) -> Iterator[Prompt]:
@@ -191,12 +228,15 @@ def _distinct(prompts: Iterator[Prompt], left_out: Counter[str]) -> dict[str, Pr
 def _check_enough(source: str, wanted: SplitSizes, found: int, left_out: Counter[str]) -> None:
     if found >= wanted.total:
         return
-    why = f" ({', '.join(f'{n} left out: {reason}' for reason, n in left_out.items())})" if left_out else ""
     raise InputError(
         f"prompts.split asks for {wanted.total} prompts (train {wanted.train}, validation {wanted.validation}, "
-        f"test {wanted.test}), but '{source}' holds {found}{why}",
+        f"test {wanted.test}), but '{source}' holds {found}{_why(left_out)}",
         way_out="lower the split or give more prompts",
     )
+
+
+def _why(left_out: Counter[str]) -> str:
+    return f" ({', '.join(f'{n} left out: {reason}' for reason, n in left_out.items())})" if left_out else ""
 
 
 def _drawn(found: dict[str, Prompt], sizes: SplitSizes, seed: int, *, ids: bool) -> list[Prompt]:
@@ -208,14 +248,7 @@ def _drawn(found: dict[str, Prompt], sizes: SplitSizes, seed: int, *, ids: bool)
     )
     names = [name for name, size in splits for _ in range(size)]
     order = sorted(found, key=lambda normal: _hash(f"{seed}\n{normal}"))
-    drawn = [
+    return [
         replace(found[normal], split=name, **({} if ids else {"id": _hash(normal)[:16]}))
         for normal, name in zip(order, names, strict=False)
     ]
-    twice = [i for i, count in Counter(p.id for p in drawn).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"prompts.columns.id: the id '{twice[0]}' stands on two different prompts",
-            way_out="make ids unique, or leave 'id' out",
-        )
-    return drawn

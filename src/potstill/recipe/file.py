@@ -57,7 +57,7 @@ def _json(values: dict[str, Any]) -> str:
 
 def _parse(path: Path) -> CommentedMap:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = (

@@ -11,23 +11,35 @@ from potstill.recipe.values import Count, Probability, Values
 
 
 class TextColumns(Values):
-    """Which column of the source holds what. `text` becomes one user turn; `messages` is taken as it is."""
+    """Which column of the source holds what; `data.question` is the column `question` of the object `data`. `text`
+    becomes one user turn, `messages` is the conversation so far: a list of turns or its JSON text, also in ShareGPT's
+    form. Where it ends with the assistant's turn, that turn is left out."""
 
-    text: str | None = None
+    text: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="a column; several, which are joined by a newline; or a Jinja template of columns, such as "
+        "'{{ instruction }}: {{ input }}'",
+    )
     messages: str | None = None
+    ignored: tuple[str, ...] = Field(
+        default=(), description="fields of messages that are not asked, such as timestamp: others are refused"
+    )
     id: str | None = None
 
     @model_validator(mode="after")
     def _one_source_of_text(self) -> TextColumns:
         if (self.text is None) == (self.messages is None):
             raise ValueError("name exactly one of 'text' and 'messages'")
+        if self.text == ():
+            raise ValueError("'text' names no column")
         return self
 
 
 class Columns(TextColumns):
-    """`reference`: what checks compare with (a gold answer, unit tests); any JSON value. Where there are choices it is
-    a person's answer. It is never trained on. `tools`: definitions of functions that may be called, in OpenAI's form: a
-    list or its JSON text."""
+    """`reference`: what checks compare with (a gold answer, unit tests); any JSON value. Any of a list of texts or
+    numbers is right, but an answer's code passes all of a list of tests. Where there are choices it is a person's
+    answer. It is never trained on. `tools`: definitions of functions that may be called, in OpenAI's form: a list or
+    its JSON text."""
 
     reference: str | None = None
     grade: str | None = Field(None, description="a person's graded rating, used to evaluate")
@@ -46,15 +58,29 @@ class SplitSizes(Values):
         return self.train + self.validation + self.test
 
 
-class PromptFile(Values):
-    """A JSONL, CSV/TSV or Parquet file, or a folder saved by `datasets`. Streamed: it may hold millions; with a `split`
-    it is read whole."""
+class DataFiles(Values):
+    """A JSONL, JSON, CSV/TSV or Parquet file (text also as .gz), or a folder of them: saved by `datasets`, or as it
+    lies on the Hugging Face hub."""
+
+    source: str
+    source_split: str | None = Field(
+        default=None, description="which split of a folder that holds several is read, such as train"
+    )
+    header: tuple[str, ...] | None = Field(default=None, description="column names of a CSV that has no header line")
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="what stands between the cells of a CSV; by default found in its first lines",
+    )
+
+
+class PromptFile(DataFiles):
+    """Prompts from files. Streamed: they may be millions; with a `split` they are read whole."""
 
     kind: Literal["file"] = "file"
-    source: str
     licence: str = Field(description="licence of the prompts, an SPDX id or a Hugging Face tag")
     columns: Columns
-    header: tuple[str, ...] | None = Field(None, description="column names of a CSV that has no header line")
     reference_by_grade: dict[str, tuple[float, float]] | None = Field(
         None, description="reference -> [lowest, highest] grade; rows outside every range are left out"
     )

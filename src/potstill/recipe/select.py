@@ -6,16 +6,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from potstill.recipe.prompts import DataFiles
 from potstill.recipe.values import Count, Probability, Values
 
 
-class EvaluationSet(Values):
+class EvaluationSet(DataFiles):
     """What nobody may train on: prompts and answers of an evaluation set. A sample is dropped where its prompt or its
     answer shares `words` words in a row with it."""
 
-    source: str
     columns: tuple[str, ...] = Field(min_length=1, description="the columns whose text counts")
-    header: tuple[str, ...] | None = None
     words: Count = 13
 
 

@@ -18,6 +18,17 @@ Settled = Literal["done", "gave up", "failed"]
 """done: as many answers as wanted · gave up: no more are to be had · failed: the next run tries again."""
 
 
+class SameId(InputError):
+    """Two different prompts have one id; `where` they stand, if that is known."""
+
+    def __init__(self, prompt_id: str, where: str = "") -> None:
+        self.prompt_id = prompt_id
+        super().__init__(
+            f"prompts.columns.id: the id '{prompt_id}' stands on two different prompts{where and f' ({where})'}",
+            way_out="make ids unique, or leave 'id' out",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
     """A question that is not settled, with the prompts that ask it and everything already written for it. `key` names
@@ -48,7 +59,7 @@ class Asks(Samples):
 
     def put_asks(self, asks: Iterable[tuple[Prompt, bytes]], *, weights: str | None = None) -> int:
         """Replace what is asked by (prompt, its seed key) rows; returns how many were duplicates of another: the same
-        question and the same reference. Prompts that differ in their reference alone share the answers.
+        question and the same reference. Raises SameId. Prompts that differ in their reference alone share the answers.
 
         Questions and their answers stay: those that are asked again keep them. Call inside a transaction.
         """
@@ -60,18 +71,15 @@ class Asks(Samples):
             if self._db.execute(same, (question, prompt.reference)).fetchone():
                 duplicates += 1
                 continue
-            row = (position, prompt.id, question, prompt.split, prompt.reference, prompt.grade)
+            row = (position, prompt.id, question, prompt.split, prompt.reference, prompt.any_of, prompt.grade)
             try:
                 self._db.execute(
-                    "INSERT INTO asks (position, prompt_id, question, split, reference, grade, tools) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO asks (position, prompt_id, question, split, reference, any_of, grade, tools) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (*row, as_json(prompt.tools or None)),
                 )
             except sqlite3.IntegrityError:
-                raise InputError(
-                    f"prompts.columns.id: the id '{prompt.id}' stands on two different prompts",
-                    way_out="make ids unique, or leave 'id' out",
-                ) from None
+                raise SameId(prompt.id) from None
             position += 1
         return duplicates
 
@@ -135,7 +143,7 @@ class Asks(Samples):
         """Who asks each of these questions."""
         found: dict[int, list[Prompt]] = {}
         rows = self._db.execute(
-            "SELECT question, prompt_id, split, messages, tools, reference, grade FROM asks "
+            f"SELECT question, {PROMPT} FROM asks "
             f"JOIN questions q ON q.id = question WHERE question IN ({','.join('?' * len(questions))}) "
             "AND position < ? ORDER BY position",
             (*questions, as_limit(limit)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from potstill.errors import InputError
 
-_FORMAT = 1  # of the tables; one more where what is in them changes
+_FORMAT = 2  # of the tables; one more where what is in them changes
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "trusted_schema=OFF", "busy_timeout=5000")
 
 

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS questions (
     id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, seed_key BLOB NOT NULL, messages TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS asks (
     position INTEGER PRIMARY KEY, prompt_id TEXT NOT NULL UNIQUE, question INTEGER NOT NULL, settled TEXT,
-    split TEXT NOT NULL DEFAULT 'train', reference TEXT, grade REAL, tools TEXT);
+    split TEXT NOT NULL DEFAULT 'train', reference TEXT, any_of INTEGER NOT NULL, grade REAL, tools TEXT);
 CREATE INDEX IF NOT EXISTS open_asks ON asks (position) WHERE settled IS NULL;
 CREATE INDEX IF NOT EXISTS asks_of_a_question ON asks (question);
 CREATE TABLE IF NOT EXISTS attempts (
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-PROMPT = "prompt_id, split, messages, tools, reference, grade"
+PROMPT = "prompt_id, split, messages, tools, reference, any_of, grade"
 _ANSWER = "sample, text, reasoning, tool_calls, choice_logprobs, finish, cut_off"
 
 
@@ -86,11 +86,18 @@ class Samples:
         )
 
     def samples(
-        self, *, most: int | None = None, of: Sequence[str] | None = None, split: Split | None = None
+        self,
+        *,
+        most: int | None = None,
+        of: Sequence[str] | None = None,
+        split: Split | None = None,
+        once: bool = False,
     ) -> Iterator[tuple[Prompt, Sample]]:
         """The first `most` answers (default all) to every prompt as they are now (or to those `of` these few ids, or of
-        one split), by prompt and index."""
+        one split), by prompt and index. `once`: of the prompts that share a question to the first alone."""
         some = "" if of is None else f"AND prompt_id IN ({','.join('?' * len(of))}) "
+        if once:
+            some += "AND NOT EXISTS (SELECT 1 FROM asks WHERE question = k.question AND position < k.position) "
         rows = self._db.execute(
             f"SELECT {_ANSWER}, {PROMPT} FROM asks k JOIN questions q ON q.id = k.question "
             "JOIN answers a ON a.question = q.id "
@@ -98,10 +105,11 @@ class Samples:
             (as_limit(most), split, *(of or ())),
         )
         prompt = None
-        for *answer, prompt_id, part, messages, tools, reference, grade in rows:
-            if prompt is None or prompt.id != prompt_id:
-                prompt = as_prompt(prompt_id, part, messages, tools, reference, grade)
-            yield prompt, _sample(prompt_id, *answer)
+        columns = len(_ANSWER.split(","))
+        for row in rows:
+            if prompt is None or prompt.id != row[columns]:
+                prompt = as_prompt(*row[columns:])
+            yield prompt, _sample(prompt.id, *row[:columns])
 
     def samples_of(self, key: bytes, prompt_id: str, *, most: int) -> Iterator[Sample]:
         """The first `most` answers to one question, whether or not it is asked now."""
@@ -190,15 +198,16 @@ class Samples:
         return found
 
 
-def as_prompt(
-    prompt_id: str, split: Split, messages: str, tools: str | None, reference: str | None, grade: float | None
-) -> Prompt:
+def as_prompt(*row: Any) -> Prompt:
+    """Of the columns `PROMPT`."""
+    prompt_id, split, messages, tools, reference, any_of, grade = row
     return Prompt(
         id=prompt_id,
         split=split,
         messages=tuple(Message.from_dict(turn) for turn in json.loads(messages)),
         tools=_tuple(tools) or (),
         reference=reference,
+        any_of=bool(any_of),
         grade=grade,
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import assert_never
 
+from potstill.prompts.columns import as_text
 from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify import probabilities, programs, text
@@ -35,7 +37,23 @@ def seconds(check: ask.Check) -> float:
 
 def look(check: ask.Alone, prompt: Prompt, sample: Sample) -> Finding:
     """What `check` says of the sample."""
-    return replace(_finding(check, prompt, sample), check=name_of(check))
+    return replace(_by_references(check, prompt, sample), check=name_of(check))
+
+
+def _by_references(check: ask.Alone, prompt: Prompt, sample: Sample) -> Finding:
+    """Of several references any may be right; of several tests the code passes all."""
+    if not (prompt.any_of and isinstance(check, ask.Exact | ask.Number | ask.Maths | ask.Code)):
+        return _finding(check, prompt, sample)
+    references = [text for one in json.loads(prompt.reference or "") if (text := as_text(one)) is not None]
+    if isinstance(check, ask.Code):
+        return _finding(check, replace(prompt, reference="\n".join(references)), sample)
+    first: dict[str, Finding] = {}
+    for reference in references:
+        found = _finding(check, replace(prompt, reference=reference), sample)
+        first.setdefault(found.opinion, found)
+        if found.opinion == "passed":
+            break
+    return first.get("passed") or first.get("undecided") or first["failed"]
 
 
 def _finding(check: ask.Alone, prompt: Prompt, sample: Sample) -> Finding:  # noqa: C901

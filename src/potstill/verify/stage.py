@@ -243,7 +243,7 @@ class _Gate:
 
 def _texts(evaluation: EvaluationSet) -> Iterator[str]:
     empty = True
-    for where, row in read_rows(evaluation.source, evaluation.header, key="select.evaluation.source"):
+    for where, row in read_rows(evaluation, Counter(), key="select.evaluation.source"):
         empty = False
         for name in evaluation.columns:
             yield str(column(row, name, "evaluation", where) or "")
