@@ -173,8 +173,8 @@ def test_three_choices_may_leave_a_person_alone() -> None:
 
     rows = [row("fair", 0, 2), row("bad", 0, 2), row("good", 0, 2), row(None, 0, 1), row("bad", 1, 1)]
     part = disagreements(rows, choices)
-    assert (part.apart, part.with_teacher, part.with_student, part.with_neither) == (4, 1, 1, 1)
-    assert [cells[0].text for cells in part.both_wrong.rows] == ["fair 0 2", "bad 1 1"]
+    assert (len(part.apart), part.with_teacher, part.with_student, part.with_neither) == (4, 1, 1, 1)
+    assert [one.prompt.text for one in part.both_wrong] == ["fair 0 2", "bad 1 1"]
 
 
 def test_counts_of_verdicts_and_disagreements(report: RunReport, page: Page) -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
 
 from potstill.recipe import Recipe
 from potstill.recipe.prompts import Expand, PromptFile, Source
 from potstill.recipe.student import Encoder
 from potstill.recipe.task import Choice
 from potstill.recipe.values import public_name
-from potstill.report.clean import clean, one_line
+from potstill.report.clean import code, one_line
 from potstill.report.gather import RunReport
 from potstill.report.licences import duties_of
-from potstill.report.numbers import count, duration, percent, quantity, times
 from potstill.report.scores import claims
-from potstill.report.wording import Metric, how_trained, made_of, probabilities_had, quality, weights_kept
+from potstill.report.templates import environment
+from potstill.report.wording import Metric, how_trained, made_of, measured, probabilities_had, quality, weights_kept
 
 _HUB_LICENCES = frozenset(
     """apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 unlicense isc cc-by-4.0 cc-by-sa-4.0
@@ -32,24 +29,8 @@ _HUB_LICENCES = frozenset(
 
 def render_card(report: RunReport, arm: str) -> str:
     """YAML front matter, then Markdown. Names no path of the machine it was made on."""
-    template = files("potstill.report").joinpath("card.md.jinja").read_text(encoding="utf-8")
-    body = _environment().from_string(template).render(_facts(report, arm)).replace("\u00a0", " ")
+    body = environment(html=False).get_template("card.md.jinja").render(_facts(report, arm)).replace("\u00a0", " ")
     return f"---\n{_front_matter(report, arm)}\n---\n\n{body.strip()}\n"
-
-
-def _environment() -> Environment:
-    # Markdown, so no HTML escapes: text from outside comes in as inline code or a Python literal.
-    environment = Environment(
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_cleaned,
-    )
-    written: tuple[Callable[..., str], ...] = (percent, quantity, times, duration, count, _code)
-    filters = cast("dict[str, Any]", environment.filters)  # pyright: ignore[reportUnknownMemberType]
-    filters.update({write.__name__.strip("_"): write for write in written})
-    return environment
 
 
 def _facts(report: RunReport, arm: str) -> dict[str, Any]:
@@ -61,12 +42,12 @@ def _facts(report: RunReport, arm: str) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "arm": "" if arm == "student" else report.name(arm),
-        "choices": ", ".join(_code(choice) for choice in choices),
+        "choices": ", ".join(code(choice) for choice in choices),
         "encoder": isinstance(student, Encoder),
         "teacher": public_name(recipe.teacher.model),
         "licences": {key.removesuffix(".licence"): licence for key, licence in recipe.licensed.items()},
         "source": _source(recipe.prompts),
-        "size": report.value(arm, "parameters") or getattr(report.sizes.get(arm), "parameters", None),
+        "size": report.parameters(arm),
         "teacher_size": report.value("teacher", "parameters"),
         "prompt": repr(one_line(shots[0].prompt) if shots else "Put your prompt here."),
         "longest_answer": 4 + max(map(len, choices)) if choices else recipe.generate.max_tokens,
@@ -74,7 +55,7 @@ def _facts(report: RunReport, arm: str) -> dict[str, Any]:
         "duties": [one_line(duty) for duty in duties_of(recipe.licensed)],
         "tally": report.tally,
         "had": probabilities_had(recipe),
-        "made": made_of(student, trained.get("layers"), trained.get("of")),
+        "made": made_of(student, trained),
         "examples": trained.get("examples"),
         "trained": how_trained(recipe) + weights_kept(trained),
         "train": recipe.train,
@@ -90,7 +71,7 @@ def _facts(report: RunReport, arm: str) -> dict[str, Any]:
 
 
 def _metrics(report: RunReport) -> list[Metric]:
-    return [m for m in quality(report.recipe.task) if any(m.key in found for found in report.arms.values())]
+    return measured(quality(report.recipe.task), report.arms)
 
 
 def _written(found: Any, metrics: list[Metric]) -> list[str]:
@@ -106,7 +87,7 @@ def _written(found: Any, metrics: list[Metric]) -> list[str]:
 def _note(report: RunReport, arm: str) -> str:
     """What the recipe's author wrote comes in as code."""
     note = report.name(arm).note
-    return _code(note) if note and (arm in report.recipe.arms or arm == "teacher") else note
+    return code(note) if note and (arm in report.recipe.arms or arm == "teacher") else note
 
 
 def _source(prompts: Source) -> str:
@@ -159,12 +140,3 @@ def _results(report: RunReport, arm: str, recipe: Recipe) -> list[EvalResult] | 
         if metric.key in found
     ]
     return results or None
-
-
-def _cleaned(value: object) -> object:
-    return clean(value) if isinstance(value, str) else value
-
-
-def _code(text: str) -> str:
-    """Text from outside as inline code: it can open no link, tag or table cell."""
-    return f"`{one_line(text).replace('`', chr(39)).replace('|', '/')}`"

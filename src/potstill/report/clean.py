@@ -21,6 +21,17 @@ def clipped(text: str, longest: int) -> str:
     return f"{clean(text[:longest])} […] ({len(text) - longest:,} more characters)"
 
 
+def cut(text: str, longest: int = 700) -> str:
+    """The beginning of `text`, cleaned."""
+    cleaned = clean(text[: 2 * longest])
+    return cleaned if len(cleaned) <= longest else f"{cleaned[:longest]} […]"
+
+
+def code(text: str) -> str:
+    """Text from outside as inline code of Markdown: it can open no link, tag or table cell."""
+    return f"`{one_line(text).replace('`', chr(39)).replace('|', '/')}`"
+
+
 def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 

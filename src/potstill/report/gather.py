@@ -97,10 +97,19 @@ class RunReport:
         score = self.arms.get(arm, {}).get(metric)
         return None if score is None else float(score["value"])
 
+    def parameters(self, arm: str) -> float | None:
+        """As they were measured, else as the headers of its model folder say."""
+        size = self.sizes.get(arm)
+        return self.value(arm, "parameters") or (float(size.parameters) if size else None)
+
     def ratio(self, over: str, under: str, metric: str) -> float | None:
         """`over`'s value as a multiple of `under`'s, or None where one is missing or 0."""
         top, bottom = self.value(over, metric), self.value(under, metric)
         return top / bottom if top is not None and bottom else None
+
+    @property
+    def seconds_per_1000_answers(self) -> Mapping[str, float]:
+        return ((self.scores or {}).get("cost") or {}).get("per_1000_answers") or {}
 
     @property
     def stale(self) -> list[str]:

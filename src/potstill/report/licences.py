@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from potstill.errors import LicenceRefused
@@ -11,35 +10,22 @@ from potstill.licences import check_licence
 from potstill.recipe import Recipe
 from potstill.recipe.values import public_name
 from potstill.report.gather import RunReport
-from potstill.report.tables import Cell, Table
 
 
-@dataclass(frozen=True, slots=True)
-class LicencesPart:
-    table: Table
-    rows_carry: str
-    duties: Sequence[str]
-
-
-def licences_part(report: RunReport) -> LicencesPart:
-    """Of the run's recipe, and of what the arms name beside it."""
+def licences(report: RunReport) -> dict[str, tuple[str, str]]:
+    """By its key in the recipe the licence and public name of everything: of the run's recipe, and of what the arms
+    name beside it."""
     recipe = report.recipe
-    named = dict(recipe.licensed)
-    places = dict.fromkeys(named, recipe)
+    found = {key: (licence, _which(recipe, key)) for key, licence in recipe.licensed.items()}
     for arm, theirs in report.recipes.items():
-        other = {key: licence for key, licence in theirs.licensed.items() if recipe.licensed.get(key) != licence}
-        named |= {f"arms.{arm}.{key}": licence for key, licence in other.items()}
-        places |= {f"arms.{arm}.{key}": theirs for key in other}
-    rows = [
-        [
-            Cell(key.removesuffix(".licence")),
-            Cell(_which(places[key], key), _sha256(report) if key == "teacher.licence" else "", "wrap"),
-            Cell(licence, kind="wrap"),
-        ]
-        for key, licence in named.items()
-    ]
-    table = Table(columns=[Cell("What"), Cell("Which"), Cell("Licence")], rows=rows)
-    return LicencesPart(table, recipe.licences, duties_of(named))
+        for key, licence in theirs.licensed.items():
+            if recipe.licensed.get(key) != licence:
+                found[f"arms.{arm}.{key}"] = (licence, _which(theirs, key))
+    return found
+
+
+def duties(report: RunReport) -> list[str]:
+    return duties_of({key: licence for key, (licence, _) in licences(report).items()})
 
 
 def duties_of(licensed: Mapping[str, str]) -> list[str]:
@@ -57,17 +43,12 @@ def duties_of(licensed: Mapping[str, str]) -> list[str]:
 
 
 def _which(recipe: Recipe, key: str) -> str:
-    """The public name of what stands at that place of the recipe, which may begin with an arm's name."""
+    """The public name of what stands at that place of the recipe."""
     node: Any = recipe
-    path = key.split(".")[:-1]
-    for part in path[2:] if path[0] == "arms" else path:
+    for part in key.split(".")[:-1]:
         node = node[int(part)] if isinstance(node, tuple) else getattr(node, part)
     node = getattr(node, "seeds", node)
     named = (getattr(node, name, None) for name in ("model", "start", "source", "task"))
     found = next((name for name in named if name), "")
     revision = getattr(node, "revision", None)
     return public_name(found) + (f", revision {revision}" if revision else "")
-
-
-def _sha256(report: RunReport) -> str:
-    return f"SHA-256 of its weights: {report.teacher_hash}" if report.teacher_hash else ""

@@ -15,6 +15,10 @@ def minus(text: str) -> str:
     return text.replace("-", "−") if text.strip("-0.,") else text.lstrip("-")
 
 
+def commas(n: float) -> str:
+    return f"{n:,}"
+
+
 def percent_bare(share: float) -> str:
     return minus(f"{100 * share:.1f}")
 

@@ -1,16 +1,15 @@
-"""From what was asked for to what was kept, and what that cost."""
+"""From what was asked for to what was kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from potstill.recipe.task import Choice
 from potstill.records import Split
 from potstill.report.gather import RunReport
-from potstill.report.numbers import count, dollars
-from potstill.report.tables import Bar, Cell, Table, number, ranked
-from potstill.report.tally import histogram
+from potstill.report.numbers import count
+from potstill.report.tables import Bar, ranked
+from potstill.report.tally import Histogram, histogram
 
 _MOST_REASONS = 20
 _USES: Mapping[Split, str] = {
@@ -20,23 +19,7 @@ _USES: Mapping[Split, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoadPart:
-    """`drops`: why answers were not kept; `opinions`: what each check said; `notes` about the prompts."""
-
-    stages: Sequence[Bar]
-    drops: Sequence[Bar]
-    opinions: Table | None
-    notes: Sequence[str]
-
-
-def road_part(report: RunReport) -> RoadPart | None:
-    if report.road is None:
-        return None
-    return RoadPart(stages=_stages(report), drops=_drops(report), opinions=_opinions(report), notes=_notes(report))
-
-
-def _stages(report: RunReport) -> list[Bar]:
+def stages(report: RunReport) -> list[Bar]:
     """Answers asked for, answered, judged, passed, kept."""
     assert report.road is not None
     steps = [
@@ -60,7 +43,7 @@ def _votes(report: RunReport) -> bool:
     return isinstance(report.recipe.task, Choice) and report.recipe.generate.n > 1
 
 
-def _drops(report: RunReport) -> list[Bar]:
+def drops(report: RunReport) -> list[Bar]:
     """Why an answer that was asked for is not kept, the most frequent reason first."""
     road, found = report.road, report.tally
     assert road is not None
@@ -77,74 +60,40 @@ def _drops(report: RunReport) -> list[Bar]:
     return ranked(rows, _MOST_REASONS)
 
 
-def _opinions(report: RunReport) -> Table | None:
-    """What each check said, of all answers."""
-    if report.tally is None or not report.tally.opinions:
-        return None
-    rows = [
-        [Cell(check), *(number(f"{said[opinion]:,}") for opinion in ("passed", "failed", "undecided"))]
-        for check, said in report.tally.opinions.items()
-    ]
-    return Table(columns=[Cell("Check"), number("Passed"), number("Failed"), number("Undecided")], rows=rows)
-
-
-def _notes(report: RunReport) -> list[str]:
+def notes(report: RunReport) -> list[str]:
     assert report.road is not None
-    notes: list[str] = []
+    said: list[str] = []
     if len(splits := report.road.splits) > 1:
         uses = (f"{splits[split]:,} {use}" for split, use in _USES.items() if split in splits)
-        notes.append(f"Prompts: {'; '.join(uses)}.")
+        said.append(f"Prompts: {'; '.join(uses)}.")
     if found := report.tally:
-        notes.append(
+        said.append(
             f"{count(found.prompts, 'prompt')} judged, {found.prompts_kept:,} with a kept answer, "
             f"{found.prompts - found.prompts_kept:,} without: what checks reject is no random sample, hard prompts are "
             "missing more often."
         )
     left_out = sorted(report.road.left_out.items(), key=lambda item: -item[1])
-    notes += [f"Left out before anything was asked: {n:,}, {why}." for why, n in left_out if n]
-    return notes
+    said += [f"Left out before anything was asked: {n:,}, {why}." for why, n in left_out if n]
+    return said
 
 
-@dataclass(frozen=True, slots=True)
-class PassRates:
-    """Prompts by how many of their answers passed; `short` of them have fewer than were asked for."""
-
-    bars: Sequence[Bar]
-    short: int
-
-
-def pass_rates(report: RunReport) -> PassRates | None:
+def pass_rates(report: RunReport) -> Histogram | None:
     """None where a prompt has one answer alone."""
     if report.tally is None or report.recipe.generate.n == 1 or _votes(report):
         return None
-    found = histogram(report.tally, report.recipe.generate.n)
+    return histogram(report.tally, report.recipe.generate.n)
+
+
+def pass_rate_bars(found: Histogram) -> list[Bar]:
     n = found.bars[-1][1]
     most = max(1, *(prompts for *_, prompts in found.bars))
-    notes = {0: "hopeless: nothing to learn from", n: "trivial: nothing to choose from"}
-    bars = [
+    remarks = {0: "hopeless: nothing to learn from", n: "trivial: nothing to choose from"}
+    return [
         Bar(
             f"{low:,} of {n:,}" if low == high else f"{low:,} to {high:,} of {n:,}",
             f"{prompts:,}",
             prompts / most,
-            notes.get(low, "") if low == high else "",
+            remarks.get(low, "") if low == high else "",
         )
         for low, high, prompts in found.bars
     ]
-    return PassRates(bars, found.short)
-
-
-def requests(report: RunReport) -> Table | None:
-    """Tokens and money by what they went into; what brought no answer stands apart."""
-    if not report.spent:
-        return None
-    heads = ("Requests", "Tokens read", "Tokens written", "Paid", "Possibly paid", "Wasted")
-    rows: list[list[Cell]] = []
-    for what, sums in report.spent.items():
-        counts = (sums.get(name, 0) for name in ("attempts", "prompt tokens", "completion tokens"))
-        money = (sums.get(name, 0) for name in ("paid", "maybe", "wasted"))
-        rows.append([Cell(what), *(number(f"{n:,}") for n in counts), *(number(dollars(n)) for n in money)])
-        failures = {name: n for name, n in sums.items() if name.startswith("failure: ")}
-        for name, n in sorted(failures.items(), key=lambda item: -item[1]):
-            rows.append([Cell("", f"of these failed: {name.removeprefix('failure: ')}"), number("", f"{n:,}")])
-            rows[-1] += [Cell("")] * (len(heads) - 1)
-    return Table(columns=[Cell("For what"), *map(number, heads)], rows=rows)

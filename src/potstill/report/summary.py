@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from potstill.dispatch.money import DOLLAR
-from potstill.recipe.task import Choice
 from potstill.recipe.values import public_name
 from potstill.report.gather import RunReport
 from potstill.report.numbers import count, dollars, duration, interval, percent, quantity, times
-from potstill.report.scores import claims
-from potstill.report.wording import Claim, beside_teacher, made_of, weights_kept
+from potstill.report.wording import beside_teacher, made_of, weights_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,31 +24,8 @@ class Tile:
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """`earned_back`: after how many answers the run's time has been saved, or "" where it never is or is not known."""
-
-    name: str
-    headline: str
-    in_words: str
-    warning: str
-    tiles: Sequence[Tile]
-    claims: Sequence[Claim]
-    right: str
-    earned_back: str
-
-
-def summary(report: RunReport) -> Summary:
-    return Summary(
-        name=report.recipe.name,
-        headline=headline(report),
-        in_words=_in_words(report),
-        warning=_warning(report),
-        tiles=[tile for make in _TILES if (tile := make(report))],
-        claims=claims(report),
-        right=_right(report),
-        earned_back=_earned_back(report),
-    )
+def tiles(report: RunReport) -> list[Tile]:
+    return [tile for make in _TILES if (tile := make(report))]
 
 
 def headline(report: RunReport) -> str:
@@ -81,7 +56,7 @@ def _scored(report: RunReport, scores: Mapping[str, Any]) -> str:
     return f"{said}: {right}, the teacher on {percent(theirs['value'])}."
 
 
-def _in_words(report: RunReport) -> str:
+def in_words(report: RunReport) -> str:
     """What was distilled from what, as far as it went."""
     recipe, said = report.recipe, list[str]()
     if (road := report.road) is not None:
@@ -91,7 +66,7 @@ def _in_words(report: RunReport) -> str:
     if (found := report.tally) is not None:
         said.append(f"{found.passed:,} of {found.answers:,} passed every check and {found.kept:,} were kept.")
     if recipe.student is not None and (trained := report.trained.get("student")):
-        made = made_of(recipe.student, trained.get("layers"), trained.get("of"))
+        made = made_of(recipe.student, trained)
         said.append(
             f"The student, {made}, learned from {count(trained['examples'], 'answer')} in "
             f"{count(recipe.train.epochs, 'epoch')}{weights_kept(trained)}."
@@ -99,29 +74,11 @@ def _in_words(report: RunReport) -> str:
     return " ".join(said)
 
 
-def _warning(report: RunReport) -> str:
-    if not report.stale:
-        return ""
-    names = ", ".join(report.name(arm).label for arm in report.stale)
-    return f"Trained again after this evaluation: {names}. The scores are an earlier student's: potstill evaluate."
-
-
-def _right(report: RunReport) -> str:
-    """What accuracy means here."""
-    if not report.arms:
-        return ""
-    tests = count(report.arms["student"]["accuracy"]["n"], "test prompt")
-    by = "it is a person's" if isinstance(report.recipe.task, Choice) else "it passes every check of the test set"
-    return f"An answer is right where {by}; {tests} took no part in training or in any choice."
-
-
-def _earned_back(report: RunReport) -> str:
-    cost: Mapping[str, Any] = (report.scores or {}).get("cost") or {}
-    each: Mapping[str, float] = cost.get("per_1000_answers") or {}
+def earned_back(report: RunReport) -> int | None:
+    """After how many answers the run's time has been saved; None where it never is or is not known."""
+    seconds, each = ((report.scores or {}).get("cost") or {}).get("seconds"), report.seconds_per_1000_answers
     saved = each.get("teacher_seconds", 0.0) - each.get("student_seconds", 0.0)
-    if saved <= 0 or not cost.get("seconds"):
-        return ""
-    return count(max(100, 100 * round(10 * cost["seconds"] / saved)), "answer")
+    return max(100, 100 * round(10 * seconds / saved)) if saved > 0 and seconds else None
 
 
 def _how_good(report: RunReport) -> Tile | None:
@@ -138,7 +95,7 @@ def _how_good(report: RunReport) -> Tile | None:
 def _how_small(report: RunReport) -> Tile | None:
     """Beside the teacher, or where that one's size is not known beside what the student is made of."""
     size, start = report.sizes.get("student"), report.start
-    mine = report.value("student", "parameters") or (size and size.parameters)
+    mine = report.parameters("student")
     theirs, whom = report.value("teacher", "parameters"), "the teacher"
     if theirs is None and start is not None:
         theirs, whom = start.parameters, f"its start has {start.layers} layers,"

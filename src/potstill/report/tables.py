@@ -1,32 +1,12 @@
-"""What tables and bars are made of. Cells hold text, never HTML."""
+"""Rows of tables that have a bar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from potstill.report.numbers import count
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    text: str
-    small: str = ""
-    kind: Literal["", "number", "prompt", "good", "bad", "wrap"] = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """`marked` is the number of the row that stands out."""
-
-    columns: Sequence[Cell]
-    rows: Sequence[Sequence[Cell]]
-    marked: int | None = None
-
-
-def number(text: str, small: str = "") -> Cell:
-    return Cell(text, small, "number")
 
 
 @dataclass(frozen=True, slots=True)

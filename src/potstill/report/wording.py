@@ -115,6 +115,11 @@ def quality(task: Task) -> tuple[Metric, ...]:
     )
 
 
+def measured(metrics: Sequence[Metric], arms: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
+    """Those that any of the arms has."""
+    return [metric for metric in metrics if any(metric.key in found for found in arms.values())]
+
+
 _CACHED, _WHOLE = "what the teacher reads beyond its cached prefix", "the teacher reading its shared prefix every time"
 _EXACT = "prompts that the saved model folder alone, through generate, answers with exactly an allowed answer and stops"
 EFFORT = (
@@ -204,11 +209,12 @@ def _objective(recipe: Recipe) -> str:
             return f"on {'the hard labels' if choice else 'the kept answers'} of the teacher, by cross-entropy"
 
 
-def made_of(student: Student | Encoder, layers: Sequence[int] | None, of: int | None) -> str:
+def made_of(student: Student | Encoder, trained: Mapping[str, Any]) -> str:
     """ "the first 4 of 30 layers of Qwen/Qwen3-0.6B"; an encoder and what it starts from."""
     match student:
         case Student():
-            return student.made_of(layers, of) if layers else public_name(student.start)
+            layers = trained.get("layers")
+            return student.made_of(layers, trained.get("of")) if layers else public_name(student.start)
         case Encoder(shape=shape) if shape is not None:
             return f"an encoder of {shape.layers} layers of width {shape.hidden}, its weights random"
         case Encoder(start=start, weights=weights):
