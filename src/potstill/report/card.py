@@ -12,12 +12,13 @@ from potstill.recipe.prompts import Expand, PromptFile, Source
 from potstill.recipe.student import Encoder
 from potstill.recipe.task import Choice
 from potstill.recipe.values import public_name
-from potstill.report.clean import code, one_line
+from potstill.report import wording
+from potstill.report.clean import one_line
 from potstill.report.gather import RunReport
 from potstill.report.licences import duties_of
+from potstill.report.numbers import NBSP
 from potstill.report.scores import claims
 from potstill.report.templates import environment
-from potstill.report.wording import Metric, how_trained, made_of, measured, probabilities_had, quality, weights_kept
 
 _HUB_LICENCES = frozenset(
     """apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 unlicense isc cc-by-4.0 cc-by-sa-4.0
@@ -29,65 +30,30 @@ _HUB_LICENCES = frozenset(
 
 def render_card(report: RunReport, arm: str) -> str:
     """YAML front matter, then Markdown. Names no path of the machine it was made on."""
-    body = environment(html=False).get_template("card.md.jinja").render(_facts(report, arm)).replace("\u00a0", " ")
-    return f"---\n{_front_matter(report, arm)}\n---\n\n{body.strip()}\n"
+    recipe = report.recipes[arm]
+    shots = recipe.teacher.examples
+    body = (
+        environment(html=False)
+        .get_template("card.md.jinja")
+        .render(
+            report=report,
+            arm=arm,
+            recipe=recipe,
+            trained=report.trained.get(arm, {}),
+            scores=report.arms.get(arm, {}),
+            metrics=_metrics(report),
+            claims=claims(report) if arm == "student" else [],
+            source=_source(recipe.prompts),
+            prompt=repr(one_line(shots[0].prompt) if shots else "Put your prompt here."),
+            duties=[one_line(duty) for duty in duties_of(recipe.licensed)],
+            wording=wording,
+        )
+    )
+    return f"---\n{_front_matter(report, arm)}\n---\n\n{body.replace(NBSP, ' ').strip()}\n"
 
 
-def _facts(report: RunReport, arm: str) -> dict[str, Any]:
-    recipe, trained = report.recipes[arm], report.trained.get(arm, {})
-    student, shots = recipe.student, recipe.teacher.examples
-    assert student is not None
-    choices = recipe.task.choices if isinstance(recipe.task, Choice) else ()
-    accuracy = report.arms.get(arm, {}).get("accuracy")
-    return {
-        "name": recipe.name,
-        "arm": "" if arm == "student" else report.name(arm),
-        "choices": ", ".join(code(choice) for choice in choices),
-        "encoder": isinstance(student, Encoder),
-        "teacher": public_name(recipe.teacher.model),
-        "licences": {key.removesuffix(".licence"): licence for key, licence in recipe.licensed.items()},
-        "source": _source(recipe.prompts),
-        "size": report.parameters(arm),
-        "teacher_size": report.value("teacher", "parameters"),
-        "prompt": repr(one_line(shots[0].prompt) if shots else "Put your prompt here."),
-        "longest_answer": 4 + max(map(len, choices)) if choices else recipe.generate.max_tokens,
-        "sha256": report.teacher_hash,
-        "duties": [one_line(duty) for duty in duties_of(recipe.licensed)],
-        "tally": report.tally,
-        "had": probabilities_had(recipe),
-        "made": made_of(student, trained),
-        "examples": trained.get("examples"),
-        "trained": how_trained(recipe) + weights_kept(trained),
-        "train": recipe.train,
-        "seconds": trained.get("seconds"),
-        "test_prompts": accuracy["n"] if accuracy else 0,
-        "metrics": (metrics := _metrics(report)),
-        "arms": [(report.name(other).label, _written(found, metrics)) for other, found in report.arms.items()],
-        "notes": [(report.name(other).label, _note(report, other)) for other in report.arms],
-        "claims": claims(report) if arm == "student" else [],
-        "exact": report.value(arm, "exact_answers"),
-        "wrong": None if accuracy is None else 1 - accuracy["value"],
-    }
-
-
-def _metrics(report: RunReport) -> list[Metric]:
-    return measured(quality(report.recipe.task), report.arms)
-
-
-def _written(found: Any, metrics: list[Metric]) -> list[str]:
-    """An arm's scores as the cells of its row."""
-    cells: list[str] = []
-    for metric in metrics:
-        score = found.get(metric.key)
-        ends = metric.interval(score) if score else ""
-        cells.append((metric.write(score["value"]) if score else "–") + (f" ({ends})" if ends else ""))
-    return cells
-
-
-def _note(report: RunReport, arm: str) -> str:
-    """What the recipe's author wrote comes in as code."""
-    note = report.name(arm).note
-    return code(note) if note and (arm in report.recipe.arms or arm == "teacher") else note
+def _metrics(report: RunReport) -> list[wording.Metric]:
+    return wording.measured(wording.quality(report.recipe.task), report.arms)
 
 
 def _source(prompts: Source) -> str:

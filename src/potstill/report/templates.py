@@ -9,22 +9,13 @@ from typing import Any, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from potstill.recipe.values import public_name
+from potstill.report import numbers
 from potstill.report.clean import clean, code, cut
-from potstill.report.numbers import (
-    commas,
-    count,
-    dollars,
-    duration,
-    minus,
-    percent,
-    plain,
-    quantity,
-    three_decimals,
-    times,
-)
 
 _FILTERS: tuple[Callable[..., str], ...] = (
-    *(code, cut, commas, count, dollars, duration, minus, percent, plain, quantity, three_decimals, times),
+    *(public_name, code, cut, numbers.commas, numbers.count, numbers.dollars, numbers.duration, numbers.minus),
+    *(numbers.percent, numbers.plain, numbers.quantity, numbers.three_decimals, numbers.times),
 )
 
 
