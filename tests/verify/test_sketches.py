@@ -1,4 +1,4 @@
-"""The compact table of near-duplicate sketches finds exactly what plain dictionaries of bands find."""
+"""The table of near-duplicate sketches finds exactly what plain dictionaries of bands find."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_the_table_is_one_dictionary_a_band() -> None:
     pool_NH = rng.integers(0, 2**32, (800, _BANDS * _ROWS), dtype=np.uint32)
     table, bands, kept = _Sketches(), [dict[bytes, int]() for _ in range(_BANDS)], list[bytes]()
     found = 0
-    for _ in range(4000):  # the table doubles several times
+    for _ in range(4000):
         values_H = pool_NH[rng.integers(len(pool_NH))].copy()
         changed = rng.random(_BANDS) < 0.7  # many texts share some bands with several others
         values_H[::_ROWS][changed] = rng.integers(0, 2**32, changed.sum(), dtype=np.uint32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 _WORDS = re.compile(r"\w+")
 _SHINGLE = 3  # words
-_CHUNK = 1 << 14  # sketches in one array
 _BANDS, _ROWS = 12, 5
 """Two texts that share s of their shingles meet in a band with probability 1 - (1 - s^5)^12: 0.99 at s = 0.8, 0.89 at
 0.7; whoever meets is compared by all 60 hashes."""
@@ -67,76 +67,37 @@ class Near:
 
 
 class _Sketches:
-    """Sketches that are found by any of their bands: one hash table with linear probing for all bands, four bytes a
-    slot, which names the first sketch that has a band's values.
+    """Sketches that are found by any of their bands: an SQLite database in memory, which names the first sketch with
+    each band's values.
 
-    Dimension key: N sketches, H hashes of a sketch, B bands, E entries (number of the sketch * bands + band + 1).
+    Dimension key: H hashes of a sketch.
     """
 
     def __init__(self) -> None:
-        self._chunks: list[NDArray[np.uint32]] = []
-        self._count = self._used = 0
-        self._slots = np.zeros(1 << 12, np.uint32)  # 0: free
+        self._db = sqlite3.connect(":memory:", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("CREATE TABLE sketches (number INTEGER PRIMARY KEY, hashes BLOB)")
+        self._db.execute("CREATE TABLE bands (key INTEGER PRIMARY KEY, number INTEGER)")
 
     def met(self, values_H: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
         """Every sketch that was the first with one of the bands."""
-        places = (self._place(band, int(key), values_H) for band, key in enumerate(_band_keys(values_H[None])[0]))
-        for entry in {(int(self._slots[at]) - 1) // _BANDS for at in places if self._slots[at]}:
-            yield self._at(entry)
+        keys = ",".join("?" * _BANDS)
+        rows = self._db.execute(
+            f"SELECT hashes FROM sketches WHERE number IN (SELECT number FROM bands WHERE key IN ({keys}))",
+            _band_keys(values_H),
+        )
+        return (np.frombuffer(hashes, np.uint32) for (hashes,) in rows)
 
     def add(self, values_H: NDArray[np.uint32]) -> None:
-        if self._count % _CHUNK == 0:
-            self._chunks.append(np.zeros((_CHUNK, _BANDS * _ROWS), np.uint32))
-        self._chunks[-1][self._count % _CHUNK] = values_H
-        for band, key in enumerate(_band_keys(values_H[None])[0]):
-            at = self._place(band, int(key), values_H)
-            if not self._slots[at]:
-                self._slots[at] = self._count * _BANDS + band + 1
-                self._used += 1
-        self._count += 1
-        if 2 * self._used > len(self._slots):
-            self._grow()
-
-    def _at(self, number: int) -> NDArray[np.uint32]:
-        return self._chunks[number // _CHUNK][number % _CHUNK]
-
-    def _place(self, band: int, key: int, values_H: NDArray[np.uint32]) -> int:
-        """The slot of the band's values, or the free one where they belong."""
-        mask, part = len(self._slots) - 1, slice(band * _ROWS, (band + 1) * _ROWS)
-        at = key & mask
-        while entry := int(self._slots[at]):
-            number, other = divmod(entry - 1, _BANDS)
-            if other == band and (self._at(number)[part] == values_H[part]).all():
-                return at
-            at = (at + 1) & mask
-        return at
-
-    def _grow(self) -> None:
-        """Twice the slots; all entries go to their places a probe at a time, of several for one slot one."""
-        entries_E = self._slots[self._slots > 0]
-        number_E, band_E = np.divmod(entries_E - 1, np.uint32(_BANDS))
-        key_E = np.zeros(len(entries_E), np.uint64)
-        for number, chunk_NH in enumerate(self._chunks):
-            here_E = number_E // _CHUNK == number
-            key_E[here_E] = _band_keys(chunk_NH)[number_E[here_E] % _CHUNK, band_E[here_E]]
-        self._slots = np.zeros(2 * len(self._slots), np.uint32)
-        mask = np.uint64(len(self._slots) - 1)
-        at_E = key_E & mask
-        while len(entries_E):
-            free_E = self._slots[at_E] == 0
-            self._slots[at_E[free_E]] = entries_E[free_E]
-            left_E = self._slots[at_E] != entries_E
-            entries_E, at_E = entries_E[left_E], (at_E[left_E] + np.uint64(1)) & mask
+        number = self._db.execute("INSERT INTO sketches (hashes) VALUES (?)", [values_H.tobytes()]).lastrowid
+        rows = ((key, number) for key in _band_keys(values_H))
+        self._db.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", rows)
 
 
-def _band_keys(values_NH: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """64 mixed bits of every band, shape (N, B); multiplication wraps around."""
-    parts_NBR = values_NH.reshape(-1, _BANDS, _ROWS).astype(np.uint64)
-    key_NB = np.tile(np.arange(_BANDS, dtype=np.uint64), (len(parts_NBR), 1))
-    for row in range(_ROWS):
-        key_NB = (key_NB ^ parts_NBR[:, :, row]) * np.uint64(0x9E3779B97F4A7C15)
-        key_NB ^= key_NB >> np.uint64(29)
-    return key_NB
+def _band_keys(values_H: NDArray[np.uint32]) -> list[int]:
+    """64 bits of a hash of every band and its place."""
+    bands = (values_H[at : at + _ROWS].tobytes() + bytes([at]) for at in range(0, _BANDS * _ROWS, _ROWS))
+    return [int.from_bytes(hashlib.blake2b(band, digest_size=8).digest(), signed=True) for band in bands]
 
 
 class Contamination:
