@@ -30,6 +30,7 @@ from potstill.recipe.teacher import Gguf, Local
 from potstill.records import Prompt, Split
 from potstill.sizing.job import Lengths, Size, Sizes, examples_of, facts_of_teacher, size_of, sizes_of
 from potstill.store.requests import Requests
+from potstill.verify.votes import choices_of
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _BYTES_PER_TOKEN = 4
@@ -156,7 +157,7 @@ class _Asking:
             case "computed here" as said:
                 return _Asking(1, 1, 0, price, said)
             case "prompt_logprobs" as said:  # one request asks for all choices
-                return _Asking(_choices(recipe), 1, 1, price, said)
+                return _Asking(len(choices_of(recipe)), 1, 1, price, said)
             case "completions" | "top_logprobs" as said:
                 return _Asking(1, 1, 1, price, said)
 
@@ -195,8 +196,8 @@ class _Measured:
 
     def lengths(self, recipe: Recipe, asking: _Asking, prompts: int) -> Lengths:
         answer = longest = float(asking.written)
-        if isinstance(recipe.task, Choice):
-            tokens = [1 + len(choice.encode()) / _BYTES_PER_TOKEN for choice in recipe.task.choices]
+        if choices := choices_of(recipe):
+            tokens = [1 + len(choice.encode()) / _BYTES_PER_TOKEN for choice in choices]
             answer, longest = sum(tokens) / len(tokens), max(tokens)
         count = _asked(self.found)
         return Lengths(
@@ -226,7 +227,7 @@ def _work(planned: Plan) -> Iterator[Work]:
     recipe, lengths = planned.recipe, planned.lengths
     teacher = facts_of_teacher(recipe.teacher) if isinstance(recipe.teacher.engine, Local | Gguf) else None
     writes = Size(teacher.parameters, teacher.layers * teacher.per_layer) if teacher else None
-    arms = [(arm, size_of(arm.student, _choices(recipe))) for arm in arms_of(recipe)]
+    arms = [(arm, size_of(arm.student, len(choices_of(recipe)))) for arm in arms_of(recipe)]
     rate = _flops_per_second() * _SHARE_OF_PEAK if writes or any(size for _, size in arms) else 1.0
     read = planned.requests * lengths.read if writes else planned.tokens_read
     tokens = read + planned.tokens_written
@@ -270,10 +271,6 @@ def _evaluation(planned: Plan, writes: Size | None, arms: list[tuple[Arm, Size |
         seconds=count * sum(2 * tokens * size.body for tokens, size in known) / rate if known else None,
         memory=max(size.parameters for _, size in known) * _WEIGHT_BYTES if known else None,
     )
-
-
-def _choices(recipe: Recipe) -> int:
-    return len(recipe.task.choices) if isinstance(recipe.task, Choice) else 0
 
 
 def _flops_per_second() -> float:

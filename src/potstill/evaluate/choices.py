@@ -23,11 +23,11 @@ from potstill.models.load import codec_of, compute_dtype, load
 from potstill.models.locate import locate
 from potstill.recipe import arms_of
 from potstill.recipe.student import Encoder, Student
-from potstill.recipe.task import Choice
 from potstill.recipe.teacher import Local
 from potstill.store.examples import read_examples
 from potstill.store.requests import Requests, Timing
 from potstill.text.tokens import Codec, choice_ids
+from potstill.verify.votes import choices_of
 
 BASE = "base"
 
@@ -46,7 +46,7 @@ def evaluate_choices(test: ArmTest) -> Measured:
             student = recipe.student
         case name:
             student = next(arm.student for arm in arms_of(recipe) if arm.name == name)
-    with open_scored(test, choices_of(test)) as scored:
+    with open_scored(test, choices_of(test.recipe)) as scored:
         match student:
             case Encoder():
                 return _encoder(scored, student)
@@ -54,11 +54,6 @@ def evaluate_choices(test: ArmTest) -> Measured:
                 return _language_model(scored, student)
             case None:
                 raise InputError("the recipe has no 'student' section", way_out="add one")
-
-
-def choices_of(test: ArmTest) -> tuple[str, ...]:
-    assert isinstance(test.recipe.task, Choice)
-    return test.recipe.task.choices
 
 
 # the teacher
@@ -78,7 +73,7 @@ def _measured_teacher(test: ArmTest) -> Measured:
         _, uncached = answer_choices(
             loaded.model,
             asked,
-            choice_ids(codec, choices_of(test)),
+            choice_ids(codec, choices_of(test.recipe)),
             batch_tokens=settings.batch_tokens,
             on_batch=lambda done: test.tell(done, len(asked), note="prefix not cached"),
         )
@@ -166,7 +161,7 @@ def _measured(scored: ScoredPrompts, model: PreTrainedModel, peak: Peak) -> Meas
 
 def _tfidf(test: ArmTest) -> Measured:
     """It learns the very labels that the student learns."""
-    choices = choices_of(test)
+    choices = choices_of(test.recipe)
     examples = list(read_examples(test.run.kept(verified=True)))
     labels = [choices.index(example.messages[-1].content) for example in examples]
     with open_scored(test, choices) as scored:

@@ -14,11 +14,11 @@ from potstill.evaluate.metrics import Answers, Array, Ints
 from potstill.evaluate.texts import verdict_of
 from potstill.generate.collect import usable_answers
 from potstill.recipe import Recipe
-from potstill.recipe.task import Choice
 from potstill.records import Prompt, Sample
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder
 from potstill.verify.calibrate import Calibration, calibrated, index_of, log_softmax
+from potstill.verify.votes import choices_of
 from potstill.verify.workers import checked
 
 
@@ -52,7 +52,10 @@ class Predictions:
         found: dict[str, Answers] = {}
         for arm in arms:
             if arm == "teacher":
-                found |= {"teacher": self._of(arm, self.teacher_NC), "teacher_raw": self._raw()}
+                found |= {
+                    "teacher": self._of(arm, self.teacher_NC),
+                    "teacher_raw": self._of("teacher_raw", log_softmax(self.raw_NC)),
+                }
             else:
                 found[arm] = self._of(arm, log_softmax(self._logp(arm)))
         return found
@@ -65,9 +68,6 @@ class Predictions:
             return None
         answer, count = answers.most_common(1)[0]
         return {"answer": answer, "accuracy": count / len(self.prompts)}
-
-    def _raw(self) -> Answers:
-        return self._of("teacher_raw", log_softmax(self.raw_NC))
 
     def _logp(self, arm: str) -> Array:
         with Requests(self.run.test(arm) / "ledger.sqlite") as requests:
@@ -89,7 +89,7 @@ class Predictions:
         how = self.recipe.evaluate
         if how is None or not how.checks:
             return None
-        choices = _choices(self.recipe)
+        choices = choices_of(self.recipe)
         said = [choices[best] for best in logp_NC.argmax(axis=-1)]
         samples = [
             Sample(prompt_id=prompt.id, text=text, choice_logprobs=tuple(row), calibrated_logprobs=tuple(row))
@@ -106,7 +106,7 @@ class Predictions:
 
 def references(recipe: Recipe, prompts: Sequence[Prompt]) -> Ints:
     """People's answers as numbers of choices, -1 where there is none."""
-    choices = _choices(recipe)
+    choices = choices_of(recipe)
     return np.array([-1 if p.reference is None else index_of(p.reference, choices, p) for p in prompts], dtype=np.int64)
 
 
@@ -118,8 +118,3 @@ def require_references(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
             f"the test prompt '{unknown}' has no reference: nobody says which answer is right",
             way_out="name its column in 'columns.reference', or grades in 'reference_by_grade'",
         )
-
-
-def _choices(recipe: Recipe) -> tuple[str, ...]:
-    assert isinstance(recipe.task, Choice)
-    return recipe.task.choices

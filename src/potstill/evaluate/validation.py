@@ -20,12 +20,12 @@ from potstill.models.locate import locate
 from potstill.recipe import Recipe
 from potstill.recipe.evaluate import Evaluate
 from potstill.recipe.student import Encoder, Student
-from potstill.recipe.task import Choice
 from potstill.records import Example, Prompt, Score
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder
 from potstill.text.tokens import choice_ids
 from potstill.verify.calibrate import calibrated, log_softmax, read_calibration
+from potstill.verify.votes import choices_of
 
 Validate = Callable[[PreTrainedModel], dict[str, Score]]
 
@@ -56,7 +56,6 @@ class Validation:
 def validator(recipe: Recipe, given: Validation) -> Validate:
     """Accuracy (where people's answers are known), agreement with the teacher and the divergence from it, of the
     student that `recipe`, an arm's, describes."""
-    assert isinstance(recipe.task, Choice)
     reference_N, logp = references(recipe, given.prompts), _answering(recipe, given.prompts)
 
     def validate(model: PreTrainedModel) -> dict[str, Score]:
@@ -69,8 +68,7 @@ def validator(recipe: Recipe, given: Validation) -> Validate:
 
 def _answering(recipe: Recipe, prompts: Sequence[Prompt]) -> Callable[[PreTrainedModel], Array]:
     """The student's ln p over the choices (N, C), in its own template or tokens."""
-    assert isinstance(recipe.task, Choice)
-    choices = recipe.task.choices
+    choices = choices_of(recipe)
     tokens = (recipe.evaluate or Evaluate()).batch_tokens  # pyright: ignore[reportCallIssue]
     match recipe.student:
         case Encoder() as encoder:

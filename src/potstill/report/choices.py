@@ -14,14 +14,13 @@ from itertools import islice
 import numpy as np
 
 from potstill.recipe import Recipe
-from potstill.recipe.task import Choice
 from potstill.records import Prompt, Sample, Verdict
 from potstill.report.tally import Few, Outcomes, tally_outcomes
 from potstill.store.requests import Requests
-from potstill.store.run import STUDENT, RunFolder, read_json
+from potstill.store.run import STUDENT, RunFolder
 from potstill.store.verdicts import read_verdicts
-from potstill.verify.calibrate import Array, Calibration, calibrated
-from potstill.verify.votes import counted
+from potstill.verify.calibrate import AS_SAID, Array, Calibration, calibrated, read_calibration
+from potstill.verify.votes import choices_of, counted
 
 BINS = 40
 _AT_ONCE = 500
@@ -80,7 +79,7 @@ class Labels:
 
 
 def read_labels(run: RunFolder, recipe: Recipe) -> Labels:
-    found, calibration = Labels(), _calibration(run, recipe)
+    found, calibration = Labels(), _calibration(run)
     with Requests(run.ledger) as requests:
         for label in _labels(read_verdicts(run.verdicts), recipe, calibration, requests):
             found.add(label)
@@ -113,10 +112,8 @@ def _confidence(sample: Sample) -> float:
     return float(np.exp(max(sample.calibrated_logprobs)))
 
 
-def _calibration(run: RunFolder, recipe: Recipe) -> Calibration:
-    assert isinstance(recipe.task, Choice)
-    stored = read_json(run.calibration) or {"bias": [0.0] * len(recipe.task.choices), "temperature": 1.0}
-    return Calibration(bias=tuple(stored["bias"]), temperature=stored["temperature"])
+def _calibration(run: RunFolder) -> Calibration:
+    return read_calibration(run) if run.calibration.is_file() else AS_SAID
 
 
 Row = tuple[float, ...]
@@ -174,21 +171,19 @@ class Tested:
 
 def read_tested(run: RunFolder, recipe: Recipe, arms: Iterable[str]) -> Tested | None:
     """None where teacher and student have not answered both."""
-    assert isinstance(recipe.task, Choice)
-    raw: dict[str, dict[str, Row]] = {}
+    choices, raw = choices_of(recipe), dict[str, dict[str, Row]]()
     prompts: dict[str, Prompt] = {}
     for arm in arms:
         if (ledger := RunFolder(run.test(arm)).ledger).is_file():
             with Requests(ledger) as requests:
-                found = list(counted(requests.samples(), recipe.task.choices))
+                found = list(counted(requests.samples(), choices))
             prompts |= {prompt.id: prompt for prompt, _ in found}
             raw[arm] = {prompt.id: sample.choice_logprobs or () for prompt, sample in found}
     if not {"teacher", STUDENT} <= raw.keys():
         return None
-    plain = Calibration(bias=(0.0,) * len(recipe.task.choices), temperature=1.0)
-    p = {arm: _probabilities(rows, plain) for arm, rows in raw.items()}
-    p |= {"teacher_raw": p["teacher"], "teacher": _probabilities(raw["teacher"], _calibration(run, recipe))}
-    return Tested(recipe.task.choices, prompts, p)
+    p = {arm: _probabilities(rows, AS_SAID) for arm, rows in raw.items()}
+    p |= {"teacher_raw": p["teacher"], "teacher": _probabilities(raw["teacher"], _calibration(run))}
+    return Tested(choices, prompts, p)
 
 
 def _probabilities(rows: Mapping[str, Row], calibration: Calibration) -> dict[str, Row]:

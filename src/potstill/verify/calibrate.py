@@ -25,7 +25,7 @@ from potstill.recipe.whole import Recipe
 from potstill.records import Prompt, Sample
 from potstill.store.files import write_atomic
 from potstill.store.run import RunFolder, read_json
-from potstill.verify.votes import Answers, counted
+from potstill.verify.votes import Answers, choices_of, counted
 
 Array = NDArray[np.float64]
 
@@ -39,6 +39,10 @@ class Calibration:
 
     def apply(self, logp_NC: Array) -> Array:
         return log_softmax((logp_NC + np.array(self.bias)) / self.temperature)
+
+
+AS_SAID = Calibration(bias=(0.0,), temperature=1.0)
+"""Normalised and no more."""
 
 
 def calibrate(recipe: Recipe, samples: Answers) -> Calibration:
@@ -64,12 +68,10 @@ def calibrate(recipe: Recipe, samples: Answers) -> Calibration:
 
 def calibrated(recipe: Recipe, calibration: Calibration, answers: Answers) -> Iterator[tuple[Prompt, Sample]]:
     """One sample for a prompt's votes, each with its calibrated distribution, whose first choice is its text."""
-    assert isinstance(recipe.task, Choice)
-    choices = recipe.task.choices
-    plain = Calibration(bias=(0.0,) * len(choices), temperature=1.0)
+    choices = choices_of(recipe)
     for prompt, sample in counted(answers, choices):
         own = recipe.asked(sample.rescue) == recipe.teacher
-        logp_C = (calibration if own else plain).apply(np.array(sample.choice_logprobs))
+        logp_C = (calibration if own else AS_SAID).apply(np.array(sample.choice_logprobs))
         said = choices[int(logp_C.argmax())]
         yield prompt, replace(sample, text=said, calibrated_logprobs=tuple(logp_C.tolist()))
 

@@ -11,10 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from potstill.recipe.task import Choice
+from potstill.recipe.whole import Recipe
 from potstill.records import Prompt, Sample
 from potstill.verify.text import normalised
 
 Answers = Iterable[tuple[Prompt, Sample]]
+
+
+def choices_of(recipe: Recipe) -> tuple[str, ...]:
+    """The allowed answers; none where answers are texts."""
+    return recipe.task.choices if isinstance(recipe.task, Choice) else ()
 
 
 def counted(answers: Answers, choices: Sequence[str]) -> Iterator[tuple[Prompt, Sample]]:
