@@ -1,8 +1,9 @@
-"""Let a model answer prompts: by scoring the choices, and, for a saved folder alone, by writing."""
+"""Let a model answer prompts: by scoring the choices, by classifying, and, for a saved folder alone, by writing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from potstill.engines.local import ChoiceScorer, ScoredBatch
 from potstill.engines.reply import split_inline
 from potstill.evaluate.metrics import Array
+from potstill.models.encoder import TextClassifier, asked_text
 from potstill.models.load import compute_dtype, device
 from potstill.records import Prompt
 from potstill.store.requests import Timing
@@ -42,6 +44,38 @@ def gathered(
         tokens, seconds, done = tokens + batch.tokens, seconds + batch.seconds, done + len(batch.positions)
         on_batch(done)
     return logp_NC, Timing(shape[0], tokens, seconds)
+
+
+def classify(
+    classifier: TextClassifier, prompts: Sequence[Prompt], *, batch_tokens: int, skip: frozenset[int] = frozenset()
+) -> Iterator[ScoredBatch]:
+    """Its ln p over the choices, batch by batch, long prompts together, timed from text to answers. Batches are planned
+    over all prompts, and those in `skip` left out: one that is resumed between two of them computes the same bits."""
+    texts = [asked_text(prompt.messages) for prompt in prompts]
+    start = time.perf_counter()
+    lengths = encoded_lengths(classifier, texts)
+    order = sorted(range(len(texts)), key=lambda i: (-lengths[i], i))
+    number = done = 0
+    while done < len(order):
+        planned = order[done : done + max(1, batch_tokens // max(lengths[order[done]], 1))]
+        some = [i for i in planned if i not in skip]
+        if some:
+            rows = _logp(classifier, [texts[i] for i in some])
+            now = time.perf_counter()
+            yield ScoredBatch(number, tuple(some), rows, sum(lengths[i] for i in some), now - start)
+            start = time.perf_counter()
+        number, done = number + 1, done + len(planned)
+
+
+def encoded_lengths(classifier: TextClassifier, texts: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in classifier.tokenizer(list(texts))["input_ids"]]  # pyright: ignore[reportArgumentType]
+
+
+@torch.inference_mode()
+def _logp(classifier: TextClassifier, texts: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+    inputs = {name: value.to(classifier.model.device) for name, value in classifier.encode(texts).items()}
+    logp_BC = torch.log_softmax(classifier.model(**inputs).logits.float(), dim=-1)
+    return tuple(tuple(row) for row in logp_BC.tolist())
 
 
 def write_answers(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 64) -> list[tuple[str, bool]]:

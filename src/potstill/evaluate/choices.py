@@ -9,10 +9,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from potstill.engines.local import ChoiceScorer, ScoredBatch, shared_prefix
-from potstill.errors import InputError
-from potstill.evaluate.answers import answer_choices, write_answers
+from potstill.evaluate.answers import answer_choices, classify, encoded_lengths, write_answers
 from potstill.evaluate.base import base_student
-from potstill.evaluate.encoder import classify, encoded_lengths
 from potstill.evaluate.ledgers import ArmTest, Measured, ScoredPrompts, open_scored
 from potstill.evaluate.memory import Peak, peak_memory
 from potstill.evaluate.predictions import require_references
@@ -21,7 +19,6 @@ from potstill.generate.context import context_of
 from potstill.models.encoder import TextClassifier, asked_text, initial_encoder, load_encoder
 from potstill.models.load import codec_of, compute_dtype, load
 from potstill.models.locate import locate
-from potstill.recipe import arms_of
 from potstill.recipe.student import Encoder, Student
 from potstill.recipe.teacher import Local
 from potstill.store.examples import read_examples
@@ -42,18 +39,13 @@ def evaluate_choices(test: ArmTest) -> Measured:
             return _measured_teacher(test)
         case "tfidf":
             return _tfidf(test)
-        case "base":
-            student = recipe.student
-        case name:
-            student = next(arm.student for arm in arms_of(recipe) if arm.name == name)
-    with open_scored(test, choices_of(test.recipe)) as scored:
-        match student:
-            case Encoder():
-                return _encoder(scored, student)
-            case Student():
-                return _language_model(scored, student)
-            case None:
-                raise InputError("the recipe has no 'student' section", way_out="add one")
+        case _:
+            with open_scored(test, choices_of(recipe)) as scored:
+                match test.student:
+                    case Encoder() as encoder:
+                        return _encoder(scored, encoder)
+                    case Student() as student:
+                        return _language_model(scored, student)
 
 
 # the teacher

@@ -15,16 +15,17 @@ from potstill.engines.local import ScoredBatch
 from potstill.generate.ask import ask
 from potstill.generate.choices import keep_batch
 from potstill.generate.collect import Asking, load_asks
+from potstill.generate.waves import written
 from potstill.prompts.stream import stream_prompts
-from potstill.recipe import GenerationRequest, Recipe
+from potstill.recipe import GenerationRequest, Recipe, arms_of
 from potstill.recipe.evaluate import Evaluate
 from potstill.recipe.generate import Generate
 from potstill.recipe.prompts import Source
+from potstill.recipe.student import Encoder, Student
 from potstill.recipe.teacher import Teacher
 from potstill.records import Progress, Prompt, Watch
 from potstill.store.requests import Requests
-from potstill.store.run import RunFolder, open_ledger
-from potstill.store.samples import Written
+from potstill.store.run import STUDENT, RunFolder, open_ledger
 
 Measured = dict[str, float]
 """What was measured of an arm while it answered."""
@@ -50,6 +51,12 @@ class ArmTest:
     def source(self) -> Source:
         assert self.recipe.test_prompts is not None
         return self.recipe.test_prompts
+
+    @property
+    def student(self) -> Student | Encoder:
+        """Of the arm; `base` is the recipe's own before its first step."""
+        arm = STUDENT if self.arm == "base" else self.arm
+        return next(one.student for one in arms_of(self.recipe) if one.name == arm)
 
     def prompts(self) -> list[Prompt]:
         task, seed = self.recipe.task, self.recipe.seed
@@ -84,18 +91,7 @@ def _take_over(request: GenerationRequest, run: RunFolder, requests: Requests) -
             known = {row.sample for row in asked.written if row.given_up is None}
             found = own.samples_of(asked.key, asked.prompts[0].id, most=request.generate.n)
             requests.put_written(
-                Written(
-                    question=asked.question,
-                    sample=sample.index,
-                    attempt=0,
-                    max_tokens=request.generate.max_tokens,
-                    text=sample.text,
-                    reasoning=sample.reasoning,
-                    tool_calls=sample.tool_calls,
-                    choice_logprobs=sample.choice_logprobs,
-                    finish=sample.finish,
-                    cut_off=sample.cut_off,
-                )
+                written(asked.question, sample.index, sample, attempt=0, max_tokens=request.generate.max_tokens)
                 for sample in found
                 if sample.index not in known
             )

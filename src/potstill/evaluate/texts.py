@@ -11,7 +11,6 @@ from pathlib import Path
 from potstill.evaluate.base import saved_base
 from potstill.evaluate.ledgers import ArmTest, Measured
 from potstill.models.locate import facts, locate
-from potstill.recipe import arms_of
 from potstill.recipe.evaluate import Evaluate
 from potstill.recipe.generate import Generate
 from potstill.recipe.student import Student
@@ -55,11 +54,7 @@ def evaluate_texts(test: ArmTest) -> Measured:
 def _student(test: ArmTest) -> Teacher:
     """An arm's model folder as the one that answers; its answers are kept under what it was made of."""
     mark = hashlib.sha256(test.made_of.encode()).hexdigest()[:16]
-    if test.arm == "base":
-        student, folder = test.recipe.student, Path()
-    else:
-        student = next(arm.student for arm in arms_of(test.recipe) if arm.name == test.arm)
-        folder = test.run.arm_model(test.arm)
+    student, folder = test.student, test.run.arm_model(test.arm)
     assert isinstance(student, Student)
     if test.arm == "base":
         folder = saved_base(student, test.run, seed=test.recipe.seed, mark=mark)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from potstill.evaluate.answers import answer_choices, gathered
+from potstill.evaluate.answers import answer_choices, classify, gathered
 from potstill.evaluate.compare import validation_scores
-from potstill.evaluate.encoder import classify
 from potstill.evaluate.metrics import Answers, Array
 from potstill.evaluate.predictions import references
 from potstill.generate.collect import usable_answers

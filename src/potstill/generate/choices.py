@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from potstill.errors import InputError
@@ -29,13 +28,6 @@ if TYPE_CHECKING:
     from potstill.engines.local import ScoredBatch
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    number: int
-    prompt: Prompt
-    answered: bool
-
-
 def score_choices(request: GenerationRequest, requests: Requests, asking: Asking, watch: Watch) -> None:
     """Every prompt gets one answer with its `choice_logprobs`. What is there is not computed again."""
     from potstill.engines.local import ChoiceScorer, shared_prefix  # torch takes seconds
@@ -46,29 +38,35 @@ def score_choices(request: GenerationRequest, requests: Requests, asking: Asking
     located = locate(teacher.model)
     folder = folder_of(located, revision=teacher.revision)
     load_asks(request, requests)
-    questions = [_Question(*row) for row in requests.first_answers()]
-    past_limit = range(asking.limit or len(questions), len(questions))
-    skip = {*past_limit, *(i for i, question in enumerate(questions) if question.answered)}
-    progress = _Told(watch, len(questions) - len(past_limit), sum(q.answered for q in questions))
-    progress.say("")
-    if len(skip) == len(questions):
+    questions = list(requests.first_answers())
+    asked = [prompt for _, prompt, _ in questions]
+    total = min(asking.limit or len(asked), len(asked))
+    skip = {*range(total, len(asked)), *(i for i, (_, _, answered) in enumerate(questions) if answered)}
+    done = sum(answered for _, _, answered in questions)
+
+    def tell(note: str = "") -> None:
+        watch(Progress(stage="generate", what="teacher answers", done=min(done, total), total=total, note=note))
+
+    tell()
+    if len(skip) == len(asked):
         return
     codec = codec_of(folder, engine.template, name="teacher")
-    skip |= _give_up_unreadable(requests, codec, {i: q for i, q in enumerate(questions) if i not in skip})
-    if len(skip) == len(questions):
+    opened = {number: prompt for i, (number, prompt, _) in enumerate(questions) if i not in skip}
+    unreadable = _give_up_unreadable(requests, codec, opened)
+    skip |= {i for i, (number, _, _) in enumerate(questions) if number in unreadable}
+    if len(skip) == len(asked):
         return
-    prompts, choices = prompt_ids(request, codec, [q.prompt for q in questions]), choice_ids(codec, task.choices)
+    prompts, choices = prompt_ids(request, codec, asked), choice_ids(codec, task.choices)
     model = load(located, revision=teacher.revision).model
     reads = getattr(model.config, "max_position_embeddings", None)
-    _check_fit(questions, prompts, choices, reads)
+    _check_fit(asked, prompts, choices, reads)
     shared = shared_prefix(prompts)
     scorer = ChoiceScorer(model, choices, prefix=shared)
     for batch in scorer.score(prompts, batch_tokens=engine.batch_tokens, skip=frozenset(skip)):
-        some = [questions[i] for i in batch.positions]
         tokens = [len(prompts[i]) - len(shared) for i in batch.positions]
-        keep_batch(requests, [question.number for question in some], batch, tokens, task.choices)
-        progress.done += len(some)
-        progress.say(f"{len(some) / batch.seconds:.1f} prompts/s")
+        keep_batch(requests, [questions[i][0] for i in batch.positions], batch, tokens, task.choices)
+        done += len(batch.positions)
+        tell(f"{len(batch.positions) / batch.seconds:.1f} prompts/s")
 
 
 def prompt_ids(request: GenerationRequest, codec: Codec, prompts: Sequence[Prompt]) -> list[Ids]:
@@ -78,29 +76,17 @@ def prompt_ids(request: GenerationRequest, codec: Codec, prompts: Sequence[Promp
     return [tuple(codec.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
 
 
-def _give_up_unreadable(requests: Requests, codec: Codec, questions: Mapping[int, _Question]) -> set[int]:
+def _give_up_unreadable(requests: Requests, codec: Codec, asked: Mapping[int, Prompt]) -> set[int]:
     """Which of them spell a control token, which the model would obey instead of reading it."""
     found: set[int] = set()
     with requests.transaction():
-        for position, asked in questions.items():
-            if token := codec.control_token(asked.prompt.messages, tools=asked.prompt.tools):
+        for question, prompt in asked.items():
+            if token := codec.control_token(prompt.messages, tools=prompt.tools):
                 why = f"the prompt spells the control token {token}"
-                row = Written(question=asked.number, sample=0, attempt=0, max_tokens=1, given_up=why)
-                requests.put_written([row])
-                requests.settle(asked.number, "gave up")
-                found.add(position)
+                requests.put_written([Written(question=question, sample=0, attempt=0, max_tokens=1, given_up=why)])
+                requests.settle(question, "gave up")
+                found.add(question)
     return found
-
-
-@dataclass(slots=True)
-class _Told:
-    watch: Watch
-    total: int
-    done: int
-
-    def say(self, note: str) -> None:
-        done = min(self.done, self.total)
-        self.watch(Progress(stage="generate", what="teacher answers", done=done, total=self.total, note=note))
 
 
 def keep_batch(
@@ -133,14 +119,12 @@ def keep_batch(
             requests.settle(question, "done")
 
 
-def _check_fit(
-    questions: Sequence[_Question], prompts: Sequence[Ids], choices: Sequence[Ids], limit: int | None
-) -> None:
+def _check_fit(asked: Sequence[Prompt], prompts: Sequence[Ids], choices: Sequence[Ids], limit: int | None) -> None:
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     needed = len(prompts[longest]) + max(map(len, choices)) - 1
     if limit is not None and needed > limit:
         raise InputError(
-            f"the prompt '{questions[longest].prompt.id}' has {needed} tokens with the teacher's examples and an "
+            f"the prompt '{asked[longest].id}' has {needed} tokens with the teacher's examples and an "
             f"answer, but the teacher reads {limit}",
             way_out="shorten the prompt or the examples",
         )

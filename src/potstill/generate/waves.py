@@ -235,8 +235,9 @@ class Waves:
         return Job(question=asked.open.question, sample=sample, ask=ask)
 
 
-def written(question: int, sample: int, answer: Answer, *, attempt: int, max_tokens: int) -> Written:
-    """The ledger's row of an answer; one that the provider filtered is given up, and kept for the record."""
+def written(question: int, sample: int, answer: Answer | Sample, *, attempt: int, max_tokens: int) -> Written:
+    """The ledger's row of an answer, new or from another ledger; one that the provider filtered is given up, and kept
+    for the record."""
     return Written(
         question=question,
         sample=sample,
