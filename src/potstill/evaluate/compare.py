@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,27 +20,17 @@ from potstill.records import Score
 
 Scores = dict[str, dict[str, Score]]
 Metrics = Mapping[str, Mapping[str, Array]]
-"""Arm -> metric -> its value on the prompts as they are (1,), or on every resample of them (B,)."""
+"""Arm -> metric -> its value on the prompts as they are, and then on every resample of them (1 + B,)."""
 
-PAIRED = ("accuracy", "agreement", "kl_to_teacher")
+_PAIRED = ("accuracy", "agreement", "kl_to_teacher")
 
 
 def score_arms(arms: Mapping[str, Answers], *, count: int, seed: int) -> tuple[Scores, dict[str, Any], dict[str, Any]]:
     """Scores of every arm with 95 % intervals; the student's paired differences to the others; the share of the gap
     between each control and the teacher that the student closed."""
     n = len(next(iter(arms.values())).reference_N)
-    rows_BN = resamples(n, count=count, seed=seed)
-    whole_1N = np.arange(n)[None, :]
-    points = {arm: _metrics(answers, whole_1N) for arm, answers in arms.items()}
-    draws = {arm: _metrics(answers, rows_BN) for arm, answers in arms.items()}
-    return _scores(points, draws, n), paired(points, draws, PAIRED), gaps(points, draws, "accuracy")
-
-
-def _scores(points: Metrics, draws: Metrics, n: int) -> Scores:
-    return {
-        arm: {m: Score(value=float(v[0]), n=n, ci95=interval(draws[arm][m])) for m, v in metrics.items()}
-        for arm, metrics in points.items()
-    }
+    rows_BN = _drawn(n, count=count, seed=seed)
+    return _compared({arm: _metrics(answers, rows_BN) for arm, answers in arms.items()}, n)
 
 
 def score_texts(
@@ -48,11 +38,22 @@ def score_texts(
 ) -> tuple[Scores, dict[str, Any], dict[str, Any]]:
     """The same of arms that write, from which prompts each answered rightly."""
     ids = list(passed["teacher"])
-    rows_BN = resamples(len(ids), count=count, seed=seed)
+    rows_BN = _drawn(len(ids), count=count, seed=seed)
     right = {arm: np.array([said[i] for i in ids], dtype=np.float64) for arm, said in passed.items()}
-    points = {arm: {"accuracy": right_N.mean(keepdims=True)} for arm, right_N in right.items()}
-    draws = {arm: {"accuracy": right_N[rows_BN].mean(axis=-1)} for arm, right_N in right.items()}
-    return _scores(points, draws, len(ids)), paired(points, draws, ["accuracy"]), gaps(points, draws, "accuracy")
+    return _compared({arm: {"accuracy": right_N[rows_BN].mean(axis=-1)} for arm, right_N in right.items()}, len(ids))
+
+
+def _drawn(n: int, *, count: int, seed: int) -> Ints:
+    """The prompts as they are, and resamples of them."""
+    return np.concatenate([np.arange(n)[None, :], resamples(n, count=count, seed=seed)])
+
+
+def _compared(metrics: Metrics, n: int) -> tuple[Scores, dict[str, Any], dict[str, Any]]:
+    scores = {
+        arm: {m: Score(value=float(v[0]), n=n, ci95=interval(v[1:])) for m, v in found.items()}
+        for arm, found in metrics.items()
+    }
+    return scores, _paired(metrics), _gaps(metrics, "accuracy")
 
 
 def validation_scores(answers: Answers) -> dict[str, Score]:
@@ -85,37 +86,29 @@ def _expected_grade(answers: Answers) -> Array:
     return answers.p_NC[:, present] @ means
 
 
-def paired(points: Metrics, draws: Metrics, metrics: Sequence[str]) -> dict[str, Any]:
+def _paired(metrics: Metrics) -> dict[str, Any]:
     """The student less every other arm."""
+    student = metrics.get("student", {})
     return {
-        f"student - {arm}": {
-            m: {
-                "value": float(points["student"][m][0] - points[arm][m][0]),
-                "ci95": list(interval(draws["student"][m] - draws[arm][m])),
-            }
-            for m in metrics
-        }
-        for arm in points
-        if arm != "student" and "student" in points
+        f"student - {arm}": {m: _with_interval(student[m] - found[m]) for m in _PAIRED if m in found}
+        for arm, found in metrics.items()
+        if student and arm != "student"
     }
 
 
-def gaps(points: Metrics, draws: Metrics, metric: str) -> dict[str, Any]:
+def _gaps(metrics: Metrics, metric: str) -> dict[str, Any]:
     """(student - control) / (teacher - control), by joint resampling; null where the denominator's interval includes 0.
     It may exceed 1: checks add knowledge that the teacher alone lacks."""
-    found: dict[str, Any] = {}
-    for control in points:
-        if control in ("student", "teacher", "teacher_raw") or "student" not in points:
+    gaps: dict[str, Any] = {}
+    for control in metrics:
+        if control in ("student", "teacher", "teacher_raw") or "student" not in metrics:
             continue
-        drawn = {arm: draws[arm][metric] - draws[control][metric] for arm in ("student", "teacher")}
-        low, high = interval(drawn["teacher"])
-        if low <= 0 <= high:
-            found[control] = None
-            continue
-        base, teacher, student = (points[arm][metric][0] for arm in (control, "teacher", "student"))
-        usable = drawn["teacher"] != 0  # the interval excludes 0, so hardly a resample is lost
-        found[control] = {
-            "value": float((student - base) / (teacher - base)),
-            "ci95": list(interval(drawn["student"][usable] / drawn["teacher"][usable])),
-        }
-    return found
+        student, teacher = (metrics[arm][metric] - metrics[control][metric] for arm in ("student", "teacher"))
+        low, high = interval(teacher[1:])
+        usable = teacher != 0  # an interval that excludes 0 loses hardly a resample
+        gaps[control] = None if low <= 0 <= high else _with_interval(student[usable] / teacher[usable])
+    return gaps
+
+
+def _with_interval(values: Array) -> dict[str, Any]:
+    return {"value": float(values[0]), "ci95": list(interval(values[1:]))}
