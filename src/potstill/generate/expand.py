@@ -1,21 +1,76 @@
 """More prompts out of a few: the teacher is shown some and writes others like them (after Self-Instruct, Wang et al.
-2023). What is nearly a prompt that is there already is dropped.
+2023), in a ledger of its own in `expansion/`: paid once. What is nearly a prompt that is there already is dropped.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from potstill.generate.ask import answered
+from potstill.generate.rescue import prompts_in
+from potstill.prompts.stream import stream_prompts
+from potstill.recipe import GenerationRequest
+from potstill.recipe.prompts import Columns, Expand
+from potstill.records import Progress, Watch
+from potstill.store.files import write_atomic
+from potstill.store.requests import Requests
+from potstill.store.run import RunFolder
+from potstill.verify.hygiene import ngrams, words
+
+_COLUMNS = Columns(text="text", grade=None)
 _ASK = (
     "Here are {shown} examples of a kind of task:\n\n{examples}\n\n"
     "Write {count} new tasks of the same kind, unlike these and unlike each other. "
     "One task a line, numbered, and nothing else."
 )
 _NUMBERED = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s*(.+?)\s*$")
-_WORDS = re.compile(r"\w+")
+
+
+def written_prompts(request: GenerationRequest, source: Expand, run: RunFolder, watch: Watch) -> GenerationRequest:
+    """The request with the prompts that its teacher wrote in place of the seeds, and what is left of its budget."""
+    seeds = [prompt.messages[-1].content for prompt in stream_prompts(source.seeds, Counter())]
+    folder = run.path / "expansion"
+    asks = folder.with_name("expansion.jsonl")
+    writing = _writing(request, source).model_copy(update={"prompts": prompts_in(asks, source.licence, _COLUMNS)})
+    enough = max(0, math.ceil((source.to - len(seeds)) / source.per_request))
+    count, found, spent = 0, list(dict.fromkeys(seeds)), 0.0
+    while len(found) < source.to and count < 5 * enough:
+        count += max(1, math.ceil((source.to - len(found)) / source.per_request))
+        texts = (
+            ask_for_more(seeds, count=source.per_request, show=source.show, number=i, seed=request.seed)
+            for i in range(count)
+        )
+        write_atomic(asks, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        spent = answered(writing, folder, watch).dollars
+        distinct = Distinct(seeds, overlap=source.overlap)
+        with Requests(folder / "ledger.sqlite") as requests:
+            answers = [sample.text for _, sample in requests.samples()]
+        found = [*seeds, *(text for answer in answers for text in listed(answer) if distinct.add(text))][: source.to]
+    file = run.path / "prompts.jsonl"
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in found)
+    if not file.is_file() or file.read_text(encoding="utf-8") != lines:
+        write_atomic(file, lines)
+    watch(Progress(stage="generate", what="prompts written", done=len(found), total=source.to))
+    budget = request.generate.budget
+    left = None if budget is None else max(1e-12, budget - spent)
+    how = request.generate.model_copy(update={"budget": left})
+    return request.model_copy(update={"prompts": prompts_in(file, source.licence, _COLUMNS), "generate": how})
+
+
+def _writing(request: GenerationRequest, source: Expand) -> GenerationRequest:
+    """Asks for prompts: one answer each, and without the teacher's instructions for the real ones."""
+    plain = {"n": 1, "max_tokens": source.max_tokens, "truncated": "keep", "longest": None}
+    return request.model_copy(
+        update={
+            "teacher": request.teacher.model_copy(update={"instructions": None, "examples": ()}),
+            "generate": request.generate.model_copy(update=plain),
+        }
+    )
 
 
 def ask_for_more(seeds: Sequence[str], *, count: int, show: int, number: int, seed: int) -> str:
@@ -60,7 +115,5 @@ class Distinct:
 
 
 def _triples(text: str) -> frozenset[tuple[str, ...]]:
-    words = _WORDS.findall(text.casefold())
-    if len(words) < 3:
-        return frozenset([tuple(words)] if words else [])
-    return frozenset(zip(words, words[1:], words[2:], strict=False))
+    found = words(text)
+    return frozenset(map(tuple, ngrams(found, 3))) or frozenset([tuple(found)] if found else [])

@@ -12,7 +12,7 @@ from pathlib import Path
 from potstill.errors import BudgetReached, InputError, TeacherError
 from potstill.generate.ask import ask
 from potstill.generate.collect import Asking, export, load_asks, usable_answers
-from potstill.generate.prompts import written_prompts
+from potstill.generate.expand import written_prompts
 from potstill.generate.rescue import Rescued
 from potstill.generate.waves import Wanted
 from potstill.prompts.stream import how_read

@@ -46,7 +46,7 @@ def sections(report: RunReport) -> list[tuple[str, str, object]]:
         ("mistakes", "What was wrong", scores.mistakes(report)),
         ("training", "Training", report.trained or report.metrics),
         ("own-answers", "Its own answers", report.own_text or own_answers.own_charts(report)),
-        ("time", "Time", training.time_bars(report)),
+        ("time", "Time", report.seconds),
         ("spent", "Tokens and money", report.spent),
         ("licences", "Licences", licences.licences(report)),
         ("recipe", "Recipe", report.recipe_yaml),

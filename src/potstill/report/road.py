@@ -8,7 +8,6 @@ from potstill.recipe.task import Choice
 from potstill.records import Split
 from potstill.report.gather import RunReport
 from potstill.report.numbers import count
-from potstill.report.tables import Bar, ranked
 from potstill.report.tally import Histogram, histogram
 
 _MOST_REASONS = 20
@@ -18,8 +17,11 @@ _USES: Mapping[Split, str] = {
     "test": "to test",
 }
 
+Row = tuple[str, int, str]
+"""What, how many, and a remark."""
 
-def stages(report: RunReport) -> list[Bar]:
+
+def stages(report: RunReport) -> list[Row]:
     """Answers asked for, answered, judged, passed, kept."""
     assert report.road is not None
     steps = [
@@ -34,8 +36,7 @@ def stages(report: RunReport) -> list[Bar]:
             ("passed every check", found.passed, f"{found.prompts - hopeless:,} prompts have one"),
             ("kept", found.kept, f"{found.prompts_kept:,} prompts have one"),
         ]
-    most = max(1, *(n for _, n, _ in steps))
-    return [Bar(what, f"{n:,}", n / most, small, "kept" if what == "kept" else "") for what, n, small in steps]
+    return steps
 
 
 def _votes(report: RunReport) -> bool:
@@ -43,7 +44,7 @@ def _votes(report: RunReport) -> bool:
     return isinstance(report.recipe.task, Choice) and report.recipe.generate.n > 1
 
 
-def drops(report: RunReport) -> list[Bar]:
+def drops(report: RunReport) -> list[Row]:
     """Why an answer that was asked for is not kept, the most frequent reason first."""
     road, found = report.road, report.tally
     assert road is not None
@@ -57,7 +58,10 @@ def drops(report: RunReport) -> list[Bar]:
         rows += [
             (why, n, "a check objected" if ": " in why else "passed, not chosen") for why, n in found.reasons.items()
         ]
-    return ranked(rows, _MOST_REASONS)
+    ordered = sorted((row for row in rows if row[1] > 0), key=lambda row: (-row[1], row[0]))
+    if rest := ordered[_MOST_REASONS:]:
+        ordered[_MOST_REASONS:] = [(count(len(rest), "other reason"), sum(n for _, n, _ in rest), "together")]
+    return ordered
 
 
 def notes(report: RunReport) -> list[str]:
@@ -82,18 +86,3 @@ def pass_rates(report: RunReport) -> Histogram | None:
     if report.tally is None or report.recipe.generate.n == 1 or _votes(report):
         return None
     return histogram(report.tally, report.recipe.generate.n)
-
-
-def pass_rate_bars(found: Histogram) -> list[Bar]:
-    n = found.bars[-1][1]
-    most = max(1, *(prompts for *_, prompts in found.bars))
-    remarks = {0: "hopeless: nothing to learn from", n: "trivial: nothing to choose from"}
-    return [
-        Bar(
-            f"{low:,} of {n:,}" if low == high else f"{low:,} to {high:,} of {n:,}",
-            f"{prompts:,}",
-            prompts / most,
-            remarks.get(low, "") if low == high else "",
-        )
-        for low, high, prompts in found.bars
-    ]

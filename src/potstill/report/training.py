@@ -1,11 +1,9 @@
-"""The learning curves of every arm, and where the time of the run went."""
+"""The learning curves of every arm."""
 
 from __future__ import annotations
 
 from potstill.report.charts import Chart, curves, logged
 from potstill.report.gather import RunReport
-from potstill.report.numbers import duration, percent
-from potstill.report.tables import Bar
 
 _SHARES = {
     "validation_accuracy": "Accuracy on the validation prompts by step",
@@ -31,14 +29,3 @@ def training_curves(report: RunReport) -> list[Chart]:
         *(curves(says, logged(report.metrics, key, arms)) for key, says in _VALUES.items()),
     )
     return [chart for chart in drawn if chart is not None]
-
-
-def time_bars(report: RunReport) -> list[Bar]:
-    if not report.seconds:
-        return []
-    whole, most = sum(report.seconds.values()) or 1.0, max(report.seconds.values()) or 1.0
-    bars = [
-        Bar(name.replace(":", ": "), duration(took), took / most, percent(took / whole))
-        for name, took in report.seconds.items()
-    ]
-    return [*bars, Bar("all", duration(whole), 0.0)]
