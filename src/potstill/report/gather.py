@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -106,6 +107,13 @@ class RunReport:
         """`over`'s value as a multiple of `under`'s, or None where one is missing or 0."""
         top, bottom = self.value(over, metric), self.value(under, metric)
         return top / bottom if top is not None and bottom else None
+
+    @property
+    def spent_in_all(self) -> Counter[str]:
+        sums = Counter[str]()
+        for part in self.spent.values():
+            sums.update(part)
+        return sums
 
     @property
     def seconds_per_1000_answers(self) -> Mapping[str, float]:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from potstill.recipe.task import Choice
-from potstill.records import Split
 from potstill.report.gather import RunReport
 from potstill.report.numbers import count
 from potstill.report.tally import Histogram, histogram
 
 _MOST_REASONS = 20
-_USES: Mapping[Split, str] = {
-    "train": "to train on",
-    "validation": "to validate, and to calibrate the teacher's confidence where there are choices",
-    "test": "to test",
-}
 
 Row = tuple[str, int, str]
 """What, how many, and a remark."""
@@ -62,23 +54,6 @@ def drops(report: RunReport) -> list[Row]:
     if rest := ordered[_MOST_REASONS:]:
         ordered[_MOST_REASONS:] = [(count(len(rest), "other reason"), sum(n for _, n, _ in rest), "together")]
     return ordered
-
-
-def notes(report: RunReport) -> list[str]:
-    assert report.road is not None
-    said: list[str] = []
-    if len(splits := report.road.splits) > 1:
-        uses = (f"{splits[split]:,} {use}" for split, use in _USES.items() if split in splits)
-        said.append(f"Prompts: {'; '.join(uses)}.")
-    if found := report.tally:
-        said.append(
-            f"{count(found.prompts, 'prompt')} judged, {found.prompts_kept:,} with a kept answer, "
-            f"{found.prompts - found.prompts_kept:,} without: what checks reject is no random sample, hard prompts are "
-            "missing more often."
-        )
-    left_out = sorted(report.road.left_out.items(), key=lambda item: -item[1])
-    said += [f"Left out before anything was asked: {n:,}, {why}." for why, n in left_out if n]
-    return said
 
 
 def pass_rates(report: RunReport) -> Histogram | None:
