@@ -26,8 +26,8 @@ from potstill.report.choices import Answered
 from potstill.report.gather import RunReport, gather
 from potstill.report.numbers import duration, percent, quantity
 from potstill.report.page import render_page
+from potstill.report.scores import headline
 from potstill.report.stage import write_report
-from potstill.report.summary import headline
 from potstill.report.wording import claim, overridden, probabilities_had
 from potstill.store.run import RunFolder
 

@@ -16,8 +16,8 @@ from parsed import Page
 from test_hostile_text import FORBIDDEN, HOSTILE, browser
 
 from potstill.records import unwatched
-from potstill.report.own_answers import Token
 from potstill.report.stage import write_report
+from potstill.report.training import Token
 from potstill.store.metrics import Metrics
 from potstill.store.run import RunFolder
 

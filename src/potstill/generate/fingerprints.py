@@ -42,7 +42,8 @@ class Fingerprints:
         sections = self.recipe.model_dump(mode="json", include={"task", "verify", "select", "rescue", "generate"})
         learnable = self.recipe.select.prefer == "learnable"
         student = self._student(self.recipe.student) if learnable and self.recipe.student else ""
-        return hashed(sections, self._answers(), self._evaluation_set(), student)
+        forbidden = self.recipe.select.evaluation
+        return hashed(sections, self._answers(), files_mark(forbidden.source) if forbidden else "", student)
 
     def train(self, arm: Arm) -> str:
         """The kept answers, the student, how it is trained and by whom; and the checks where they reward it."""
@@ -84,11 +85,6 @@ class Fingerprints:
         start = student.start if isinstance(student, Student) else student.start or student.tokenizer
         assert start is not None
         return weights(start, student.revision) or named(start, student.revision)
-
-    def _evaluation_set(self) -> str:
-        """What selection must not keep."""
-        chosen = self.recipe.select.evaluation
-        return "" if chosen is None else files_mark(chosen.source)
 
     def _answers(self) -> Sequence[Any]:
         if not self.run.ledger.is_file():

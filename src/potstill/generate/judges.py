@@ -81,15 +81,8 @@ class Judging:
         scorer, verification = RewardScorer(check), self.recipe.verify
         while some := list(islice(groups, _AT_ONCE * check.batch_size)):
             good = [in_question(group, verification) for group in some]
-            values = iter(
-                scorer.score(
-                    [
-                        (*one.prompt.messages, replace(one.sample.message, reasoning_content=None))
-                        for part in good
-                        for one in part
-                    ]
-                )
-            )
+            written = ((one.prompt.messages, one.sample.message) for part in good for one in part)
+            values = iter(scorer.score([(*asked, replace(said, reasoning_content=None)) for asked, said in written]))
             for group, part in zip(some, good, strict=True):
                 yield with_findings(check, group, part, [rewarded(check, next(values)) for _ in part])
 

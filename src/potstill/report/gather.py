@@ -20,7 +20,7 @@ from potstill.models.precision import resolved
 from potstill.recipe import Recipe, arms_of
 from potstill.recipe import file as recipe_file
 from potstill.recipe.task import Choice
-from potstill.recipe.teacher import Gguf, Local, Teacher
+from potstill.recipe.teacher import Gguf, Local
 from potstill.records import Split
 from potstill.report.cases import Case, candidates, side_by_side
 from potstill.report.choices import Labels, Tested, read_labels, read_tested
@@ -129,7 +129,7 @@ class RunReport:
 def gather(run: RunFolder) -> RunReport:
     """Raises InputError where there is no run."""
     recipe = run.read_recipe()
-    names, choice = arm_names(recipe), isinstance(recipe.task, Choice)
+    names, teacher, choice = arm_names(recipe), recipe.teacher, isinstance(recipe.task, Choice)
     lenient = recipe.verify is not None and recipe.verify.undecided == "keep"
     judged = tally(run.verdicts, lenient=lenient) if run.verdicts.is_file() else None
     scores = run.read_scores()
@@ -153,7 +153,7 @@ def gather(run: RunFolder) -> RunReport:
         sizes={arm: size for arm, model in models.items() if model.is_dir() and (size := _facts(str(model)))},
         start=_facts(recipe.student.start) if recipe.student and recipe.student.start else None,
         metrics=Metrics(run.metrics).rows(),
-        teacher_hash=_hash(recipe.teacher),
+        teacher_hash=weights(teacher.model, teacher.revision) if isinstance(teacher.engine, Gguf | Local) else None,
         own_text=read_json(run.arm(STUDENT) / "rollouts.json"),
         scores=scores,
         outcomes=outcomes,
@@ -220,11 +220,6 @@ def _facts(model: str) -> Facts | None:
         return facts(locate(model))
     except (InputError, MissingEnvironment):
         return None
-
-
-def _hash(teacher: Teacher) -> str | None:
-    """Of the weights of one in this process, where they are here."""
-    return weights(teacher.model, teacher.revision) if isinstance(teacher.engine, Gguf | Local) else None
 
 
 def _seconds(run: RunFolder) -> dict[str, float]:

@@ -7,25 +7,14 @@ from importlib.resources import files
 
 from markupsafe import Markup
 
-from potstill.report import (
-    choice_parts,
-    clean,
-    licences,
-    numbers,
-    own_answers,
-    road,
-    scores,
-    summary,
-    training,
-    wording,
-)
+from potstill.report import choice_parts, clean, licences, numbers, road, scores, training, wording
 from potstill.report.gather import RunReport
 from potstill.report.templates import environment
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Nothing from the network, no script at all."""
 
-_ASKED = (choice_parts, clean, licences, numbers, own_answers, road, scores, summary, training, wording)
+_ASKED = (choice_parts, clean, licences, numbers, road, scores, training, wording)
 """The modules whose functions the sections' templates call."""
 
 
@@ -45,7 +34,7 @@ def sections(report: RunReport) -> list[tuple[str, str, object]]:
         ("answers", "Answers side by side", report.side_by_side),
         ("mistakes", "What was wrong", scores.mistakes(report)),
         ("training", "Training", report.trained or report.metrics),
-        ("own-answers", "Its own answers", report.own_text or own_answers.own_charts(report)),
+        ("own-answers", "Its own answers", report.own_text or training.own_charts(report)),
         ("time", "Time", report.seconds),
         ("spent", "Tokens and money", report.spent),
         ("licences", "Licences", licences.licences(report)),

@@ -16,17 +16,14 @@ def write_report(run: RunFolder, *, watch: Watch) -> Path:
     """Raises InputError where there is no run."""
     report = gather(run)
     write_atomic(run.report, render_page(report))
-    _write_cards(run, report)
+    write_cards(run, report)
     watch(Progress(stage="report", what="report.html", done=1, total=1))
     return run.report
 
 
-def write_cards(run: RunFolder) -> None:
+def write_cards(run: RunFolder, report: RunReport | None = None) -> None:
     """The card of every model that there is: what its licences ask travels with it from the start."""
-    _write_cards(run, gather(run))
-
-
-def _write_cards(run: RunFolder, report: RunReport) -> None:
+    report = report or gather(run)
     for arm in report.trained:
         if (model := run.arm_model(arm)).is_dir():
             write_atomic(model / "README.md", render_card(report, arm))

@@ -150,15 +150,11 @@ def verify_answers(
             watch(Progress(stage="verify", what="answers", done=done, total=max(done, total), note=note))
     write_atomic(run.selected.with_name("README.md"), data_card(recipe, reasons, prompts, handed.calibration))
     if handed.calibration is not None and not reasons[KEPT]:
-        raise _nothing_kept(reasons.total(), confidence)
+        raise InputError(
+            f"verify: none of {reasons.total()} answers was accepted (highest confidence {confidence:.3f})",
+            way_out="lower what the checks 'confidence' and 'allowed_mass' ask for, see examples/README.md",
+        )
     return Verified(selected=run.selected, reasons=reasons, prompts=prompts, pairs=pairs)
-
-
-def _nothing_kept(count: int, confidence: float) -> InputError:
-    return InputError(
-        f"verify: none of {count} answers was accepted (highest confidence {confidence:.3f})",
-        way_out="lower what the checks 'confidence' and 'allowed_mass' ask for, see examples/README.md",
-    )
 
 
 def unsolved(recipe: Recipe, answers: Answers, grade: Grade) -> Iterator[Prompt]:
