@@ -19,6 +19,8 @@ from potstill.records import Prompt
 from potstill.store.requests import Timing
 from potstill.text.tokens import Ids
 
+_WRITTEN_AT_ONCE = 64
+
 
 def answer_choices(
     model: PreTrainedModel,
@@ -78,14 +80,14 @@ def _logp(classifier: TextClassifier, texts: Sequence[str]) -> tuple[tuple[float
     return tuple(tuple(row) for row in logp_BC.tolist())
 
 
-def write_answers(folder: Path, prompts: Sequence[Prompt], *, batch_size: int = 64) -> list[tuple[str, bool]]:
+def write_answers(folder: Path, prompts: Sequence[Prompt]) -> list[tuple[str, bool]]:
     """What the model folder alone answers through `generate`, and whether it stopped by itself."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(), local_files_only=True)
     model = model.to(device()).eval()  # pyright: ignore[reportArgumentType]
     answers: list[tuple[str, bool]] = []
-    for start in range(0, len(prompts), batch_size):
-        some = [[m.as_dict() for m in p.messages] for p in prompts[start : start + batch_size]]
+    for start in range(0, len(prompts), _WRITTEN_AT_ONCE):
+        some = [[m.as_dict() for m in p.messages] for p in prompts[start : start + _WRITTEN_AT_ONCE]]
         asked = tokenizer.apply_chat_template(
             some, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
         ).to(model.device)

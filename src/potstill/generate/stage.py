@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -102,10 +102,7 @@ def unanswered_prompts(recipe: Recipe, requests: Requests) -> Iterator[Prompt]:
 def open_rescued(recipe: Recipe, run: RunFolder) -> Generator[Rescued]:
     """What rescue has brought so far."""
     path = run.path / "rescue" / "ledger.sqlite"
-    if not path.is_file():
-        yield Rescued(recipe, None)
-        return
-    with Requests(path) as requests:
+    with Requests(path) if path.is_file() else nullcontext() as requests:
         yield Rescued(recipe, requests)
 
 

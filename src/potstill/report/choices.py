@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 
 from potstill.recipe import Recipe
-from potstill.records import Prompt, Sample, Verdict
+from potstill.records import Prompt, Verdict
 from potstill.report.tally import Few, Outcomes, tally_outcomes
 from potstill.store.requests import Requests
 from potstill.store.run import STUDENT, RunFolder
@@ -101,15 +101,10 @@ def _labels(
             if verdict.prompt_id not in said:  # of a prompt that the recipe has no more
                 continue
             prompt, sample = said[verdict.prompt_id]
-            if sample.index == verdict.index:
-                yield Label(prompt, sample.text, _confidence(sample), verdict.kept, verdict.reason)
-            else:
-                yield Label(prompt, "", None, verdict.kept, verdict.reason)
-
-
-def _confidence(sample: Sample) -> float:
-    assert sample.calibrated_logprobs is not None
-    return float(np.exp(max(sample.calibrated_logprobs)))
+            own = sample.index == verdict.index
+            logprobs = sample.calibrated_logprobs if own else None
+            confidence = None if logprobs is None else float(np.exp(max(logprobs)))
+            yield Label(prompt, sample.text if own else "", confidence, verdict.kept, verdict.reason)
 
 
 def _calibration(run: RunFolder) -> Calibration:

@@ -140,7 +140,7 @@ def _walls() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Walls:
-    """The programs that the sandbox is made of."""
+    """Where the programs are that the sandbox is made of."""
 
     bwrap: str
     setpriv: str
@@ -152,10 +152,8 @@ class Walls:
 def require_sandbox() -> Walls:
     """Raises MissingEnvironment naming the package to install. The system's Python is used: whoever runs the program is
     nobody, and cannot see into a home."""
-    places = {
-        name: shutil.which(name, path="/usr/bin:/bin:/usr/sbin") for name in ("bwrap", "setpriv", "prlimit", "python3")
-    }
     packages = {"bwrap": "bubblewrap", "setpriv": "util-linux", "prlimit": "util-linux", "python3": "python3"}
+    places = {name: shutil.which(name, path="/usr/bin:/bin:/usr/sbin") for name in packages}
     if sys.platform != "linux":
         raise MissingEnvironment("code is only run in a sandbox, and that needs Linux", way_out="verify on Linux")
     if missing := [name for name, place in places.items() if place is None]:
@@ -163,8 +161,7 @@ def require_sandbox() -> Walls:
             f"code is only run in a sandbox, and '{missing[0]}' is not there",
             way_out=f"install the package {packages[missing[0]]} (Debian: apt-get install {packages[missing[0]]})",
         )
-    bwrap, setpriv, prlimit, python = (str(place) for place in places.values())
-    return Walls(bwrap, setpriv, prlimit, python)
+    return Walls(*map(str, places.values()))
 
 
 @contextmanager

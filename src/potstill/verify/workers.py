@@ -86,14 +86,12 @@ def _findings(
     except (TimeoutError, ProcessExpired, MemoryError) as error:
         if len(chunk) == len(checks) == 1:
             return [[_unanswered(checks[0], error)]]
-        return [[_alone(pool, one, check) for check in checks] for one in chunk]
 
+        def alone(one: Asked, check: ask.Alone) -> Finding:
+            again = pool.schedule(_look_at, args=[[one], (check,)], timeout=checking.seconds(check))
+            return _findings(pool, [one], again, [check])[0][0]
 
-def _alone(pool: ProcessPool, one: Asked, check: ask.Alone) -> Finding:
-    try:
-        return pool.schedule(_look_at, args=[[one], (check,)], timeout=checking.seconds(check)).result()[0][0]
-    except (TimeoutError, ProcessExpired, MemoryError) as error:
-        return _unanswered(check, error)
+        return [[alone(one, check) for check in checks] for one in chunk]
 
 
 def _unanswered(check: ask.Alone, error: Exception) -> Finding:
