@@ -1,4 +1,4 @@
-"""The sections that only tasks with a few allowed answers have."""
+"""Charts of tasks with a few allowed answers, and where teacher and student disagree."""
 
 from __future__ import annotations
 
