@@ -5,7 +5,6 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -42,9 +41,7 @@ class ServerSampler:
         self._session = open_session(self._server, headers)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def ask(self, ask: Ask) -> bytes:
