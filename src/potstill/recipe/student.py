@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from potstill.recipe.values import Count, Positive, Probability, Values, public_name
+from potstill.recipe.values import Count, Positive, Probability, Values, by_kind, public_name
 
 
 class Spaced(Values):
@@ -165,14 +165,7 @@ class Encoder(Values):
         return self
 
 
-def _student_kind(given: object) -> str:
-    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
-    return str(kind or "causal_lm")
-
-
-AnyStudent = Annotated[
-    Annotated[Student, Tag("causal_lm")] | Annotated[Encoder, Tag("encoder")], Discriminator(_student_kind)
-]
+AnyStudent = Annotated[Annotated[Student, Tag("causal_lm")] | Annotated[Encoder, Tag("encoder")], by_kind("causal_lm")]
 
 
 def spoken_layers(layers: Sequence[int], of: int | None) -> str:
