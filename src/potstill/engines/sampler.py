@@ -65,12 +65,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens that a reply is billed for. `completion` includes the hidden `reasoning`, `prompt` the `cached`."""
+    """Tokens that a reply is billed for. `completion` includes hidden reasoning, `prompt` the `cached`."""
 
     prompt: int
     completion: int
     cached: int = 0
-    reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 State = Mapping[str, Any]
-Found = tuple[dict[str, Tensor], dict[str, Any]]
 
 _WHOLE = "tensors.safetensors"
 _MANIFEST = "manifest.json"
@@ -39,7 +38,7 @@ class Checkpoints:
 
     @property
     def damage(self) -> tuple[str, ...]:
-        """One sentence for each damaged checkpoint that `newest` or `best` came across."""
+        """One sentence for each damaged checkpoint that was come across."""
         return tuple(self._damage.values())
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: State, *, score: float | None = None) -> None:
@@ -69,20 +68,13 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
         self._prune(step)
 
-    def newest(self) -> Found | None:
-        """Tensors and state of the newest whole checkpoint, or None where there is none. See `damage`."""
-        return _loaded(self.newest_unread())
-
     def newest_unread(self) -> tuple[Path, dict[str, Any]] | None:
-        """Folder and state of the same checkpoint: `tensors_in` reads the rest."""
+        """Folder and state of the newest whole checkpoint, or None where there is none: `tensors_in` reads the rest.
+        See `damage`."""
         return self._first_whole(reversed(self._all()))
 
-    def best(self) -> Found | None:
-        """The whole checkpoint with the best score, or None where none has one. See `damage`."""
-        return _loaded(self.best_unread())
-
     def best_unread(self) -> tuple[Path, dict[str, Any]] | None:
-        """Folder and state of the same checkpoint."""
+        """The same of the whole checkpoint with the best score, or None where none has one."""
         return self._first_whole(self._by_score())
 
     def clear(self) -> None:
@@ -126,10 +118,6 @@ def tensors_in(place: Path) -> dict[str, Tensor]:
     from potstill.store.parts import read_whole  # torch.distributed, where several processes wrote
 
     return read_whole(place)
-
-
-def _loaded(found: tuple[Path, dict[str, Any]] | None) -> Found | None:
-    return None if found is None else (tensors_in(found[0]), found[1])
 
 
 def _step(place: Path) -> int:

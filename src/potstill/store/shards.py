@@ -97,12 +97,6 @@ class Shards:
     def shard(self, number: int) -> Shard:
         return self._open[number]
 
-    def sizes(self) -> tuple[int, int, int]:
-        """Examples, rows and bytes."""
-        examples = sum(len(shard.rows_E) for shard in self._open)
-        rows = sum(int(shard.rows_E.sum()) for shard in self._open)
-        return examples, rows, sum(shard.path.stat().st_size for shard in self._open)
-
     def next_path(self) -> Path:
         taken = [int(path.stem.removeprefix("shard-")) for path in self.folder.glob("shard-*.safetensors")]
         return self.folder / f"shard-{max(taken, default=-1) + 1:06d}.safetensors"

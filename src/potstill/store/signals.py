@@ -66,7 +66,7 @@ def key_of(prefix: Sequence[int], target: Sequence[int]) -> bytes:
 
 
 class SignalsCache:
-    """Open with `with SignalsCache.open(...) as cache`. Reading takes no lock, the first `append` does."""
+    """Open with `with SignalsCache.open(...) as cache`. Reading takes no lock, the first `append_all` does."""
 
     def __init__(self, folder: Path, identity: Identity, form: Form, shard_tokens: int) -> None:
         self._folder, self._identity, self._form, self._shard_tokens = folder, identity, form, shard_tokens
@@ -106,10 +106,6 @@ class SignalsCache:
         """One sentence for each damaged file that was come across."""
         return tuple(self._shards.damage)
 
-    def sizes(self) -> tuple[int, int, int]:
-        """Examples, rows and bytes on disk, without the head."""
-        return self._shards.sizes()
-
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Those still to compute, once each, in order. Reads every shard that has one of the others to its end: what
         is damaged is found here, while a teacher can still be asked, and its examples are missing."""
@@ -119,10 +115,6 @@ class SignalsCache:
         if not asked and keys and isinstance(self._form, HiddenForm) and self._load_head() is None:
             return [keys[0]]  # any example brings the head back
         return list(dict.fromkeys(asked))
-
-    def append(self, key: bytes, signal: Packable) -> None:
-        """As `append_all`, of one example."""
-        self.append_all([(key, signal)])
 
     def append_all(self, signals: Sequence[tuple[bytes, Packable]]) -> None:
         """Keep examples' signals; written when about `shard_tokens` rows are together. Those given at once share a
