@@ -49,15 +49,10 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unread:
+class Unread(Intent):
     """A reply that was kept but not read before the process died."""
 
     attempt: int
-    question: int
-    sample: int
-    samples: int
-    max_tokens: int
-    worst: int
     raw: bytes
 
 
