@@ -20,11 +20,10 @@ from potstill.losses import linear_divergence
 from potstill.signals import Hidden, Sampled, TopK
 from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.draws import draw
-from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, bytes_per_token
+from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, ascending_bytes, bytes_per_token
 from potstill.store.packing import Packable
 from potstill.store.sealed import Damaged, check_seal, open_sealed, write_sealed
 from potstill.store.signals import Identity, SignalsCache, key_of
-from potstill.store.widths import ascending_bytes
 
 V = 49_152
 WHO = Identity(teacher="t", revision="1", tokenizer="k", template="c", vocabulary=V, dtype="bfloat16")

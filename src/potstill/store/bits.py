@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.store.widths import high_slots, low_bits
+from potstill.store.forms import high_slots, low_bits
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[Any]
