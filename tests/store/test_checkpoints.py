@@ -13,25 +13,31 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from potstill.store.checkpoints import Checkpoints, tensors_in
+from potstill.store.checkpoints import Checkpoints, tensors_in, write_tensors
 
 KILLED_WHILE_SAVING = """
 import sys
 from pathlib import Path
 import torch
-from potstill.store.checkpoints import Checkpoints
+from potstill.store.checkpoints import Checkpoints, write_tensors
 checkpoints, step = Checkpoints(Path(sys.argv[1])), int(sys.argv[2])
 while True:
     step += 1
-    checkpoints.save(step, {"w": torch.full((200_000,), float(step))}, {"tokens": step})
+    with checkpoints.draft(step, {"tokens": step}) as draft:
+        write_tensors(draft, {"w": torch.full((200_000,), float(step))})
     print(step, flush=True)
 """
+
+
+def save(checkpoints: Checkpoints, step: int, tensors: dict[str, torch.Tensor], score: float | None = None) -> None:
+    with checkpoints.draft(step, {"tokens": step}, score=score) as draft:
+        write_tensors(draft, tensors)
 
 
 def filled(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
     checkpoints = Checkpoints(folder, keep=keep)
     for step in steps:
-        checkpoints.save(step, {"w": torch.full((300,), float(step)), "rng": torch.get_rng_state()}, {"tokens": step})
+        save(checkpoints, step, {"w": torch.full((300,), float(step)), "rng": torch.get_rng_state()})
     return checkpoints
 
 
@@ -93,9 +99,9 @@ def test_tensors_exchanged_for_other_whole_ones_are_damage(tmp_path: Path) -> No
 def test_training_that_goes_on_from_an_earlier_one_replaces_what_was_damaged(tmp_path: Path) -> None:
     checkpoints = filled(tmp_path, 10, 20)
     (tmp_path / "step-000020" / "state.json").unlink()
-    checkpoints.save(15, {"w": torch.ones(1)}, {})
+    save(checkpoints, 15, {"w": torch.ones(1)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000015"]
-    checkpoints.save(15, {"w": torch.zeros(1)}, {})
+    save(checkpoints, 15, {"w": torch.zeros(1)})
     found = checkpoints.newest_unread()
     assert found is not None and not tensors_in(found[0])["w"].any()
 
@@ -104,7 +110,7 @@ def test_training_that_goes_on_from_an_earlier_one_replaces_what_was_damaged(tmp
 def test_the_best_is_kept_beside_the_last(tmp_path: Path, better: str, best: int) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1, better=better)  # type: ignore[arg-type]
     for step, score in enumerate([0.5, 0.2, 0.9, 0.4, None], start=1):
-        checkpoints.save(step, {"w": torch.zeros(1)}, {}, score=score)
+        save(checkpoints, step, {"w": torch.zeros(1)}, score)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{best:06d}", "step-000005"]
     found = checkpoints.best_unread()
     assert found is not None and found[1]["step"] == best

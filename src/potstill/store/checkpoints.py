@@ -41,14 +41,10 @@ class Checkpoints:
         """One sentence for each damaged checkpoint that was come across."""
         return tuple(self._damage.values())
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: State, *, score: float | None = None) -> None:
-        """Checkpoints of later steps, from which training did not go on, are dropped."""
-        with self.draft(step, state, score=score) as draft:
-            save_file(dict(tensors), draft / _WHOLE)
-
     @contextmanager
     def draft(self, step: int, state: State, *, score: float | None = None) -> Generator[Path]:
-        """A folder for the tensors' files. At the end of the block it becomes the checkpoint, sealed."""
+        """A folder for the tensors' files. At the end of the block it becomes the checkpoint, sealed; those of later
+        steps, from which training did not go on, are dropped."""
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=".draft-"))
         try:
@@ -109,6 +105,11 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"), key=_step)
+
+
+def write_tensors(draft: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Whole, by one process."""
+    save_file(dict(tensors), draft / _WHOLE)
 
 
 def tensors_in(place: Path) -> dict[str, Tensor]:
