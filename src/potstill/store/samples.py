@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from potstill.records import Finish, Message, Prompt, Sample, Split, ToolCalls
-from potstill.store.database import connect, transaction
+from potstill.store.database import Database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS questions (
@@ -62,20 +61,11 @@ class Written:
     given_up: str | None = None
 
 
-class Samples:
+class Samples(Database):
     """The answers of a ledger. One process writes; the run folder's lock sees to that."""
 
     def __init__(self, path: Path) -> None:
-        self._db = connect(path, _SCHEMA)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-
-    def transaction(self) -> AbstractContextManager[None]:
-        return transaction(self._db)
+        super().__init__(path, _SCHEMA)
 
     def put_written(self, rows: Iterable[Written]) -> None:
         """Store answers and give-ups, an answer in place of an earlier give-up. Call inside a transaction."""
