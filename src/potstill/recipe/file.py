@@ -36,7 +36,8 @@ def read(path: Path, overrides: Iterable[str], kind: type[Kind]) -> Kind:
     values: dict[str, Any] = _plain(tree)
     overridden = [_apply(values, override) for override in overrides]
     try:
-        return kind.model_validate_json(_json(values))
+        # Strict JSON mode takes lists for tuples and refuses "3" for 3, which is what a YAML file needs.
+        return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise explain(error, Origin(str(path), lines, overridden), kind) from None
 
@@ -48,11 +49,6 @@ def as_yaml(recipe: BaseModel) -> str:
     text = io.StringIO()
     yaml.dump(recipe.model_dump(mode="json"), text)
     return text.getvalue()
-
-
-def _json(values: dict[str, Any]) -> str:
-    # Strict JSON mode takes lists for tuples and refuses "3" for 3, which is what a YAML file needs.
-    return json.dumps(values, default=str)
 
 
 def _parse(path: Path) -> CommentedMap:

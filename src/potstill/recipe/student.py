@@ -105,16 +105,12 @@ class Student(Values):
                 return self.layers
 
     @model_validator(mode="after")
-    def _random_weights_all_learn(self) -> Student:
+    def _something_learns(self) -> Student:
         if self.weights == "random":
             ranked = isinstance(self.layers, Ranked)
             unread = {"lora": self.lora, "freeze_layers": self.freeze_layers, "layers.ranked": ranked}
             if said := next((key for key, value in unread.items() if value), None):
                 raise ValueError(f"'{said}' builds on what the start has learnt: 'weights' random has none of it")
-        return self
-
-    @model_validator(mode="after")
-    def _something_learns(self) -> Student:
         if self.taken is not None and self.freeze_layers >= self.taken:
             raise ValueError(f"'freeze_layers' is {self.freeze_layers}: no layer of {self.taken} would learn")
         return self
