@@ -120,7 +120,7 @@ class BatchSampler:
                 await asyncio.sleep(self._batches.poll_seconds)
             for name in ("output_file_id", "error_file_id"):
                 if state.get(name):
-                    self._deliver(await self._content(str(state[name])))
+                    self._deliver(await self._raw("GET", f"/files/{state[name]}/content"))
             left = Failure("server error", f"batch {state['status']} without a reply to this request")
         except Failure as failure:
             left = failure
@@ -160,14 +160,11 @@ class BatchSampler:
             for batch in page.get("data", []):
                 ours = (batch.get("metadata") or {}).get(_MARK) == self._constant["model"]
                 if ours and batch["status"] not in ("failed", "expired", "cancelled"):
-                    for line in (await self._content(str(batch["input_file_id"]))).splitlines():
+                    for line in (await self._raw("GET", f"/files/{batch['input_file_id']}/content")).splitlines():
                         self._known[str(json.loads(line)["custom_id"])] = str(batch["id"])
             if not page.get("has_more") or not page.get("data"):
                 return
             after = f"&after={page['data'][-1]['id']}"
-
-    async def _content(self, file: str) -> bytes:
-        return await self._raw("GET", f"/files/{file}/content")
 
     async def _call(self, method: str, path: str, **body: Any) -> Mapping[str, Any]:
         try:

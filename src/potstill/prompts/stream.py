@@ -48,7 +48,9 @@ def stream_prompts(
             yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
         case PromptFile() | ReasoningGym() | Expand():
             split, prompt = next(iter(splits)) if splits else "train", None
-            for prompt in _of(ask, task, left_out):
+            file = ask.seeds if isinstance(ask, Expand) else ask  # more is written after the seeds
+            made = _of_gym(file, task) if isinstance(file, ReasoningGym) else _of_file(file, task, left_out)
+            for prompt in made:
                 yield prompt if prompt.split == split else replace(prompt, split=split)
             if prompt is None:
                 raise InputError(f"{described(ask)} holds no prompts{_why(left_out)}", way_out="give some")
@@ -97,12 +99,6 @@ def same_id(ask: Source, prompt_id: str) -> SameId:
 
 
 # rows to prompts
-
-
-def _of(ask: PromptFile | ReasoningGym | Expand, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:
-    if isinstance(ask, ReasoningGym):
-        return _of_gym(ask, task)
-    return _of_file(ask.seeds if isinstance(ask, Expand) else ask, task, left_out)  # more is written after the seeds
 
 
 def _of_file(ask: PromptFile, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:
