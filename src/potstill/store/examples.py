@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,11 @@ import pyarrow.parquet as pq
 
 from potstill.records import Example, Message
 
-_READ = (
-    "prompt_id",
-    "split",
-    "messages",
-    "tools",
-    "weight",
-    "choice_logprobs",
-    "labelled_by",
-    "teacher",
-    "domain",
-    "licence",
-)
-
 
 def read_examples(path: Path) -> Iterator[Example]:
     """Every row, in order; a column that the file does not have is what `Example` says it is."""
     file = pq.ParquetFile(path)
-    named = [name for name in _READ if name in file.schema_arrow.names]
+    named = [field.name for field in fields(Example) if field.name in file.schema_arrow.names]
     for batch in file.iter_batches(columns=named):
         yield from map(_example, batch.to_pylist())
 
