@@ -28,12 +28,10 @@ _MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The last `keep` checkpoints and the one with the best score, if scores are given, are kept."""
+    """The last two checkpoints and the one with the best score, if scores are given, are kept."""
 
-    def __init__(self, folder: Path, *, keep: int = 2, better: Literal["smaller", "larger"] = "smaller") -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}, but at least one checkpoint is kept")
-        self._folder, self._keep, self._better = folder, keep, better
+    def __init__(self, folder: Path, *, better: Literal["smaller", "larger"] = "smaller") -> None:
+        self._folder, self._better = folder, better
         self._damage: dict[str, str] = {}
 
     @property
@@ -88,7 +86,7 @@ class Checkpoints:
         for draft in self._folder.glob(".draft-*"):  # of a process that was killed
             shutil.rmtree(draft)
         current = [place for place in self._all() if _step(place) <= step]
-        kept = {*current[-self._keep :], *[place for place in self._by_score() if place in current][:1]}
+        kept = {*current[-2:], *[place for place in self._by_score() if place in current][:1]}
         for place in self._all():
             if place not in kept:
                 shutil.rmtree(place)
