@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from potstill.errors import DiskError, InputError
 from potstill.losses import linear_divergence
 from potstill.signals import Hidden, Sampled, TopK
-from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.draws import draw
 from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, ascending_bytes, bytes_per_token
-from potstill.store.packing import Packable
+from potstill.store.packing import Packable, pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.sealed import Damaged, check_seal, open_sealed, write_sealed
 from potstill.store.signals import Identity, SignalsCache, key_of
 
