@@ -79,7 +79,7 @@ def _arm(recipe: Recipe, name: str, overrides: Overrides, *, where: str) -> Arm:
     try:
         made = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise explain(error, Origin(where, {}), Recipe) from None
+        raise explain(error, Origin(where, {})) from None
     if (made.student, made.train) == (recipe.student, recipe.train):
         raise InputError(f"{where} changes nothing: it is the student once more", way_out="leave it out")
     return Arm(name, overrides, made)
