@@ -43,7 +43,7 @@ class PromptLogprobs:
 
     def read(self, raw: bytes) -> Reading:
         reply = read_object(raw)
-        if ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"):
+        if (usage := read_usage(reply.get("usage"))) and usage.cached:
             raise Failure(
                 "unable",
                 "it scored from its prefix cache, which can hold stale numbers",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from potstill.engines.http import Connection
+from potstill.engines.reply import read_usage
 from potstill.engines.sampler import Failure
 from potstill.errors import InputError, TeacherError
 from potstill.recipe.teacher import Server, Teacher
@@ -54,10 +55,6 @@ class ServerScorer(Connection):
             "temperature": 0,
             "prompt_logprobs": self._k,
         }
-        said = await self._said(asked)
-        return read_scores(json.loads(said), ids, start=start, k=self._k)
-
-    async def _said(self, asked: Mapping[str, object]) -> bytes:
         try:
             url, attempts = f"{self._server.url}/completions", self._server.attempts
             status, said = await self.replied(url, asked, attempts=attempts)
@@ -68,13 +65,12 @@ class ServerScorer(Connection):
                 f"the server does not score at k = {self._k} (status {status}: {said[:300].decode(errors='replace')})",
                 way_out="lower k or start the server with a higher --max-logprobs",
             )
-        return said
+        return read_scores(json.loads(said), ids, start=start, k=self._k)
 
 
 def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: int) -> Scored:
     """What a reply says of `ids[start:]`. Raises TeacherError where it is not what was asked for."""
-    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
-    if details.get("cached_tokens"):
+    if (usage := read_usage(reply.get("usage"))) and usage.cached:
         raise TeacherError(
             "the server scored from its prefix cache, which can hold stale numbers",
             way_out="start it with --no-enable-prefix-caching",
