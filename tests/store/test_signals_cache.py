@@ -207,7 +207,7 @@ def test_sizes_are_promised_and_kept(tmp_path: Path) -> None:
                     distinct = (distinct or 0) + float((signal_.counts_NK > 0).sum()) / 4_000
             cache.flush()
         shards = sorted((tmp_path / str(n)).glob("shard-*"))
-        each = np.concatenate([open_sealed(path).columns["rows"] for path in shards])
+        each = np.concatenate([open_sealed(path)[1]["rows"] for path in shards])
         examples, rows, size = len(each), int(each.sum()), sum(path.stat().st_size for path in shards)
         promised = bytes_per_token(form, V, 576, distinct=distinct, tokens_per_example=100)
         assert (examples, rows) == (40, 4_000)
@@ -356,7 +356,7 @@ def test_a_damaged_shard_is_never_used_and_its_examples_are_missing(tmp_path: Pa
     chance = random.Random(seed)
     filled(tmp_path)
     path = chance.choice(sorted(tmp_path.glob("shard-*")))
-    lost = open_sealed(path).columns["key"]
+    lost = open_sealed(path)[1]["key"]
     lost_keys = [bytes(key) for key in np.array(lost)]
     data = bytearray(path.read_bytes())
     if chance.random() < 0.7:
