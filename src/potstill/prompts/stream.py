@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, assert_never, cast
+from typing import Any, cast
 
 from potstill.errors import InputError, MissingEnvironment
 from potstill.prompts.columns import as_text, column, messages_of, scalar, tools_of
@@ -54,8 +54,6 @@ def stream_prompts(
                 yield prompt if prompt.split == split else replace(prompt, split=split)
             if prompt is None:
                 raise InputError(f"{described(ask)} holds no prompts{_why(left_out)}", way_out="give some")
-        case _:
-            assert_never(ask)
 
 
 def source_mark(ask: Source) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor, inf, log2
-from typing import Literal, assert_never
+from typing import Literal
 
 from potstill.recipe.scoring import HiddenSignal, LiveSignal, SampledSignal, Signal, TopKSignal
 
@@ -67,8 +67,6 @@ def bytes_per_token(
             return bytes_of(draws, 1) + ids * (2 + high_bits(vocabulary) / 8) + key
         case HiddenForm(dtype):
             return (width + 4 if dtype == "int8" else 2 * width) + key
-        case _:
-            assert_never(form)
 
 
 def high_bits(vocabulary: int) -> int:
