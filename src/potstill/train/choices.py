@@ -64,7 +64,7 @@ def train_on_choices(
         fitted = fit(start.model, training)
     if world.first:
         longest = max(len(codec.answer(choice)) for choice in task.choices)
-        save(start, adapters, longest=longest, to=files.model)
+        save(start, longest=longest, to=files.model, adapters=adapters)
         traces.checkpoints.clear()
     return Outcome(examples=len(rows), fitted=fitted, layers=start.layers, of=start.of, left_out=dict(left_out))
 

@@ -89,7 +89,7 @@ def adapted(start: InitialStudent, *, seed: int) -> LoraModel | None:
     return adapters
 
 
-def save(start: InitialStudent, adapters: LoraModel | None, *, longest: int, to: Path) -> None:
+def save(start: InitialStudent, *, longest: int, to: Path, adapters: LoraModel | None = None) -> None:
     """A model folder that writes at most `longest` tokens and a few."""
     end, model = start.codec.end_of_turn("x"), start.model if adapters is None else merged(adapters)
     save_model(model, start.codec, tokenizer_from=start.folder, end_of_turn=end, max_new_tokens=longest + 8, to=to)

@@ -93,7 +93,7 @@ def train_on_texts(
         if world.first:
             _write_own_text(task, files)
     if world.first:
-        save(start, adapters, longest=task.longest_answer, to=files.model)
+        save(start, longest=task.longest_answer, to=files.model, adapters=adapters)
         files.traces(recipe.train).checkpoints.clear()
     return Outcome(examples=len(task.learnt), fitted=fitted, layers=start.layers, of=start.of, left_out=dict(left_out))
 
