@@ -82,17 +82,17 @@ class Connection:
     connections at most (0: as many as asked for). Raises InputError where the address is not fit for the key."""
 
     def __init__(self, http: Http, *, limit: int, form: str = "openai", at_once: int = 0) -> None:
-        self._http, self._limit, self._at_once = http, limit, at_once
+        self._http, self._limit, self._at_once, self._key_form = http, limit, at_once, form
         self._key = find_key(http.key_env, http.key_file)
         check_address(http.url, with_key=bool(self._key))
-        self._headers = {"Accept-Encoding": "identity", **self._key.headers(form)}
+        self._headers = {"Accept-Encoding": "identity"}
 
     async def __aenter__(self) -> Self:
         deadline = self._http.deadline
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._at_once, resolver=GuardedResolver()),
             timeout=aiohttp.ClientTimeout(total=deadline, sock_connect=min(30, deadline)),
-            headers=self._headers,
+            headers={**self._headers, **self._key.headers(self._key_form)},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
