@@ -198,9 +198,8 @@ def runs(folder: Path = Path("runs"), *, options: Options = _DEFAULTS) -> None:
 
 def main() -> None:
     """Entry point of the `potstill` command."""
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # torch's huge pages: a large gradient has 500 times fewer faults
+    # torch's huge pages: a large gradient has 500 times fewer faults
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, console.interrupt)
     sys.exit(execute(sys.argv[1:]))
@@ -219,30 +218,24 @@ def execute(arguments: Sequence[str]) -> int:
         # at exit, whatever the code; the next such string resets that.
         exec("")
         stopped = Stopped("stopped", way_out="the same command goes on from here")
-        quiet = not Process.this().first  # of several processes, all were stopped
-        return stopped.exit_code if quiet else _failed(stopped, stopped.exit_code, as_json=as_json, debug=False)
+        if Process.this().first:  # of several processes, all were stopped
+            console.say_error(stopped, as_json=as_json, code=stopped.exit_code)
+        return stopped.exit_code
     except CycloptsError as error:
         console.say_error(error, as_json=as_json, code=2)
         return 2
-    except PotstillError as error:
-        return _failed(error, error.exit_code, as_json=as_json, debug=debug)
-    except Exception as error:
+    except Exception as caught:
         # The last net: a full disk surfaces as many types, and what is left is our bug.
-        if disk := as_disk_error(error):
-            return _failed(disk, disk.exit_code, as_json=as_json, debug=debug)
-        bug = PotstillError(
-            f"potstill itself failed: {type(error).__name__}: {error}",
+        error = caught if isinstance(caught, PotstillError) else as_disk_error(caught)
+        error = error or PotstillError(
+            f"potstill itself failed: {type(caught).__name__}: {caught}",
             way_out="run again with --debug and report the traceback",
         )
-        return _failed(bug, 1, as_json=as_json, debug=debug)
+        if debug:
+            traceback.print_exc()
+        console.say_error(error, as_json=as_json, code=error.exit_code)
+        return error.exit_code
     return 0
-
-
-def _failed(error: Exception, code: int, *, as_json: bool, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    console.say_error(error, as_json=as_json, code=code)
-    return code
 
 
 def _check_verb(arguments: Sequence[str]) -> None:

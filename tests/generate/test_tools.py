@@ -19,8 +19,7 @@ from potstill.plan import plan
 from potstill.recipe import load_recipe
 from potstill.recipe.whole import Recipe
 from potstill.records import Message, Prompt
-from potstill.store.examples import read_examples
-from potstill.store.export import export_examples
+from potstill.store.examples import export_examples, read_examples
 
 TOOL = {
     "type": "function",

@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 from potstill.errors import DiskError, InputError
 from potstill.losses import linear_divergence
 from potstill.signals import Hidden, Sampled, TopK
-from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.draws import draw
-from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, bytes_per_token
-from potstill.store.packing import Packable
+from potstill.store.forms import Form, HiddenForm, SampledForm, TopKForm, ascending_bytes, bytes_per_token
+from potstill.store.packing import Packable, pack_ascending, pack_bits, unpack_ascending, unpack_bits
 from potstill.store.sealed import Damaged, check_seal, open_sealed, write_sealed
 from potstill.store.signals import Identity, SignalsCache, key_of
-from potstill.store.widths import ascending_bytes
 
 V = 49_152
 WHO = Identity(teacher="t", revision="1", tokenizer="k", template="c", vocabulary=V, dtype="bfloat16")
@@ -111,7 +109,7 @@ def test_a_top_k_comes_back_within_its_bound(
     given_ = top_k(logits(5, vocabulary, seed=seed) * temper, k)
     who, form = replace(WHO, vocabulary=vocabulary), TopKForm(k)
     with SignalsCache.open(tmp_path_factory.mktemp("c"), who, form) as cache:
-        cache.append(b"k" * 16, given_)
+        cache.append_all([(b"k" * 16, given_)])
         cache.flush()
         found = top(cache.read([b"k" * 16]))
     order = given_.ids_NK.argsort(-1)
@@ -127,7 +125,7 @@ def test_a_top_k_comes_back_within_its_bound(
 def test_a_probability_of_zero_stays_zero(tmp_path: Path) -> None:
     logp = torch.tensor([[0.5, 0.25, 0.0, 0.125]]).log()
     with SignalsCache.open(tmp_path, WHO, TopKForm(4)) as cache:
-        cache.append(keys(1)[0], TopK(torch.tensor([[3, 9, 4, 1]]), logp))
+        cache.append_all([(keys(1)[0], TopK(torch.tensor([[3, 9, 4, 1]]), logp))])
         cache.flush()
         found = top(cache.read(keys(1)))
     assert found.ids_NK.tolist() == [[1, 3, 4, 9]] and found.lse_N is None
@@ -143,7 +141,7 @@ def test_draws_come_back_exactly_in_any_order(
     given_ = [draw(logits(n, vocabulary, seed=seed + n), draws=draws, temperature=1, key=keys(n)[-1]) for n in (1, 4)]
     with SignalsCache.open(tmp_path_factory.mktemp("c"), who, SampledForm(draws)) as cache:
         for key, one in zip(keys(2), given_, strict=True):
-            cache.append(key, one)
+            cache.append_all([(key, one)])
         cache.flush()
         found = drawn(cache.read(keys(2)[::-1]))
     expected = torch.cat([as_dense(one, vocabulary) for one in given_[::-1]])
@@ -167,7 +165,7 @@ def test_draws_are_unbiased_and_depend_on_the_key_alone(seed: int) -> None:
 def test_int8_hidden_states_say_the_same(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     live = hidden(1_000, seed=seed)
     with SignalsCache.open(tmp_path_factory.mktemp("c"), replace(WHO, vocabulary=300), HiddenForm("int8")) as cache:
-        cache.append(b"k" * 16, live)
+        cache.append_all([(b"k" * 16, live)])
         cache.flush()
         found = cache.read([b"k" * 16])
     assert isinstance(found, Hidden) and torch.equal(found.head_VD, live.head_VD)
@@ -180,7 +178,7 @@ def test_bf16_hidden_states_and_everything_about_the_head_come_back_exactly(tmp_
     live = Hidden(made.hidden_ND.bfloat16(), made.head_VD.bfloat16(), torch.randn(300), 0.5, 30.0)
     with SignalsCache.open(tmp_path, WHO, HiddenForm("bf16"), shard_tokens=20) as cache:
         for i, key in enumerate(keys(5)):
-            cache.append(key, replace(live, hidden_ND=live.hidden_ND[10 * i : 10 * i + 10]))
+            cache.append_all([(key, replace(live, hidden_ND=live.hidden_ND[10 * i : 10 * i + 10]))])
     with SignalsCache.open(tmp_path, WHO, HiddenForm("bf16")) as cache:
         found = cache.read(keys(5))
     assert isinstance(found, Hidden) and (found.logit_scale, found.softcap) == (0.5, 30.0)
@@ -204,11 +202,13 @@ def test_sizes_are_promised_and_kept(tmp_path: Path) -> None:
             distinct = None
             for i, key in enumerate(keys(40)):
                 signal_ = make(z[i % 4 * 100 : i % 4 * 100 + 100], key)
-                cache.append(key, signal_)
+                cache.append_all([(key, signal_)])
                 if isinstance(signal_, Sampled):
                     distinct = (distinct or 0) + float((signal_.counts_NK > 0).sum()) / 4_000
             cache.flush()
-            examples, rows, size = cache.sizes()
+        shards = sorted((tmp_path / str(n)).glob("shard-*"))
+        each = np.concatenate([open_sealed(path)[1]["rows"] for path in shards])
+        examples, rows, size = len(each), int(each.sum()), sum(path.stat().st_size for path in shards)
         promised = bytes_per_token(form, V, 576, distinct=distinct, tokens_per_example=100)
         assert (examples, rows) == (40, 4_000)
         assert size / rows == pytest.approx(promised, rel=0.05), form
@@ -222,7 +222,7 @@ def test_sizes_are_promised_and_kept(tmp_path: Path) -> None:
 def filled(folder: Path, count: int = 12, *, shard_tokens: int = 25) -> list[bytes]:
     with SignalsCache.open(folder, WHO, SampledForm(8), shard_tokens=shard_tokens) as cache:
         for i, key in enumerate(keys(count)):
-            cache.append(key, draw(logits(10, 100, seed=i), draws=8, temperature=1, key=key))
+            cache.append_all([(key, draw(logits(10, 100, seed=i), draws=8, temperature=1, key=key))])
     return keys(count)
 
 
@@ -237,7 +237,7 @@ def test_what_is_missing_is_asked_for_once_and_in_order(tmp_path: Path) -> None:
     with SignalsCache.open(tmp_path, WHO, SampledForm(8)) as cache:
         asked = [*keys(8), *keys(8)]
         assert cache.missing(asked) == keys(8)[5:]
-        cache.append(keys(8)[5], draw(logits(2, 100), draws=8, temperature=1, key=b""))
+        cache.append_all([(keys(8)[5], draw(logits(2, 100), draws=8, temperature=1, key=b""))])
         assert cache.missing(asked) == keys(8)[6:]
         with pytest.raises(InputError, match="has no signals of 2 of 7 examples"):
             cache.read(keys(7))
@@ -252,11 +252,11 @@ def test_a_reader_sees_what_a_writer_wrote_since(tmp_path: Path) -> None:
 def test_there_is_one_writer(tmp_path: Path) -> None:
     one = draw(logits(1, 100), draws=8, temperature=1, key=b"")
     with SignalsCache.open(tmp_path, WHO, SampledForm(8)) as first:
-        first.append(keys(1)[0], one)
+        first.append_all([(keys(1)[0], one)])
         second = SignalsCache.open(tmp_path, WHO, SampledForm(8))
         with pytest.raises(InputError, match=r"another potstill process is writing .*; wait for it"):
-            second.append(keys(2)[1], one)
-    second.append(keys(2)[1], one)
+            second.append_all([(keys(2)[1], one)])
+    second.append_all([(keys(2)[1], one)])
     second.flush()
     assert second.missing(keys(2)) == []
 
@@ -268,7 +268,7 @@ sys.path.insert(0, sys.argv[2])
 from test_signals_cache import *
 with SignalsCache.open(Path(sys.argv[1]), WHO, SampledForm(8), shard_tokens=20) as cache:
     for key in cache.missing(keys(60)):
-        cache.append(key, draw(logits(10, 100, seed=keys(100).index(key)), draws=8, temperature=1, key=key))
+        cache.append_all([(key, draw(logits(10, 100, seed=keys(100).index(key)), draws=8, temperature=1, key=key))])
         print(keys(100).index(key), flush=True)
 """
 
@@ -287,7 +287,7 @@ def test_a_killed_writer_loses_the_unwritten_and_goes_on_to_the_same_bytes(tmp_p
             check_whole(cache, [key for key in keys(60) if key not in missing])
     with SignalsCache.open(tmp_path / "a", WHO, SampledForm(8), shard_tokens=20) as cache:
         for key in cache.missing(keys(60)):
-            cache.append(key, draw(logits(10, 100, seed=keys(100).index(key)), draws=8, temperature=1, key=key))
+            cache.append_all([(key, draw(logits(10, 100, seed=keys(100).index(key)), draws=8, temperature=1, key=key))])
     filled(tmp_path / "b", 60, shard_tokens=20)
     broken, unbroken = ({p.name: p.read_bytes() for p in (tmp_path / n).glob("*.safetensors")} for n in ("a", "b"))
     assert broken == unbroken
@@ -345,7 +345,7 @@ def test_another_form_is_refused(tmp_path: Path, form: Form, said: str) -> None:
 )
 def test_a_signal_that_does_not_fit_is_refused(tmp_path: Path, form: Form, signal_: Packable, said: str) -> None:
     with SignalsCache.open(tmp_path, WHO, form) as cache, pytest.raises(InputError, match=said):
-        cache.append(keys(1)[0], signal_)
+        cache.append_all([(keys(1)[0], signal_)])
 
 
 # damage
@@ -356,7 +356,7 @@ def test_a_damaged_shard_is_never_used_and_its_examples_are_missing(tmp_path: Pa
     chance = random.Random(seed)
     filled(tmp_path)
     path = chance.choice(sorted(tmp_path.glob("shard-*")))
-    lost = open_sealed(path).columns["key"]
+    lost = open_sealed(path)[1]["key"]
     lost_keys = [bytes(key) for key in np.array(lost)]
     data = bytearray(path.read_bytes())
     if chance.random() < 0.7:
@@ -370,7 +370,7 @@ def test_a_damaged_shard_is_never_used_and_its_examples_are_missing(tmp_path: Pa
         assert cache.missing(keys(12)) == sorted(lost_keys, key=keys(12).index)
         assert len(cache.damage) == 1 and f"'{path}' are damaged: " in cache.damage[0]
         for key in cache.missing(keys(12)):
-            cache.append(key, draw(logits(10, 100, seed=keys(100).index(key)), draws=8, temperature=1, key=key))
+            cache.append_all([(key, draw(logits(10, 100, seed=keys(100).index(key)), draws=8, temperature=1, key=key))])
         cache.flush()
         check_whole(cache, keys(12))
     assert not path.exists()
@@ -379,7 +379,7 @@ def test_a_damaged_shard_is_never_used_and_its_examples_are_missing(tmp_path: Pa
 def test_a_damaged_head_is_brought_back_by_one_example(tmp_path: Path) -> None:
     live = hidden(10)
     with SignalsCache.open(tmp_path, WHO, HiddenForm("int8")) as cache:
-        cache.append(keys(1)[0], live)
+        cache.append_all([(keys(1)[0], live)])
     path = tmp_path / "head.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -388,7 +388,7 @@ def test_a_damaged_head_is_brought_back_by_one_example(tmp_path: Path) -> None:
         with pytest.raises(DiskError, match="one example brings it back"):
             cache.read(keys(1))
         assert cache.missing(keys(1)) == keys(1)
-        cache.append(keys(1)[0], live)
+        cache.append_all([(keys(1)[0], live)])
         cache.flush()
         found = cache.read(keys(1))
     assert isinstance(found, Hidden) and torch.equal(found.head_VD, live.head_VD)
@@ -417,12 +417,13 @@ def test_sampled_signals_are_read_at_a_million_tokens_per_second(tmp_path: Path)
     with SignalsCache.open(tmp_path, WHO, SampledForm(32)) as cache:
         one = draw(z, draws=32, temperature=1, key=b"x" * 16)
         for key in keys(count):
-            cache.append(key, one)
+            cache.append_all([(key, one)])
     with SignalsCache.open(tmp_path, WHO, SampledForm(32)) as cache:
         start = time.perf_counter()
         assert cache.missing(keys(count)) == []
         order = random.Random(0).sample(keys(count), count)
         rows = sum(len(drawn(cache.read(order[i : i + 16])).ids_NK) for i in range(0, count, 16))
         speed = rows / (time.perf_counter() - start)
-    print(f"\n{speed / 1e6:.2f} M tokens/s, {cache.sizes()[2] / rows:.1f} B per token")
+    size = sum(path.stat().st_size for path in tmp_path.glob("shard-*"))
+    print(f"\n{speed / 1e6:.2f} M tokens/s, {size / rows:.1f} B per token")
     assert speed >= 1e6

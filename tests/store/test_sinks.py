@@ -17,8 +17,7 @@ import pytest
 from potstill.errors import MissingEnvironment
 from potstill.recipe.methods import Sft
 from potstill.recipe.train import TrainSettings
-from potstill.store.metrics import Metrics
-from potstill.store.sinks import require_sinks, sinks_of
+from potstill.store.metrics import Metrics, require_sinks, sinks_of
 
 
 def settings(*names: str) -> TrainSettings:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from potstill.errors import DiskError, InputError, as_disk_error
 from potstill.records import Example, Message, Prompt, Sample, as_tool_calls
 from potstill.store.answers import write_answers
-from potstill.store.checkpoints import Checkpoints
+from potstill.store.checkpoints import Checkpoints, tensors_in, write_tensors
 from potstill.store.examples import read_examples
 from potstill.store.files import write_atomic
 from potstill.store.metrics import Metrics
@@ -202,13 +202,14 @@ def test_answers_that_nobody_checked_are_examples_too(tmp_path: Path) -> None:
 
 def test_only_whole_checkpoints_count_and_the_last_two_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c")
-    assert checkpoints.newest() is None
+    assert checkpoints.newest_unread() is None
     for step in (2, 5, 12):
-        checkpoints.save(step, {"w": torch.full((2,), float(step))}, {"tokens": step})
+        with checkpoints.draft(step, {"tokens": step}) as draft:
+            write_tensors(draft, {"w": torch.full((2,), float(step))})
     (tmp_path / "c" / ".draft-half").mkdir()
-    found = checkpoints.newest()
+    found = checkpoints.newest_unread()
     assert found is not None and found[1] == {"tokens": 12, "step": 12}
-    assert torch.equal(found[0]["w"], torch.tensor([12.0, 12.0]))
+    assert torch.equal(tensors_in(found[0])["w"], torch.tensor([12.0, 12.0]))
     assert sorted(p.name for p in (tmp_path / "c").glob("step-*")) == ["step-000005", "step-000012"]
 
 

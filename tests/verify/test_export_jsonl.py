@@ -11,7 +11,7 @@ import pytest
 
 from potstill.cli import execute
 from potstill.errors import InputError
-from potstill.store.export import export_examples
+from potstill.store.examples import export_examples
 
 SAID = 'a "quote", a\nnew line, \u2028, tab\t, \x07, 漢字 🦜'
 

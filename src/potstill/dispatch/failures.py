@@ -22,7 +22,7 @@ class Meaning:
     complaint: bool = False
 
 
-_MEANINGS: dict[FailureKind, Meaning] = {
+MEANINGS: dict[FailureKind, Meaning] = {
     "rate limited": Meaning(complaint=True),
     "overloaded": Meaning(complaint=True),
     "no connection": Meaning(),
@@ -38,10 +38,6 @@ _MEANINGS: dict[FailureKind, Meaning] = {
     "not allowed": Meaning(then="stop"),
     "wrong address": Meaning(then="stop"),
 }
-
-
-def meaning(kind: FailureKind) -> Meaning:
-    return _MEANINGS[kind]
 
 
 def delay(first: float, retries: int, retry_after: float | None, draw: random.Random) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from potstill.dispatch.failures import delay, meaning
+from potstill.dispatch.failures import MEANINGS, delay
 from potstill.dispatch.limits import Allowance, Window
 from potstill.dispatch.money import DOLLAR, FREE, Budget, prompt_bound
 from potstill.engines.sampler import Ask, Failure, Reading, Sampler, Usage
@@ -216,7 +216,7 @@ class Dispatcher:
             else:
                 self._window.answered(seconds, full=self._full)
                 return self._success(now, number, job, reading, worst)
-        self._window.failed(complaint=meaning(said.kind).complaint, late=said.kind == "too slow", full=self._full)
+        self._window.failed(complaint=MEANINGS[said.kind].complaint, late=said.kind == "too slow", full=self._full)
         return self._failure(now, number, job, said, worst)
 
     def _success(self, now: float, number: int, job: Job, reading: Reading, worst: int) -> Outcome:
@@ -246,7 +246,7 @@ class Dispatcher:
         )
 
     def _failure(self, now: float, number: int, job: Job, failure: Failure, worst: int) -> Outcome:
-        means = meaning(failure.kind)
+        means = MEANINGS[failure.kind]
         self._failures[failure.kind] = self._failures.get(failure.kind, 0) + 1
         self._failing_since = self._failing_since or now
         cost = worst if means.billed else 0

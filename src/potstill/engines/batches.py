@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self, cast
 
 import aiohttp
 
-from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.http import Connection
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
 from potstill.engines.server import failure_of
@@ -27,11 +26,12 @@ _MAX_FILE = 1 << 30  # bytes; providers stop at a fifth of it
 _GATHER = 0.2  # seconds without a new request after which a file is closed
 
 
-class BatchSampler:
+class BatchSampler(Connection):
     """`ask` returns when the batch that holds it is done: minutes, or a day."""
 
     def __init__(self, writer: Teacher, how: Generate, batches: Batches) -> None:
-        self._batches, self._key = batches, key_for(batches)
+        super().__init__(batches, limit=_MAX_FILE)
+        self._batches = batches
         self._constant: dict[str, object] = {
             "model": writer.model,
             "temperature": how.temperature,
@@ -44,19 +44,17 @@ class BatchSampler:
         """Identity of a request -> the batch that holds it."""
 
     async def __aenter__(self) -> Self:
-        self._session = open_session(self._batches, self._key.headers("openai"))
+        await super().__aenter__()
         await self._remember()
         self._tasks = {asyncio.create_task(self._gather())}
         self._followed: set[str] = set()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._session.close()
+        await super().__aexit__()
 
     async def ask(self, ask: Ask) -> bytes:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -123,7 +121,7 @@ class BatchSampler:
                 await asyncio.sleep(self._batches.poll_seconds)
             for name in ("output_file_id", "error_file_id"):
                 if state.get(name):
-                    self._deliver(await self._content(str(state[name])))
+                    self._deliver(await self._raw("GET", f"/files/{state[name]}/content"))
             left = Failure("server error", f"batch {state['status']} without a reply to this request")
         except Failure as failure:
             left = failure
@@ -163,14 +161,11 @@ class BatchSampler:
             for batch in page.get("data", []):
                 ours = (batch.get("metadata") or {}).get(_MARK) == self._constant["model"]
                 if ours and batch["status"] not in ("failed", "expired", "cancelled"):
-                    for line in (await self._content(str(batch["input_file_id"]))).splitlines():
+                    for line in (await self._raw("GET", f"/files/{batch['input_file_id']}/content")).splitlines():
                         self._known[str(json.loads(line)["custom_id"])] = str(batch["id"])
             if not page.get("has_more") or not page.get("data"):
                 return
             after = f"&after={page['data'][-1]['id']}"
-
-    async def _content(self, file: str) -> bytes:
-        return await self._raw("GET", f"/files/{file}/content")
 
     async def _call(self, method: str, path: str, **body: Any) -> Mapping[str, Any]:
         try:
@@ -179,10 +174,7 @@ class BatchSampler:
             raise Failure("unreadable", f"{path}: not JSON") from None
 
     async def _raw(self, method: str, path: str, **body: Any) -> bytes:
-        with named_failures(self._batches.deadline):
-            url = self._batches.url + path
-            async with self._session.request(method, url, allow_redirects=False, **body) as response:
-                said = self._key.struck_out(await bounded(response, _MAX_FILE))
+        response, said = await self.exchange(method, self._batches.url + path, **body)
         if response.status != 200:
             raise failure_of(response.status, said)
         return said

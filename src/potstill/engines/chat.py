@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from potstill.engines.reply import read_anthropic, read_openai
 from potstill.engines.sampler import Ask, Reading
@@ -13,8 +13,7 @@ from potstill.engines.sampler import Ask, Reading
 class Form(Protocol):
     """A way of asking: where it is sent, what is sent, and what the reply says."""
 
-    @property
-    def path(self) -> str: ...
+    path: ClassVar[str]
 
     def body(self, ask: Ask) -> dict[str, object]: ...
 
@@ -29,10 +28,7 @@ class Chat:
 
     constant: Mapping[str, object]
     limit: str = "max_tokens"
-
-    @property
-    def path(self) -> str:
-        return "/chat/completions"
+    path: ClassVar[str] = "/chat/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
         return {
@@ -48,35 +44,20 @@ class Chat:
         return read_openai(raw)
 
 
-@dataclass(frozen=True, slots=True)
-class Continuation:
+class Continuation(Chat):
     """The same of a prompt that is sent as text, in the model's own template."""
 
-    constant: Mapping[str, object]
-    limit: str = "max_tokens"
-
-    @property
-    def path(self) -> str:
-        return "/completions"
+    path: ClassVar[str] = "/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
         several = {"n": ask.count} if ask.count > 1 else {}
         return {**self.constant, "prompt": ask.prompt, self.limit: ask.max_tokens, "seed": ask.seed, **several}
 
-    def read(self, raw: bytes) -> Reading:
-        return read_openai(raw)
 
-
-@dataclass(frozen=True, slots=True)
-class Anthropic:
+class Anthropic(Chat):
     """System turns stand in a field of their own; tools are refused before anything is sent."""
 
-    constant: Mapping[str, object]
-    limit: str = "max_tokens"
-
-    @property
-    def path(self) -> str:
-        return "/messages"
+    path: ClassVar[str] = "/messages"
 
     def body(self, ask: Ask) -> dict[str, object]:
         system = [str(m["content"]) for m in ask.messages if m["role"] == "system"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from potstill.engines.reply import Json, read_object, read_usage
 from potstill.engines.sampler import Answer, Ask, Failure, Reading
@@ -33,10 +33,7 @@ class PromptLogprobs:
     codec: Codec
     choices: tuple[str, ...]
     ids: tuple[Ids, ...]
-
-    @property
-    def path(self) -> str:
-        return "/completions"
+    path: ClassVar[str] = "/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
         assert ask.prompt is not None
@@ -46,7 +43,7 @@ class PromptLogprobs:
 
     def read(self, raw: bytes) -> Reading:
         reply = read_object(raw)
-        if ((reply.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"):
+        if (usage := read_usage(reply.get("usage"))) and usage.cached:
             raise Failure(
                 "unable",
                 "it scored from its prefix cache, which can hold stale numbers",
@@ -77,10 +74,7 @@ class Completions:
 
     constant: Mapping[str, object]
     choices: tuple[str, ...]
-
-    @property
-    def path(self) -> str:
-        return "/completions"
+    path: ClassVar[str] = "/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
         asked = {"prompt": ask.prompt, "max_tokens": 1, "temperature": 0, "logprobs": TOP, "seed": ask.seed}
@@ -91,24 +85,16 @@ class Completions:
 
 
 @dataclass(frozen=True, slots=True)
-class TopLogprobs:
+class TopLogprobs(Completions):
     """A chat reply of one token."""
 
-    constant: Mapping[str, object]
-    choices: tuple[str, ...]
     limit: str = "max_tokens"
-
-    @property
-    def path(self) -> str:
-        return "/chat/completions"
+    path: ClassVar[str] = "/chat/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
         asked = {"messages": [dict(message) for message in ask.messages], self.limit: 1, "temperature": 0}
         tools = {"tools": [dict(tool) for tool in ask.tools]} if ask.tools else {}
         return {**self.constant, **asked, **tools, "logprobs": True, "top_logprobs": TOP, "seed": ask.seed}
-
-    def read(self, raw: bytes) -> Reading:
-        return _off_first_token(raw, self.choices)
 
 
 def matched(top: Sequence[tuple[str, float]], choices: Sequence[str]) -> tuple[float, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import assert_never
 
 from potstill.engines.canned import canned_from
 from potstill.engines.chat import Anthropic, Chat, Continuation, Form
@@ -41,8 +40,6 @@ def sampler_for(request: GenerationRequest) -> Sampler:
             from potstill.engines.batches import BatchSampler
 
             return BatchSampler(teacher, how, engine)
-        case _:
-            assert_never(teacher.engine)
 
 
 def prompt_template(request: GenerationRequest) -> Template | None:

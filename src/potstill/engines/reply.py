@@ -169,14 +169,11 @@ def read_usage(usage: object) -> Usage | None:
     if not isinstance(usage, Mapping):
         return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    in_detail, out_detail = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    hidden = _count(out_detail, "reasoning_tokens")
     # Some servers leave hidden reasoning out of the completion but not out of the total, nor out of the bill.
     return Usage(
         prompt=prompt,
         completion=max(completion, _count(usage, "total_tokens") - prompt),
-        cached=_count(in_detail, "cached_tokens"),
-        reasoning=hidden,
+        cached=_count(usage.get("prompt_tokens_details"), "cached_tokens"),
     )
 
 

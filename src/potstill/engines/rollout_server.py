@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-from potstill.engines.http import key_for, open_session, replied
+from potstill.engines.http import Connection
 from potstill.engines.sampler import Failure
 from potstill.engines.sampling import Sampling
 from potstill.engines.slots import Rollout
@@ -26,13 +24,13 @@ _REPLY_BYTES = 64 << 20
 _FIRST_ATTEMPTS = 3  # a server that was never heard is not waited for long
 
 
-class ServedRollouts:
+class ServedRollouts(Connection):
     """The model that a server has under its first name. `end_of_turn` ends an answer. Ids from `vocabulary` on stand
     for nothing: a server that draws one has to be given up."""
 
     def __init__(self, server: RolloutServer, *, end_of_turn: int, vocabulary: int) -> None:
+        super().__init__(server, limit=_REPLY_BYTES, at_once=server.in_flight)
         self._server, self._end, self._vocabulary = server, end_of_turn, vocabulary
-        self._key = key_for(server)
         self._name = ""
 
     def take_weights(self, folder: Path) -> None:
@@ -47,12 +45,12 @@ class ServedRollouts:
 
     async def _take(self, folder: Path) -> None:
         base = self._server.url.removesuffix("/v1")
-        async with self._session() as session:
+        async with self:
             if not self._name:
-                self._name = await self._served_name(session, folder)
+                self._name = await self._served_name(folder)
             reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-            await self._said(session, f"{base}/collective_rpc", reload, folder)
-            dropped = await self._said(session, f"{base}/reset_prefix_cache", {}, folder)
+            await self._said(f"{base}/collective_rpc", reload, folder)
+            dropped = await self._said(f"{base}/reset_prefix_cache", {}, folder)
         if not json.loads(dropped).get("success"):
             raise TeacherError(
                 "the rollout server still holds prompts computed with older weights: it is busy with other requests",
@@ -60,15 +58,13 @@ class ServedRollouts:
             )
 
     async def _roll_out(self, prompts: Sequence[Ids], n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
-        async with self._session() as session:
+        async with self:
             found = await asyncio.gather(
-                *(self._answers(session, i, ids, n, sampling, max_new_tokens) for i, ids in enumerate(prompts))
+                *(self._answers(i, ids, n, sampling, max_new_tokens) for i, ids in enumerate(prompts))
             )
         return [one for answers in found for one in answers]
 
-    async def _answers(
-        self, session: aiohttp.ClientSession, number: int, ids: Ids, n: int, sampling: Sampling, max_new_tokens: int
-    ) -> list[Rollout]:
+    async def _answers(self, number: int, ids: Ids, n: int, sampling: Sampling, max_new_tokens: int) -> list[Rollout]:
         asked = {
             "model": self._name,
             "prompt": list(ids),
@@ -82,7 +78,7 @@ class ServedRollouts:
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        said = await self._said(session, f"{self._server.url}/completions", asked)
+        said = await self._said(f"{self._server.url}/completions", asked)
         choices = sorted(json.loads(said)["choices"], key=lambda choice: choice["index"])
         if len(choices) != n:
             raise TeacherError(f"the rollout server gave {len(choices)} answers of {n}", way_out="see its log")
@@ -109,24 +105,21 @@ class ServedRollouts:
             finish="stop" if ids[-1] == self._end else "length",
         )
 
-    async def _served_name(self, session: aiohttp.ClientSession, folder: Path) -> str:
+    async def _served_name(self, folder: Path) -> str:
         """Raises TeacherError with the command that starts the server, where there is none."""
         try:
-            async with session.get(f"{self._server.url}/models", allow_redirects=False) as response:
-                return json.loads(await response.read())["data"][0]["id"]
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
+            _, said = await self.exchange("GET", f"{self._server.url}/models")
+            return json.loads(said)["data"][0]["id"]
+        except (Failure, ValueError, LookupError, TypeError):
             raise TeacherError(
                 f"no rollout server answers at {self._server.url}",
                 way_out=f"start it: {command(self._server, folder)}; then the same command again",
             ) from None
 
-    async def _said(
-        self, session: aiohttp.ClientSession, url: str, asked: dict[str, Any], folder: Path | None = None
-    ) -> bytes:
+    async def _said(self, url: str, asked: dict[str, Any], folder: Path | None = None) -> bytes:
         attempts = self._server.attempts if self._name else _FIRST_ATTEMPTS
-        http = self._server.model_copy(update={"attempts": attempts})
         try:
-            status, said = await replied(session, url, asked, http=http, key=self._key, limit=_REPLY_BYTES)
+            status, said = await self.replied(url, asked, attempts=attempts)
         except Failure as failure:
             raise TeacherError(f"the rollout server: {failure}", way_out="see its log, then again") from None
         if status != 200:
@@ -137,9 +130,6 @@ class ServedRollouts:
                 way_out=started,
             )
         return said
-
-    def _session(self) -> aiohttp.ClientSession:
-        return open_session(self._server, self._key.headers("openai"), at_once=self._server.in_flight)
 
 
 def command(server: RolloutServer, folder: Path) -> str:

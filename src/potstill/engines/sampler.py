@@ -6,9 +6,9 @@ Sending and reading are apart, so that the raw reply is in the ledger before any
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 from potstill.records import Finish, ToolCalls, Tools
 
@@ -65,12 +65,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens that a reply is billed for. `completion` includes the hidden `reasoning`, `prompt` the `cached`."""
+    """Tokens that a reply is billed for. `completion` includes hidden reasoning, `prompt` the `cached`."""
 
     prompt: int
     completion: int
     cached: int = 0
-    reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +100,8 @@ class Failure(Exception):
         super().__init__(f"{kind}: {self.detail}" if self.detail else kind)
 
 
-class Sampler(Protocol):
+class Sampler(AbstractAsyncContextManager[object], Protocol):
     """Writes answers; `ask` is called many times at once, inside `async with`."""
-
-    async def __aenter__(self) -> Self: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
     async def ask(self, ask: Ask) -> bytes:
         """The reply as it came. Raises Failure."""

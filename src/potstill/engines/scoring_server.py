@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.engines.http import key_for, open_session, replied
+from potstill.engines.http import Connection
+from potstill.engines.reply import read_usage
 from potstill.engines.sampler import Failure
 from potstill.errors import InputError, TeacherError
 from potstill.recipe.teacher import Server, Teacher
@@ -33,23 +33,13 @@ class Scored:
     token_logp_N: Tensor
 
 
-class ServerScorer:
+class ServerScorer(Connection):
     """`k` candidates per position; inside `async with`, many calls at once. Raises TeacherError where the server
     cannot do what is asked."""
 
     def __init__(self, writer: Teacher, server: Server, *, k: int) -> None:
+        super().__init__(server, limit=server.max_reply_bytes, form=server.form, at_once=server.in_flight)
         self._model, self._server, self._k = writer.model, server, k
-        self._key = key_for(server)
-
-    async def __aenter__(self) -> Self:
-        headers = self._key.headers(self._server.form)
-        self._session = open_session(self._server, headers, at_once=self._server.in_flight)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._session.close()
 
     async def score(self, ids: Sequence[int], *, start: int) -> Scored:
         """The distributions that predict `ids[start:]`, one per position; 1 <= start < len(ids)."""
@@ -65,13 +55,9 @@ class ServerScorer:
             "temperature": 0,
             "prompt_logprobs": self._k,
         }
-        said = await self._said(asked)
-        return read_scores(json.loads(said), ids, start=start, k=self._k)
-
-    async def _said(self, asked: Mapping[str, object]) -> bytes:
-        url, limit = f"{self._server.url}/completions", self._server.max_reply_bytes
         try:
-            status, said = await replied(self._session, url, asked, http=self._server, key=self._key, limit=limit)
+            url, attempts = f"{self._server.url}/completions", self._server.attempts
+            status, said = await self.replied(url, asked, attempts=attempts)
         except Failure as failure:
             raise TeacherError(f"the server did not score: {failure}", way_out="see that it runs, then again") from None
         if status != 200:
@@ -79,13 +65,12 @@ class ServerScorer:
                 f"the server does not score at k = {self._k} (status {status}: {said[:300].decode(errors='replace')})",
                 way_out="lower k or start the server with a higher --max-logprobs",
             )
-        return said
+        return read_scores(json.loads(said), ids, start=start, k=self._k)
 
 
 def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: int) -> Scored:
     """What a reply says of `ids[start:]`. Raises TeacherError where it is not what was asked for."""
-    details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
-    if details.get("cached_tokens"):
+    if (usage := read_usage(reply.get("usage"))) and usage.cached:
         raise TeacherError(
             "the server scored from its prefix cache, which can hold stale numbers",
             way_out="start it with --no-enable-prefix-caching",

@@ -5,14 +5,11 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from types import TracebackType
-from typing import Self
 
 import aiohttp
-from yarl import URL
 
 from potstill.engines.chat import Form
-from potstill.engines.http import bounded, key_for, named_failures, open_session
+from potstill.engines.http import Connection
 from potstill.engines.sampler import Ask, Failure, FailureKind, Reading
 from potstill.recipe.teacher import Server
 
@@ -28,31 +25,18 @@ _KINDS: dict[int, FailureKind] = {
 _USED_UP = ("insufficient_quota", "billing_hard_limit_reached")
 
 
-class ServerSampler:
+class ServerSampler(Connection):
     """One `ask` is one POST."""
 
     def __init__(self, server: Server, form: Form) -> None:
-        self._server, self._form = server, form
-        self._key = key_for(server)
-        self._url = URL(server.url + form.path)
-
-    async def __aenter__(self) -> Self:
-        version = {"anthropic-version": "2023-06-01"} if self._server.form == "anthropic" else {}
-        headers = {"Content-Type": "application/json", **version, **self._key.headers(self._server.form)}
-        self._session = open_session(self._server, headers)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._session.close()
+        super().__init__(server, limit=server.max_reply_bytes, form=server.form)
+        self._form, self._url = form, server.url + form.path
+        version = {"anthropic-version": "2023-06-01"} if server.form == "anthropic" else {}
+        self._headers |= {"Content-Type": "application/json", **version}
 
     async def ask(self, ask: Ask) -> bytes:
         body = json.dumps(self._form.body(ask), ensure_ascii=False).encode()
-        headers = {"Idempotency-Key": ask.identity}
-        with named_failures(self._server.deadline):
-            async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
-                said = self._key.struck_out(await bounded(response, self._server.max_reply_bytes))
+        response, said = await self.exchange("POST", self._url, data=body, headers={"Idempotency-Key": ask.identity})
         if response.status != 200:
             raise failure_of(response.status, said, retry_after=_retry_after(response))
         if "json" not in response.content_type:

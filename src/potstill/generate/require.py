@@ -17,7 +17,7 @@ from potstill.prompts.stream import stream_prompts
 from potstill.recipe import GenerationRequest, Recipe, arms_of
 from potstill.recipe.student import Encoder, Student
 from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server
-from potstill.store.sinks import require_sinks
+from potstill.store.metrics import require_sinks
 from potstill.text.template import Template
 from potstill.verify.programs import require_checks, require_package
 

@@ -1,6 +1,5 @@
 """Licences: what a teacher's and a data set's terms allow, checked before anything is paid for."""
 
-from potstill.licences.gate import gate, named_licences
-from potstill.licences.policy import Policy, check_licence
+from potstill.licences.policy import Policy, check_licence, gate, named_licences
 
 __all__ = ["Policy", "check_licence", "gate", "named_licences"]

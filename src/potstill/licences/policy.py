@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from potstill.errors import LicenceRefused
+from potstill.recipe import Recipe, arms_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,20 @@ _POLICIES: dict[str, Policy] = {
     "tencent-hunyuan": Policy("refuse", "its terms forbid improving other models with its answers"),
     "own": Policy("allow", "you state that you hold the rights"),
 }
+
+
+def gate(recipe: Recipe) -> dict[str, Policy]:
+    """What each licence allows, by its key in the recipe. Raises LicenceRefused."""
+    return {key: check_licence(licence, key=key) for key, licence in named_licences(recipe).items()}
+
+
+def named_licences(recipe: Recipe) -> dict[str, str]:
+    """Those of the recipe, and what its arms name beside them."""
+    named = dict(recipe.licensed)
+    for arm in arms_of(recipe):
+        theirs = arm.recipe.licensed.items()
+        named |= {f"arms.{arm.name}.{key}": one for key, one in theirs if recipe.licensed.get(key) != one}
+    return named
 
 
 def check_licence(licence: str, *, key: str) -> Policy:

@@ -77,13 +77,13 @@ def shared_vocabulary(weight_VD: Tensor, teacher: Signal, vocabulary: int | None
     return sizes[0] if vocabulary is None else vocabulary
 
 
-def cut_teacher(teacher: Signal, vocabulary: int) -> Signal:
-    """The teacher without its padding."""
+def on_outcomes(teacher: Signal, outcomes: slice | Tensor) -> Signal:
+    """A dense signal on these outcomes alone; sparse ones are taken to count within them already."""
     match teacher:
         case Hidden(head_VD=head, bias_V=bias):
-            return replace(teacher, head_VD=head[:vocabulary], bias_V=None if bias is None else bias[:vocabulary])
+            return replace(teacher, head_VD=head[outcomes], bias_V=None if bias is None else bias[outcomes])
         case Logits(logits):
-            return Logits(logits[:, :vocabulary])
+            return Logits(logits[:, outcomes])
         case TopK() | Sampled():
             return teacher
 

@@ -56,23 +56,23 @@ class Jsd:
 
 
 @dataclass(frozen=True, slots=True)
-class SkewForwardKl:
+class _Skew:
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            plain = "forward_kl" if isinstance(self, SkewForwardKl) else "reverse_kl"
+            raise ValueError(
+                f"{type(self).__name__}.alpha is {self.alpha}, but lies strictly between 0 and 1: alpha 0 is '{plain}'"
+            )
+
+
+class SkewForwardKl(_Skew):
     """KL(p || alpha p + (1 - alpha) q): Ko et al. 2024 (DistiLLM)."""
 
-    alpha: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check_alpha(self)
-
-
-@dataclass(frozen=True, slots=True)
-class SkewReverseKl:
+class SkewReverseKl(_Skew):
     """KL(q || alpha q + (1 - alpha) p): Ko et al. 2024 (DistiLLM)."""
-
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_alpha(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +269,3 @@ def _mix(one_logp_NV: Tensor, other_logp_NV: Tensor, share: float) -> Tensor:
     logit = torch.logit(torch.tensor(share, dtype=torch.float64)).item()
     log_rest = torch.log1p(torch.tensor(-share, dtype=torch.float64)).item()
     return torch.logaddexp(one_logp_NV + logit, other_logp_NV) + log_rest
-
-
-def _check_alpha(value: SkewForwardKl | SkewReverseKl) -> None:
-    if not 0 < value.alpha < 1:
-        plain = "forward_kl" if isinstance(value, SkewForwardKl) else "reverse_kl"
-        raise ValueError(
-            f"{type(value).__name__}.alpha is {value.alpha}, but lies strictly between 0 and 1: alpha 0 is '{plain}'"
-        )

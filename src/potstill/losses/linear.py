@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
-from potstill.losses.calls import check_call, cut_teacher, name_nan, shared_vocabulary
+from potstill.losses.calls import check_call, name_nan, on_outcomes, shared_vocabulary
 from potstill.losses.divergences import Divergence, Name, resolve
 from potstill.losses.observed import Observed
 from potstill.losses.problem import CrossEntropy, Gradients, Head, Loss, Problem, Scores
 from potstill.losses.recompute import recompute
 from potstill.losses.stored import stored
-from potstill.signals import Hidden, Logits, Sampled, Signal, TopK
+from potstill.signals import Hidden, Logits, Signal
 
 Engine = Literal["auto", "stored", "recompute"]
 _Weight = TypeVar("_Weight", Tensor, Tensor | None)
@@ -80,10 +80,10 @@ def linear_divergence(  # noqa: PLR0913
     student = _Student(student_hidden_ND, _gathered(student_head_VD), _gathered(student_bias_V), logit_scale, softcap)
     check_call(student_hidden_ND, student.weight_VD, teacher, loss)
     if support_K is not None:
-        student, teacher = student.restricted(support_K), _restricted(teacher, support_K)
+        student, teacher = student.restricted(support_K), on_outcomes(teacher, support_K)
     real = shared_vocabulary(student.weight_VD, teacher, vocabulary)
     head, chunk = student.head(temperature), _chunk(student_hidden_ND, real, teacher, engine, memory_bytes)
-    problem = Problem(head.columns(0, real), cut_teacher(teacher, real), loss, chunk, observe is not None)
+    problem = Problem(head.columns(0, real), on_outcomes(teacher, slice(real)), loss, chunk, observe is not None)
     return student.divergence(problem, observe)
 
 
@@ -199,14 +199,3 @@ def _gathered(head: _Weight) -> _Weight:
     if not isinstance(head, DTensor):
         return head
     return cast(_Weight, head.full_tensor(grad_placements=[Partial("avg")] * head.device_mesh.ndim))
-
-
-def _restricted(teacher: Signal, support_K: Tensor) -> Signal:
-    """On the allowed outcomes alone. Sparse signals are taken to count within them already."""
-    match teacher:
-        case Hidden(head_VD=head, bias_V=bias):
-            return replace(teacher, head_VD=head[support_K], bias_V=None if bias is None else bias[support_K])
-        case Logits(logits_NV):
-            return Logits(logits_NV[:, support_K])
-        case TopK() | Sampled():
-            return teacher

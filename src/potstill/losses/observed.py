@@ -17,16 +17,14 @@ from potstill.losses.tiles import Candidates, Softmax, buckets, mass_outside
 class Observed:
     """Row by row, shape (N,); None where the signal does not say.
 
-    Entropies (nats) and total variation are at the loss's temperature; a top-k's tail counts as one outcome in both.
-    `agreement_N` is 1 where student and teacher have the same most probable token. `teacher_mass_N` is the probability
-    that the signal's candidates cover. Of targets: the teacher's ln p, and how many tokens it finds more probable.
+    Entropies (nats) are at the loss's temperature; a top-k's tail counts as one outcome. `agreement_N` is 1 where
+    student and teacher have the same most probable token. Of targets: the teacher's ln p, and how many tokens it finds
+    more probable.
     """
 
     student_entropy_N: Tensor
     teacher_entropy_N: Tensor | None = None
     agreement_N: Tensor | None = None
-    total_variation_N: Tensor | None = None
-    teacher_mass_N: Tensor | None = None
     target_logp_N: Tensor | None = None
     target_rank_N: Tensor | None = None
 
@@ -53,8 +51,6 @@ def observe_dense(
         _entropy(z_BV, student),
         _entropy(teacher_z_BV, teacher),
         agreement_B.float(),
-        torch.sub(student.p_BV, teacher.p_BV).abs_().sum(-1).div_(2),
-        torch.ones_like(student.lse_B),
         None if target_z_B1 is None else target_z_B1.squeeze(-1) - teacher.lse_B,
         None if target_z_B1 is None else (teacher_z_BV > target_z_B1).sum(-1).float(),
     )
@@ -71,8 +67,6 @@ def observe_sparse(z_BV: Tensor, student: Softmax, teacher: Candidates) -> Obser
         entropy_B,
         torch.special.entr(tile.p_BV).sum(-1).float(),
         (z_BV.argmax(-1) == best_B).float(),
-        (tile.q_BV - tile.p_BV).abs_().sum(-1).div_(2).float(),
-        teacher.p_BK.sum(-1).float(),
     )
 
 

@@ -231,11 +231,8 @@ def _columnar(path: Path, kind: str, key: str) -> Iterator[Row]:
     import pyarrow as pa  # a tenth of a second, which a `check` of other files does without
 
     try:
-        number = 0
-        for batch in _batches(path, kind):  # pyright: ignore[reportUnknownVariableType]
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
+        rows = (row for batch in _batches(path, kind) for row in batch.to_pylist())
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the reader's
             raise

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, assert_never, cast
+from typing import Any, cast
 
 from potstill.errors import InputError, MissingEnvironment
 from potstill.prompts.columns import as_text, column, messages_of, scalar, tools_of
@@ -48,12 +48,12 @@ def stream_prompts(
             yield from (prompt for prompt in drawn if splits is None or prompt.split in splits)
         case PromptFile() | ReasoningGym() | Expand():
             split, prompt = next(iter(splits)) if splits else "train", None
-            for prompt in _of(ask, task, left_out):
+            file = ask.seeds if isinstance(ask, Expand) else ask  # more is written after the seeds
+            made = _of_gym(file, task) if isinstance(file, ReasoningGym) else _of_file(file, task, left_out)
+            for prompt in made:
                 yield prompt if prompt.split == split else replace(prompt, split=split)
             if prompt is None:
                 raise InputError(f"{described(ask)} holds no prompts{_why(left_out)}", way_out="give some")
-        case _:
-            assert_never(ask)
 
 
 def source_mark(ask: Source) -> str:
@@ -97,12 +97,6 @@ def same_id(ask: Source, prompt_id: str) -> SameId:
 
 
 # rows to prompts
-
-
-def _of(ask: PromptFile | ReasoningGym | Expand, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:
-    if isinstance(ask, ReasoningGym):
-        return _of_gym(ask, task)
-    return _of_file(ask.seeds if isinstance(ask, Expand) else ask, task, left_out)  # more is written after the seeds
 
 
 def _of_file(ask: PromptFile, task: Task, left_out: Counter[str]) -> Iterator[Prompt]:

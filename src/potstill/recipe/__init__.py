@@ -16,6 +16,6 @@ __all__ = ["Arm", "GenerationRequest", "Recipe", "arms_of", "load_recipe"]
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and try its arms. Raises InputError (exit 2) with file, line, key, value and the way out."""
-    recipe = file.read(path, overrides, Recipe)
+    recipe = file.read(path, overrides)
     arms_of(recipe)
     return recipe

@@ -75,31 +75,23 @@ def _arm(recipe: Recipe, name: str, overrides: Overrides, *, where: str) -> Arm:
         if section not in ("student", "train"):
             raise InputError(f"{where} overrides '{section}'", way_out="an arm may change 'student' and 'train' alone")
         given = reduce(lambda inner, key: {key: inner}, reversed(inside), value)
-        values[section] = _section(values[section], given)
+        values[section] = _merged(values[section], given, section=True)
     try:
         made = Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise explain(error, Origin(where, {}), Recipe) from None
+        raise explain(error, Origin(where, {})) from None
     if (made.student, made.train) == (recipe.student, recipe.train):
         raise InputError(f"{where} changes nothing: it is the student once more", way_out="leave it out")
     return Arm(name, overrides, made)
 
 
-def _section(before: dict[str, Any], given: Any) -> Any:
-    """The whole section where it is of another kind, else with the values that are given."""
-    if not isinstance(given, Mapping):
-        return given
-    changes = cast("Mapping[str, Any]", given)
-    if changes.get("kind", before.get("kind")) != before.get("kind"):
-        return dict(changes)
-    return {**before, **{key: _merged(before.get(key), value) for key, value in changes.items()}}
-
-
-def _merged(before: Any, given: Any) -> Any:
-    """A mapping of the same kind is merged key by key; anything else replaces what is there."""
+def _merged(before: Any, given: Any, *, section: bool = False) -> Any:
+    """A mapping of the same kind, and below a section of the same keys, is merged key by key; anything else replaces
+    what is there."""
     if not (isinstance(before, dict) and isinstance(given, Mapping)):
         return given
     there, changes = cast("dict[str, Any]", before), cast("Mapping[str, Any]", given)
-    if not changes.keys() <= there.keys() or changes.get("kind", there.get("kind")) != there.get("kind"):
+    known = section or changes.keys() <= there.keys()
+    if not known or changes.get("kind", there.get("kind")) != there.get("kind"):
         return dict(changes)
-    return {**there, **{key: _merged(there[key], value) for key, value in changes.items()}}
+    return {**there, **{key: _merged(there.get(key), value) for key, value in changes.items()}}

@@ -9,29 +9,27 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from potstill.recipe.teacher import Batches, Server, Teacher
 from potstill.recipe.values import Count, Name, Positive, Probability, Values
 
 
-class Extracting(Values):
-    """`extract`: a regular expression; the first group of its last match is what is checked. Nothing found: failed."""
-
-    extract: str | None = None
-
-    @field_validator("extract")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        return None if pattern is None else compilable(pattern)
-
-
-def compilable(pattern: str) -> str:
+def _compilable(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"'{pattern}' is no regular expression: {error}") from None
     return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compilable)]
+
+
+class Extracting(Values):
+    """`extract`: a regular expression; the first group of its last match is what is checked. Nothing found: failed."""
+
+    extract: Pattern | None = None
 
 
 class Exact(Extracting):
@@ -53,13 +51,8 @@ class Regex(Values):
     """The pattern occurs (or, with `absent`, does not)."""
 
     kind: Literal["regex"]
-    pattern: str
+    pattern: Pattern
     absent: bool = False
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        return compilable(pattern)
 
 
 class Number(Extracting):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from potstill.errors import InputError
+from potstill.recipe.whole import Recipe
 
 Models = Sequence[type[BaseModel]]
 
@@ -54,10 +55,10 @@ class _Place:
         return f" in '{'.'.join(self.keys[:-1])}'" if self.keys[:-1] else ""
 
 
-def explain(error: ValidationError, origin: Origin, kind: type[BaseModel]) -> InputError:
+def explain(error: ValidationError, origin: Origin) -> InputError:
     """The first complaint; an unknown key before all others, since it is most often the cause of them."""
     first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
-    place = _place([str(part) for part in first["loc"]], kind)
+    place = _place([str(part) for part in first["loc"]])
     where, dotted = origin.of(place.dotted), place.dotted
     match first["type"]:
         case "extra_forbidden":
@@ -105,10 +106,10 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else ""
 
 
-def _place(parts: Iterable[str], kind: type[BaseModel]) -> _Place:
+def _place(parts: Iterable[str]) -> _Place:
     """Pydantic puts in which member of a union it tried: by its kind, or in <>. That is no key."""
     keys: list[str] = []
-    models: Models = [kind]
+    models: Models = [Recipe]
     others: Models = []
     for part in parts:
         chosen = [model for model in models if part in _kinds([model])] if len(models) > 1 else []

@@ -11,17 +11,16 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from potstill.errors import InputError
 from potstill.recipe.explain import Origin, explain
-
-Kind = TypeVar("Kind", bound=BaseModel)
+from potstill.recipe.whole import Recipe
 
 
 def value_at(path: Path, key: str) -> object:
@@ -29,30 +28,26 @@ def value_at(path: Path, key: str) -> object:
     return _parse(path).get(key)
 
 
-def read(path: Path, overrides: Iterable[str], kind: type[Kind]) -> Kind:
-    """A YAML file as `kind` of recipe. Raises InputError."""
+def read(path: Path, overrides: Iterable[str]) -> Recipe:
+    """Raises InputError."""
     tree = _parse(path)
     lines = _line_numbers(tree)
     values: dict[str, Any] = _plain(tree)
     overridden = [_apply(values, override) for override in overrides]
     try:
-        return kind.model_validate_json(_json(values))
+        # Strict JSON mode takes lists for tuples and refuses "3" for 3, which is what a YAML file needs.
+        return Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise explain(error, Origin(str(path), lines, overridden), kind) from None
+        raise explain(error, Origin(str(path), lines, overridden)) from None
 
 
-def as_yaml(recipe: BaseModel) -> str:
+def as_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every default spelt out."""
     yaml = YAML()
     yaml.width = 100
     text = io.StringIO()
     yaml.dump(recipe.model_dump(mode="json"), text)
     return text.getvalue()
-
-
-def _json(values: dict[str, Any]) -> str:
-    # Strict JSON mode takes lists for tuples and refuses "3" for 3, which is what a YAML file needs.
-    return json.dumps(values, default=str)
 
 
 def _parse(path: Path) -> CommentedMap:

@@ -3,11 +3,11 @@ tasks; or what the teacher writes after a few."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Field, JsonValue, Tag, model_validator
 
-from potstill.recipe.values import Count, Probability, Values
+from potstill.recipe.values import Count, Probability, Values, by_kind
 
 
 class TextColumns(Values):
@@ -124,14 +124,9 @@ class Expand(Values):
         return self.seeds.licence
 
 
-def _source_kind(given: object) -> str:
-    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
-    return str(kind or "file")
-
-
 Source = Annotated[
     Annotated[PromptFile, Tag("file")]
     | Annotated[ReasoningGym, Tag("reasoning_gym")]
     | Annotated[Expand, Tag("expand")],
-    Discriminator(_source_kind),
+    by_kind("file"),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from potstill.recipe.values import Count, Positive, Probability, Values, public_name
+from potstill.recipe.values import Count, Positive, Probability, Values, by_kind, public_name
 
 
 class Spaced(Values):
@@ -105,16 +105,12 @@ class Student(Values):
                 return self.layers
 
     @model_validator(mode="after")
-    def _random_weights_all_learn(self) -> Student:
+    def _something_learns(self) -> Student:
         if self.weights == "random":
             ranked = isinstance(self.layers, Ranked)
             unread = {"lora": self.lora, "freeze_layers": self.freeze_layers, "layers.ranked": ranked}
             if said := next((key for key, value in unread.items() if value), None):
                 raise ValueError(f"'{said}' builds on what the start has learnt: 'weights' random has none of it")
-        return self
-
-    @model_validator(mode="after")
-    def _something_learns(self) -> Student:
         if self.taken is not None and self.freeze_layers >= self.taken:
             raise ValueError(f"'freeze_layers' is {self.freeze_layers}: no layer of {self.taken} would learn")
         return self
@@ -165,14 +161,7 @@ class Encoder(Values):
         return self
 
 
-def _student_kind(given: object) -> str:
-    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
-    return str(kind or "causal_lm")
-
-
-AnyStudent = Annotated[
-    Annotated[Student, Tag("causal_lm")] | Annotated[Encoder, Tag("encoder")], Discriminator(_student_kind)
-]
+AnyStudent = Annotated[Annotated[Student, Tag("causal_lm")] | Annotated[Encoder, Tag("encoder")], by_kind("causal_lm")]
 
 
 def spoken_layers(layers: Sequence[int], of: int | None) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from potstill.recipe.values import Positive, Values
+from potstill.recipe.values import Positive, Values, by_kind
 
 Probabilities = Literal["prompt_logprobs", "completions", "top_logprobs", "votes"]
 
@@ -46,9 +46,4 @@ class Choice(Values):
         return self
 
 
-def _task_kind(given: object) -> str:
-    kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
-    return str(kind or "text")
-
-
-Task = Annotated[Annotated[Text, Tag("text")] | Annotated[Choice, Tag("choice")], Discriminator(_task_kind)]
+Task = Annotated[Annotated[Text, Tag("text")] | Annotated[Choice, Tag("choice")], by_kind("text")]

@@ -115,19 +115,11 @@ class TrainSettings(Loop):
 
     @model_validator(mode="after")
     def _best_is_scored(self) -> TrainSettings:
-        if self.best is None:
-            return self
-        match self.best.metric:
-            case "nats_per_token":
-                pass
-            case "kd":
-                if isinstance(self.method, Sft):
-                    raise ValueError("'best.metric' kd is the distance to a teacher: 'method' sft has none to read")
-            case "pass_rate":
-                if not self.predict_with_generate:
-                    raise ValueError("'best.metric' pass_rate is of answers: set 'predict_with_generate' to true")
-            case _:
-                pass
+        metric = self.best and self.best.metric
+        if metric == "kd" and isinstance(self.method, Sft):
+            raise ValueError("'best.metric' kd is the distance to a teacher: 'method' sft has none to read")
+        if metric == "pass_rate" and not self.predict_with_generate:
+            raise ValueError("'best.metric' pass_rate is of answers: set 'predict_with_generate' to true")
         return self
 
     @model_validator(mode="after")
@@ -165,6 +157,11 @@ class TrainSettings(Loop):
             raise ValueError(f"a server gives its most probable tokens, not 'signal' {self.signal.kind}: live or top_k")
         if isinstance(self.method, LogitKd) and self.method.temperature != 1:
             raise ValueError(f"a server scores at temperature 1: 'method.temperature' is {self.method.temperature:g}")
+        if self.signals_folder is not None and self.scored_by.revision is None:
+            raise ValueError(
+                "'signals_folder' may be shared by runs, but a server may have other weights under the same name by "
+                "then: state which they are in 'scored_by.revision', or leave the folder out (the run's is taken)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -193,14 +190,4 @@ class TrainSettings(Loop):
             )
         elif isinstance(self.signal, SampledSignal) and self.method.divergence != "forward_kl":
             raise ValueError(f"draws estimate 'forward_kl' alone, not '{self.method.divergence}': take top_k or hidden")
-        return self
-
-    @model_validator(mode="after")
-    def _shared_signals_have_an_owner(self) -> TrainSettings:
-        served = self.scored_by is not None and self.scored_by.engine is not None and self.scored_by.revision is None
-        if served and self.signals_folder is not None:
-            raise ValueError(
-                "'signals_folder' may be shared by runs, but a server may have other weights under the same name by "
-                "then: state which they are in 'scored_by.revision', or leave the folder out (the run's is taken)"
-            )
         return self

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -20,6 +20,16 @@ class Values(BaseModel):
     """A misspelt key, a text for a number or a later change is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=False)
+
+
+def by_kind(default: str) -> Discriminator:
+    """Which member of a union is meant: `kind` names it, or it is the default one."""
+
+    def kind_of(given: object) -> str:
+        kind = cast("dict[str, object]", given).get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
+        return str(kind or default)
+
+    return Discriminator(kind_of)
 
 
 def public_name(source: str) -> str:

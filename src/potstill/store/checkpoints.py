@@ -22,34 +22,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 State = Mapping[str, Any]
-Found = tuple[dict[str, Tensor], dict[str, Any]]
 
 _WHOLE = "tensors.safetensors"
 _MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """The last `keep` checkpoints and the one with the best score, if scores are given, are kept."""
+    """The last two checkpoints and the one with the best score, if scores are given, are kept."""
 
-    def __init__(self, folder: Path, *, keep: int = 2, better: Literal["smaller", "larger"] = "smaller") -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}, but at least one checkpoint is kept")
-        self._folder, self._keep, self._better = folder, keep, better
+    def __init__(self, folder: Path, *, better: Literal["smaller", "larger"] = "smaller") -> None:
+        self._folder, self._better = folder, better
         self._damage: dict[str, str] = {}
 
     @property
     def damage(self) -> tuple[str, ...]:
-        """One sentence for each damaged checkpoint that `newest` or `best` came across."""
+        """One sentence for each damaged checkpoint that was come across."""
         return tuple(self._damage.values())
-
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: State, *, score: float | None = None) -> None:
-        """Checkpoints of later steps, from which training did not go on, are dropped."""
-        with self.draft(step, state, score=score) as draft:
-            save_file(dict(tensors), draft / _WHOLE)
 
     @contextmanager
     def draft(self, step: int, state: State, *, score: float | None = None) -> Generator[Path]:
-        """A folder for the tensors' files. At the end of the block it becomes the checkpoint, sealed."""
+        """A folder for the tensors' files. At the end of the block it becomes the checkpoint, sealed; those of later
+        steps, from which training did not go on, are dropped."""
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=self._folder, prefix=".draft-"))
         try:
@@ -69,20 +62,13 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
         self._prune(step)
 
-    def newest(self) -> Found | None:
-        """Tensors and state of the newest whole checkpoint, or None where there is none. See `damage`."""
-        return _loaded(self.newest_unread())
-
     def newest_unread(self) -> tuple[Path, dict[str, Any]] | None:
-        """Folder and state of the same checkpoint: `tensors_in` reads the rest."""
+        """Folder and state of the newest whole checkpoint, or None where there is none: `tensors_in` reads the rest.
+        See `damage`."""
         return self._first_whole(reversed(self._all()))
 
-    def best(self) -> Found | None:
-        """The whole checkpoint with the best score, or None where none has one. See `damage`."""
-        return _loaded(self.best_unread())
-
     def best_unread(self) -> tuple[Path, dict[str, Any]] | None:
-        """Folder and state of the same checkpoint."""
+        """The same of the whole checkpoint with the best score, or None where none has one."""
         return self._first_whole(self._by_score())
 
     def clear(self) -> None:
@@ -100,7 +86,7 @@ class Checkpoints:
         for draft in self._folder.glob(".draft-*"):  # of a process that was killed
             shutil.rmtree(draft)
         current = [place for place in self._all() if _step(place) <= step]
-        kept = {*current[-self._keep :], *[place for place in self._by_score() if place in current][:1]}
+        kept = {*current[-2:], *[place for place in self._by_score() if place in current][:1]}
         for place in self._all():
             if place not in kept:
                 shutil.rmtree(place)
@@ -119,6 +105,11 @@ class Checkpoints:
         return sorted(self._folder.glob("step-*"), key=_step)
 
 
+def write_tensors(draft: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Whole, by one process."""
+    save_file(dict(tensors), draft / _WHOLE)
+
+
 def tensors_in(place: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's folder, whole, whoever wrote them."""
     if (place / _WHOLE).is_file():
@@ -126,10 +117,6 @@ def tensors_in(place: Path) -> dict[str, Tensor]:
     from potstill.store.parts import read_whole  # torch.distributed, where several processes wrote
 
     return read_whole(place)
-
-
-def _loaded(found: tuple[Path, dict[str, Any]] | None) -> Found | None:
-    return None if found is None else (tensors_in(found[0]), found[1])
 
 
 def _step(place: Path) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
-from typing import Literal, assert_never
+from math import ceil, floor, inf, log2
+from typing import Literal
 
 from potstill.recipe.scoring import HiddenSignal, LiveSignal, SampledSignal, Signal, TopKSignal
-from potstill.store.widths import ascending_bytes, bytes_of
 
 LOGP_BITS = 12
 _KEY_BYTES = 16 + 4  # an example's key and its number of rows
@@ -68,10 +67,31 @@ def bytes_per_token(
             return bytes_of(draws, 1) + ids * (2 + high_bits(vocabulary) / 8) + key
         case HiddenForm(dtype):
             return (width + 4 if dtype == "int8" else 2 * width) + key
-        case _:
-            assert_never(form)
 
 
 def high_bits(vocabulary: int) -> int:
     """What an id needs beyond the 16 bits that every one has."""
     return max(0, (vocabulary - 1).bit_length() - 16)
+
+
+# packed integers
+
+
+def bytes_of(count: int, bits: int) -> int:
+    return ceil(count * bits / 8)
+
+
+def low_bits(k: int, vocabulary: int) -> int:
+    """How many bits of an id the Elias-Fano code writes out."""
+    return max(0, floor(log2(vocabulary / k)))
+
+
+def high_slots(k: int, vocabulary: int) -> int:
+    """Marks in the bitmap of the high bits: one an id, and one place for every value that they can have."""
+    return ((vocabulary - 1) >> low_bits(k, vocabulary)) + k
+
+
+def ascending_bytes(k: int, vocabulary: int) -> int:
+    """What a row of `pack_ascending` takes: about 2 + log2(V / K) bits per id, within half a bit of the least there
+    is for a set, where ids in any order take log2(V)."""
+    return bytes_of(k, low_bits(k, vocabulary)) + bytes_of(high_slots(k, vocabulary), 1)

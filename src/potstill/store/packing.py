@@ -1,6 +1,7 @@
 """A signal as columns of a shard and back: what each form keeps, in how many bytes.
 
-Dimension key: N rows (tokens that bear loss), D teacher width, V vocabulary, K stored candidates, M drawn ids.
+Dimension key: N rows (tokens that bear loss), D teacher width, V vocabulary, K stored candidates, M drawn ids, B bytes
+of a row, b bits of an integer.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.signals import Hidden, Sampled, TopK
-from potstill.store.bits import pack_ascending, pack_bits, unpack_ascending, unpack_bits
-from potstill.store.forms import LOGP_BITS, Form, HiddenForm, SampledForm, TopKForm, high_bits
+from potstill.store.forms import LOGP_BITS, Form, HiddenForm, SampledForm, TopKForm, high_bits, high_slots, low_bits
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -183,3 +183,44 @@ def unpack_hidden(columns: Columns, rows: slice, form: HiddenForm) -> Tensor:
         return torch.from_numpy(columns["hidden"][rows].view(np.int16).copy()).view(torch.bfloat16)
     unit_ND = columns["hidden"][rows].astype(np.float32) * columns["scale"][rows][:, None]
     return torch.from_numpy(unit_ND * columns["spread"] + columns["mean"])
+
+
+# integers of any width in bits, row by row; every row fills whole bytes, so rows can be sliced
+
+
+def pack_bits(values_NK: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Shape (N, B): the lowest `bits` bits of every value, 0 to 32 of them."""
+    count, k = values_NK.shape
+    little_NK4 = np.ascontiguousarray(values_NK, dtype="<u4").view(np.uint8).reshape(count, k, 4)
+    each_NKb = np.unpackbits(little_NK4, axis=2, count=bits, bitorder="little") if bits else little_NK4[:, :, :0]
+    return np.packbits(each_NKb.reshape(count, k * bits), axis=1, bitorder="little")
+
+
+def unpack_bits(packed_NB: NDArray[np.uint8], bits: int, k: int) -> NDArray[Any]:
+    """The inverse of `pack_bits`, shape (N, K)."""
+    count = len(packed_NB)
+    width = 16 if bits <= 16 else 32
+    wide_NKw = np.zeros((count, k, width), dtype=np.uint8)
+    if bits and k:
+        flat = np.unpackbits(packed_NB, axis=1, count=k * bits, bitorder="little")
+        wide_NKw[:, :, :bits] = flat.reshape(count, k, bits)
+    packed = np.packbits(wide_NKw.reshape(-1), bitorder="little")
+    return packed.view("<u2" if width == 16 else "<u4").reshape(count, k)
+
+
+def pack_ascending(ids_NK: NDArray[Any], vocabulary: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The low and the high part of rows of distinct ids in ascending order (Elias 1974; Fano 1971): the low bits as
+    they are, the high ones as a bitmap in which the i-th id sets the bit at high + i."""
+    count, k = ids_NK.shape
+    low = low_bits(k, vocabulary)
+    marks = np.zeros((count, high_slots(k, vocabulary)), dtype=np.uint8)
+    np.put_along_axis(marks, (ids_NK >> low) + np.arange(k), 1, axis=1)
+    return pack_bits(ids_NK & ((1 << low) - 1), low), np.packbits(marks, axis=1, bitorder="little")
+
+
+def unpack_ascending(low_NB: NDArray[np.uint8], high_NB: NDArray[np.uint8], k: int, vocabulary: int) -> NDArray[Any]:
+    """The inverse of `pack_ascending`: int64, shape (N, K)."""
+    low, slots = low_bits(k, vocabulary), high_slots(k, vocabulary)
+    marks = np.unpackbits(high_NB, axis=1, count=slots, bitorder="little")
+    at_NK = np.flatnonzero(marks).reshape(len(marks), k) - np.arange(len(marks))[:, None] * slots
+    return ((at_NK - np.arange(k)) << low) | unpack_bits(low_NB, low, k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -49,15 +50,10 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unread:
+class Unread(Intent):
     """A reply that was kept but not read before the process died."""
 
     attempt: int
-    question: int
-    sample: int
-    samples: int
-    max_tokens: int
-    worst: int
     raw: bytes
 
 
@@ -101,19 +97,16 @@ class Requests(Asks):
             "cost = ? WHERE id = ?",
             ((o.state, o.failure, o.status, o.prompt_tokens, o.completion_tokens, o.cost, o.attempt) for o in outcomes),
         )
-        sums: dict[str, int] = {}
+        sums = Counter[str]()
         for o in outcomes:
-            for name, value in (
-                ("paid" if o.state == "read" else "maybe", o.cost),
-                ("wasted", o.wasted),
-                ("prompt tokens", o.prompt_tokens),
-                ("completion tokens", o.completion_tokens),
-                (f"{o.state} attempts", 1),
-                (f"failure: {o.failure}" if o.failure else "", 1),
-            ):
-                if name and value:
-                    sums[name] = sums.get(name, 0) + value
-        self._add(sums)
+            sums["paid" if o.state == "read" else "maybe"] += o.cost
+            sums["wasted"] += o.wasted
+            sums["prompt tokens"] += o.prompt_tokens
+            sums["completion tokens"] += o.completion_tokens
+            sums[f"{o.state} attempts"] += 1
+            if o.failure:
+                sums[f"failure: {o.failure}"] += 1
+        self._add(+sums)  # what is not 0
 
     def outcome_unknown(self) -> int:
         """Requests on their way when a process died become "maybe": possibly paid, at their worst price."""

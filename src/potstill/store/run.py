@@ -32,58 +32,39 @@ STUDENT = "student"
 """The arm that the run is for."""
 
 
+class _Inside:
+    """A path inside the folder that it is asked of."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, run: RunFolder, _: type[RunFolder]) -> Path:
+        return run.path.joinpath(*self._parts)
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Where everything of a run lies."""
 
     path: Path
 
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.sqlite"
-
-    @property
-    def answers(self) -> Path:
-        """Every usable answer of the teacher."""
-        return self.path / "examples" / "answers.parquet"
-
-    @property
-    def selected(self) -> Path:
-        """What to train on."""
-        return self.path / "examples" / "selected.parquet"
+    recipe = _Inside("recipe.yaml")
+    ledger = _Inside("ledger.sqlite")
+    answers = _Inside("examples", "answers.parquet")
+    """Every usable answer of the teacher."""
+    selected = _Inside("examples", "selected.parquet")
+    """What to train on."""
+    verdicts = _Inside("examples", "verdicts.parquet")
+    calibration = _Inside("calibration.json")
+    metrics = _Inside("metrics.jsonl")
+    scores = _Inside("scores.json")
+    report = _Inside("report.html")
+    model = _Inside("model")
+    """The student's model folder: what the run is for."""
 
     def kept(self, *, verified: bool) -> Path:
         """The answers that are trained on: the selected ones, or all where nothing is checked."""
         return self.selected if verified else self.answers
-
-    @property
-    def verdicts(self) -> Path:
-        return self.path / "examples" / "verdicts.parquet"
-
-    @property
-    def calibration(self) -> Path:
-        return self.path / "calibration.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def scores(self) -> Path:
-        return self.path / "scores.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def model(self) -> Path:
-        """The student's model folder: what the run is for."""
-        return self.path / "model"
 
     def arm(self, name: str) -> Path:
         """What belongs to one arm alone: checkpoints, what is known of it, and its model unless it is the student."""

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from potstill.records import Finish, Message, Prompt, Sample, Split, ToolCalls
-from potstill.store.database import connect, transaction
+from potstill.store.database import Database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS questions (
@@ -62,20 +61,11 @@ class Written:
     given_up: str | None = None
 
 
-class Samples:
+class Samples(Database):
     """The answers of a ledger. One process writes; the run folder's lock sees to that."""
 
     def __init__(self, path: Path) -> None:
-        self._db = connect(path, _SCHEMA)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
-
-    def transaction(self) -> AbstractContextManager[None]:
-        return transaction(self._db)
+        super().__init__(path, _SCHEMA)
 
     def put_written(self, rows: Iterable[Written]) -> None:
         """Store answers and give-ups, an answer in place of an earlier give-up. Call inside a transaction."""
@@ -179,22 +169,9 @@ class Samples:
             f"WHERE question IN ({','.join('?' * len(questions))}) ORDER BY question, sample",
             questions,
         )
-        for question, attempt, max_tokens, given_up, sample, text, reasoning, calls, logprobs, finish, cut_off in rows:
-            found.setdefault(question, []).append(
-                Written(
-                    question=question,
-                    sample=sample,
-                    attempt=attempt,
-                    max_tokens=max_tokens,
-                    text=text,
-                    reasoning=reasoning,
-                    tool_calls=_tuple(calls) or (),
-                    choice_logprobs=_tuple(logprobs),
-                    finish=finish,
-                    cut_off=bool(cut_off),
-                    given_up=given_up,
-                )
-            )
+        for question, attempt, max_tokens, given_up, sample, *answer in rows:
+            one = {"question": question, "sample": sample, "attempt": attempt, "max_tokens": max_tokens}
+            found.setdefault(question, []).append(Written(**one, **_said(*answer), given_up=given_up))
         return found
 
 
@@ -217,18 +194,21 @@ def _row(w: Written) -> tuple[object, ...]:
     return (w.question, w.sample, w.attempt, *said, w.max_tokens, w.given_up)
 
 
-def _sample(prompt_id: str, *answer: Any) -> Sample:
-    index, text, reasoning, tool_calls, choice_logprobs, finish, cut_off = answer
-    return Sample(
-        prompt_id=prompt_id,
-        text=text,
-        index=index,
-        reasoning=reasoning,
-        tool_calls=_tuple(tool_calls) or (),
-        choice_logprobs=_tuple(choice_logprobs),
-        finish=finish,
-        cut_off=bool(cut_off),
-    )
+def _sample(prompt_id: str, index: int, *answer: Any) -> Sample:
+    return Sample(prompt_id=prompt_id, index=index, **_said(*answer))
+
+
+def _said(text: str, reasoning: str | None, calls: str | None, logprobs: str | None, *end: Any) -> dict[str, Any]:
+    """What an answer and a row of the ledger have in common."""
+    finish, cut_off = end
+    return {
+        "text": text,
+        "reasoning": reasoning,
+        "tool_calls": _tuple(calls) or (),
+        "choice_logprobs": _tuple(logprobs),
+        "finish": finish,
+        "cut_off": bool(cut_off),
+    }
 
 
 def as_json(value: object) -> str | None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,15 +29,6 @@ class Damaged(Exception):
     """What is wrong with a sealed file, as the end of a sentence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A sealed file in place: what was written about it and its columns, which are read from disk as they are used.
-    bf16 comes as the uint16 of its bits."""
-
-    about: Mapping[str, Any]
-    columns: Mapping[str, NDArray[Any]]
-
-
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Same tensors, same bytes; whole or not at all."""
     data = bytearray(save(dict(tensors), {"sealed": _UNSEALED + json.dumps(about, sort_keys=True)}))
@@ -48,16 +38,16 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
         draft.write_bytes(data)
 
 
-def open_sealed(path: Path) -> Sealed:
-    """The file's header, not yet checked against the seal. Raises Damaged where it cannot be read at all."""
+def open_sealed(path: Path) -> tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]:
+    """What was written about the file and its columns, which are read from disk as they are used and not yet checked
+    against the seal; bf16 comes as the uint16 of its bits. Raises Damaged where the header cannot be read."""
     try:
         data = _bytes_of(path)
         size = int.from_bytes(data[:8].tobytes(), "little")
         header = json.loads(data[8 : 8 + size].tobytes())
         about = json.loads(header.pop("__metadata__")["sealed"][64:])
         start = 8 + size
-        columns = {name: _column(data[start:], entry) for name, entry in header.items()}
-        return Sealed(about, columns)
+        return about, {name: _column(data[start:], entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"its header cannot be read ({error})") from None
 

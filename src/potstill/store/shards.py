@@ -6,7 +6,7 @@ it has. Dimension key: E examples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.store.sealed import Damaged, Sealed, check_seal, open_sealed
+from potstill.store.sealed import Damaged, check_seal, open_sealed
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Shard:
     """`first_E` are the examples' first rows; `checked` is true once every byte was found to be what was written."""
 
     path: Path
-    columns: Sealed
+    columns: Mapping[str, NDArray[Any]]
     keys_E: NDArray[np.bytes_]
     rows_E: NDArray[np.int64]
     first_E: NDArray[np.int64]
@@ -33,22 +33,22 @@ class Shard:
     @classmethod
     def open(cls, path: Path, stamp: str) -> Shard:
         """Raises Damaged where it cannot be read or was written by another cache."""
-        sealed = open_sealed(path)
+        about, columns = open_sealed(path)
         try:
-            if sealed.about["cache"] != stamp:
+            if about["cache"] != stamp:
                 raise Damaged("it belongs to another cache")
-            keys_E = np.ascontiguousarray(sealed.columns["key"]).view("S16").reshape(-1)
-            rows_E = sealed.columns["rows"].astype(np.int64)
+            keys_E = np.ascontiguousarray(columns["key"]).view("S16").reshape(-1)
+            rows_E = columns["rows"].astype(np.int64)
         except (KeyError, ValueError, TypeError) as error:
             raise Damaged(f"it has no examples ({error})") from None
-        return cls(path, sealed, keys_E, rows_E, rows_E.cumsum() - rows_E)
+        return cls(path, columns, keys_E, rows_E, rows_E.cumsum() - rows_E)
 
     def check(self) -> None:
         """Raises Damaged; reads the file once."""
         if not self.checked:
             check_seal(self.path)
-            if "runs" in self.columns.columns:
-                each = np.bitwise_count(self.columns.columns["runs"]).sum(1, dtype=np.int64)
+            if "runs" in self.columns:
+                each = np.bitwise_count(self.columns["runs"]).sum(1, dtype=np.int64)
                 self.draws_before = np.concatenate([[0], each.cumsum()])
             self.checked = True
 
@@ -77,9 +77,9 @@ class Shards:
                     self._leave_out(path, wrong)
                 self._index = None
 
-    def find(self, keys: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each key the number of its shard, or -1, and that of the example within it. Every shard that has one of
-        them is checked first."""
+    def find(self, keys: Sequence[bytes]) -> list[tuple[Shard, int] | None]:
+        """For each key its shard and the number of the example within it, or None. Every shard that has one of them is
+        checked first."""
         while True:
             shard_K, example_K = self._look_up(keys)
             for number in np.unique(shard_K[shard_K >= 0]):
@@ -92,16 +92,8 @@ class Shards:
                     self._leave_out(shard.path, wrong)
                     break
             else:
-                return shard_K, example_K
-
-    def shard(self, number: int) -> Shard:
-        return self._open[number]
-
-    def sizes(self) -> tuple[int, int, int]:
-        """Examples, rows and bytes."""
-        examples = sum(len(shard.rows_E) for shard in self._open)
-        rows = sum(int(shard.rows_E.sum()) for shard in self._open)
-        return examples, rows, sum(shard.path.stat().st_size for shard in self._open)
+                places = zip(shard_K.tolist(), example_K.tolist(), strict=True)
+                return [None if shard < 0 else (self._open[shard], example) for shard, example in places]
 
     def next_path(self) -> Path:
         taken = [int(path.stem.removeprefix("shard-")) for path in self.folder.glob("shard-*.safetensors")]

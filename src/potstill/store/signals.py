@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -66,7 +66,7 @@ def key_of(prefix: Sequence[int], target: Sequence[int]) -> bytes:
 
 
 class SignalsCache:
-    """Open with `with SignalsCache.open(...) as cache`. Reading takes no lock, the first `append` does."""
+    """Open with `with SignalsCache.open(...) as cache`. Reading takes no lock, the first `append_all` does."""
 
     def __init__(self, folder: Path, identity: Identity, form: Form, shard_tokens: int) -> None:
         self._folder, self._identity, self._form, self._shard_tokens = folder, identity, form, shard_tokens
@@ -106,23 +106,15 @@ class SignalsCache:
         """One sentence for each damaged file that was come across."""
         return tuple(self._shards.damage)
 
-    def sizes(self) -> tuple[int, int, int]:
-        """Examples, rows and bytes on disk, without the head."""
-        return self._shards.sizes()
-
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Those still to compute, once each, in order. Reads every shard that has one of the others to its end: what
         is damaged is found here, while a teacher can still be asked, and its examples are missing."""
         self._shards.refresh()
-        shard_K, _ = self._shards.find(keys)
-        asked = [key for key, shard in zip(keys, shard_K, strict=True) if shard < 0 and key not in self._pending]
+        found = zip(keys, self._shards.find(keys), strict=True)
+        asked = [key for key, place in found if place is None and key not in self._pending]
         if not asked and keys and isinstance(self._form, HiddenForm) and self._load_head() is None:
             return [keys[0]]  # any example brings the head back
         return list(dict.fromkeys(asked))
-
-    def append(self, key: bytes, signal: Packable) -> None:
-        """As `append_all`, of one example."""
-        self.append_all([(key, signal)])
 
     def append_all(self, signals: Sequence[tuple[bytes, Packable]]) -> None:
         """Keep examples' signals; written when about `shard_tokens` rows are together. Those given at once share a
@@ -169,13 +161,12 @@ class SignalsCache:
     def read(self, keys: Sequence[bytes], *, device: torch.device | str = "cpu") -> Packable:
         """The examples' signals, one after the other in this order. Raises InputError where one was never computed, and
         DiskError where its shard was found to be damaged."""
-        shard_K, example_K = self._shards.find(keys)
-        if (shard_K < 0).any():
+        places = [place for place in self._shards.find(keys) if place is not None]
+        if len(places) < len(keys):
             self._shards.refresh()
-            shard_K, example_K = self._shards.find(keys)
-        if lost := int((shard_K < 0).sum()):
+            places = [place for place in self._shards.find(keys) if place is not None]
+        if lost := len(keys) - len(places):
             self._refuse(lost, len(keys))
-        places = [(self._shards.shard(s), int(e)) for s, e in zip(shard_K, example_K, strict=True)]
         match self._form:
             case TopKForm(k):
                 joined = _gathered([_slice(shard, e) for shard, e in places])
@@ -187,9 +178,7 @@ class SignalsCache:
                 drawn = unpack_sampled(joined, draws, self._identity.temperature)
                 return Sampled(drawn.ids_NK.to(device), drawn.counts_NK.to(device), drawn.temperature)
             case HiddenForm() as form:
-                hidden_ND = torch.cat(
-                    [unpack_hidden(shard.columns.columns, _span(shard, e), form) for shard, e in places]
-                )
+                hidden_ND = torch.cat([unpack_hidden(shard.columns, _span(shard, e), form) for shard, e in places])
                 return self._with_head(hidden_ND, torch.device(device))
 
     def _refuse(self, lost: int, asked: int) -> None:
@@ -229,7 +218,7 @@ class SignalsCache:
         if self._head is None and path.is_file():
             try:
                 check_seal(path)
-                about = open_sealed(path).about
+                about, _ = open_sealed(path)
                 if about["cache"] != self._shards.stamp:
                     raise Damaged("it belongs to another cache")
             except Damaged as wrong:
@@ -250,10 +239,8 @@ class SignalsCache:
             )
         if head.head_VD.device != device:
             bias_V = None if head.bias_V is None else head.bias_V.to(device)
-            head = Hidden(head.hidden_ND, head.head_VD.to(device), bias_V, head.logit_scale, head.softcap)
-            self._head = head
-        rows_ND = hidden_ND.to(device=device, dtype=head.head_VD.dtype)
-        return Hidden(rows_ND, head.head_VD, head.bias_V, head.logit_scale, head.softcap)
+            self._head = head = replace(head, head_VD=head.head_VD.to(device), bias_V=bias_V)
+        return replace(head, hidden_ND=hidden_ND.to(device=device, dtype=head.head_VD.dtype))
 
 
 def _description(identity: Identity, form: Form) -> str:
@@ -323,14 +310,14 @@ def _span(shard: Shard, example: int) -> slice:
 
 def _slice(shard: Shard, example: int) -> dict[str, NDArray[Any]]:
     rows = _span(shard, example)
-    return {name: column[rows] for name, column in shard.columns.columns.items() if name not in ("key", "rows")}
+    return {name: column[rows] for name, column in shard.columns.items() if name not in ("key", "rows")}
 
 
 def _drawn_slice(shard: Shard, example: int, vocabulary: int) -> dict[str, NDArray[Any]]:
     rows = _span(shard, example)
     assert shard.draws_before is not None
     ids = slice(int(shard.draws_before[rows.start]), int(shard.draws_before[rows.stop]))
-    return sampled_slice(shard.columns.columns, rows, ids, vocabulary)
+    return sampled_slice(shard.columns, rows, ids, vocabulary)
 
 
 def _gathered(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

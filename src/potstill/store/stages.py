@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from potstill.store.database import connect, transaction
+from potstill.store.database import Database
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS stages (
@@ -16,17 +16,11 @@ CREATE TABLE IF NOT EXISTS measured (
 """
 
 
-class Stages:
+class Stages(Database):
     """Open with `with Stages(run.ledger) as stages`."""
 
     def __init__(self, path: Path) -> None:
-        self._db = connect(path, _SCHEMA)
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
+        super().__init__(path, _SCHEMA)
 
     def finished(self, name: str) -> str | None:
         """The fingerprint under which the stage finished, or None."""
@@ -45,7 +39,7 @@ class Stages:
 
     def put_measured(self, arm: str, values: Mapping[str, float]) -> None:
         """What was measured of an arm, in place of what was before."""
-        with transaction(self._db):
+        with self.transaction():
             self._db.execute("DELETE FROM measured WHERE arm = ?", (arm,))
             self._db.executemany("INSERT INTO measured VALUES (?, ?, ?)", ((arm, n, v) for n, v in values.items()))
 

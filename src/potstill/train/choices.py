@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from potstill.errors import InputError
-from potstill.models.lora import adapt, merged
-from potstill.models.student import freeze
 from potstill.recipe import Arm
 from potstill.recipe.methods import LogitKd, Sft
 from potstill.recipe.student import Student
@@ -21,7 +18,7 @@ from potstill.text.tokens import Codec, choice_ids
 from potstill.train.batch import Row
 from potstill.train.data import Data
 from potstill.train.handed import Handed, Outcome
-from potstill.train.initial import initial_student, save
+from potstill.train.initial import adapted, initial_student, save
 from potstill.train.language import ChoiceObjective
 from potstill.train.loop import Training, fit
 from potstill.train.rows import require_some
@@ -46,9 +43,7 @@ def train_on_choices(
     assert isinstance(recipe.train.method, Sft | LogitKd)
     sample = [example.messages for example in examples]
     start = initial_student(student, sample, seed=recipe.seed, layers=layers, loads_on=world.loads_on)
-    model, codec = start.model, start.codec
-    adapted = None if student.lora is None else adapt(model, student.lora, seed=recipe.seed)
-    freeze(model, embeddings=student.keeps_embeddings, layers=student.freeze_layers)
+    codec, adapters = start.codec, adapted(start, seed=recipe.seed)
     learned, held = held_out(recipe, examples)
     left_out = Counter[str]()
     rows = choice_rows(learned, codec, task.choices, left_out)
@@ -66,10 +61,10 @@ def train_on_choices(
         world=world,
     )
     with traces.metrics:
-        fitted = fit(model, training)
+        fitted = fit(start.model, training)
     if world.first:
-        made = start if adapted is None else replace(start, model=merged(adapted))
-        save(made, longest=max(len(codec.answer(choice)) for choice in task.choices), to=files.model)
+        longest = max(len(codec.answer(choice)) for choice in task.choices)
+        save(start, longest=longest, to=files.model, adapters=adapters)
         traces.checkpoints.clear()
     return Outcome(examples=len(rows), fitted=fitted, layers=start.layers, of=start.of, left_out=dict(left_out))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -14,11 +15,15 @@ from potstill.errors import InputError
 from potstill.models.documents import Documents
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
+from potstill.models.lora import adapt, merged
 from potstill.models.save import save_model
-from potstill.models.student import choose_layers, random_weights, take_layers
+from potstill.models.student import choose_layers, freeze, random_weights, take_layers
 from potstill.recipe.student import Student
 from potstill.records import Message
 from potstill.text.tokens import Codec, Ids
+
+if TYPE_CHECKING:
+    from peft import LoraModel
 
 _SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
 
@@ -76,9 +81,15 @@ def _sample_text(conversations: Sequence[Sequence[Message]], codec: Codec, devic
         yield Documents.of(texts[begin : begin + 8], device)
 
 
-def save(start: InitialStudent, *, longest: int, to: Path) -> None:
+def adapted(start: InitialStudent, *, seed: int) -> LoraModel | None:
+    """Freeze what does not learn; with LoRA, put its adapters in."""
+    settings = start.settings
+    adapters = None if settings.lora is None else adapt(start.model, settings.lora, seed=seed)
+    freeze(start.model, embeddings=settings.keeps_embeddings, layers=settings.freeze_layers)
+    return adapters
+
+
+def save(start: InitialStudent, *, longest: int, to: Path, adapters: LoraModel | None = None) -> None:
     """A model folder that writes at most `longest` tokens and a few."""
-    end = start.codec.end_of_turn("x")
-    save_model(
-        start.model, start.codec, tokenizer_from=start.folder, end_of_turn=end, max_new_tokens=longest + 8, to=to
-    )
+    end, model = start.codec.end_of_turn("x"), start.model if adapters is None else merged(adapters)
+    save_model(model, start.codec, tokenizer_from=start.folder, end_of_turn=end, max_new_tokens=longest + 8, to=to)

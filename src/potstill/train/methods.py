@@ -165,8 +165,7 @@ def _own_and_kept(
     kept_N = torch.ones_like(batch.scored_N)
     if batch.own is not None:
         kept_N[batch.own.at_O] = False
-        whole = method.level == "sequence"
-        loss, logged = _policy_terms(model, hidden_ND, batch, batch.own, clip=method.clip, whole_answers=whole)
+        loss, logged = _policy_terms(model, hidden_ND, batch, batch.own, method)
     if bool(kept_N.any()):
         ce = token_nats(model, hidden_ND[kept_N], batch.target_N[kept_N], weight_N=batch.weight_N[kept_N]).sum()
         loss, logged = loss + ce, {**logged, "ce": ce.item()}
@@ -174,13 +173,7 @@ def _own_and_kept(
 
 
 def _policy_terms(
-    model: PreTrainedModel,
-    hidden_ND: Tensor,
-    batch: Batch,
-    own: OwnTokens,
-    *,
-    clip: float | None = None,
-    whole_answers: bool = False,
+    model: PreTrainedModel, hidden_ND: Tensor, batch: Batch, own: OwnTokens, method: PolicyGradient | None = None
 ) -> tuple[Tensor, Logged]:
     """Two walks over the logits: ln q alone, which says what each token's gradient is to be multiplied by, then that
     gradient. A ratio is of a token, or of a whole answer; the importance of a token drawn from a mixture with the
@@ -190,6 +183,7 @@ def _policy_terms(
     with torch.no_grad():
         logp_O = -token_nats(model, hidden_OD, target_O)
     logp_O.requires_grad_()
+    whole_answers, clip = method is not None and method.level == "sequence", method and method.clip
     unit_O = own.answer_O if whole_answers else torch.arange(len(logp_O), device=logp_O.device)
     units = int(unit_O[-1]) + 1
     loss_U = policy_gradient(

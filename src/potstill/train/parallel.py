@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,6 @@ from potstill.errors import Stopped
 from potstill.models.forward import decoder_layers
 from potstill.models.load import compute_dtype, device
 from potstill.processes import Process
-from potstill.store.checkpoints import Checkpoints, State
 from potstill.store.parts import read_parts, write_parts
 from potstill.train.batch import Row, passes
 from potstill.train.world import Root, World
@@ -111,20 +110,12 @@ class Several(World):
         self._turns += 1
         return _after_the_first(self._this, self._store, f"turn {self._turns}", work)
 
-    def save(
-        self,
-        checkpoints: Checkpoints,
-        step: int,
-        tensors: Mapping[str, Tensor],
-        state: State,
-        *,
-        score: float | None = None,
-    ) -> None:
+    def save(self, draft: AbstractContextManager[Path], tensors: Mapping[str, Tensor]) -> None:
         if not self.first:
             write_parts(self.told(Path), tensors)
             return
-        with checkpoints.draft(step, state, score=score) as draft:
-            write_parts(self.told(lambda: draft), tensors)
+        with draft as folder:
+            write_parts(self.told(lambda: folder), tensors)
 
     def read(self, place: Path, *, into: Mapping[str, Tensor]) -> None:
         read_parts(place, into=into)

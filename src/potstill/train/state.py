@@ -92,7 +92,7 @@ class TrainState(Generic[M]):
         progress = {"tokens": self.tokens, "seconds": self.seconds, "averaged": self._averaged}
         state = {**progress, "scores": self.scores, "guards": self.memory.as_dict(), "fingerprint": fingerprint}
         state |= self._data.state()
-        self._world.save(checkpoints, self.step, self._tensors(), state, score=score)
+        self._world.save(checkpoints.draft(self.step, state, score=score), self._tensors())
 
     @torch.no_grad()
     def restore(self, checkpoints: Checkpoints, *, fingerprint: str) -> None:

@@ -17,8 +17,6 @@ from potstill.engines.rollout_server import ServedRollouts
 from potstill.errors import InputError
 from potstill.models.forward import hidden_rows
 from potstill.models.load import compute_dtype, device
-from potstill.models.lora import adapt, merged
-from potstill.models.student import freeze
 from potstill.recipe import Arm, Recipe
 from potstill.recipe.methods import LogitKd
 from potstill.recipe.on_policy import OnPolicy
@@ -29,7 +27,7 @@ from potstill.train.advantages import Verdicts, judged, verdicts_by
 from potstill.train.batch import Row, Whole, collate
 from potstill.train.data import Data, OnPolicyData
 from potstill.train.handed import Handed, Outcome
-from potstill.train.initial import InitialStudent, initial_student, save
+from potstill.train.initial import InitialStudent, adapted, initial_student, save
 from potstill.train.language import TokenObjective
 from potstill.train.loop import Fitted, Training, Validate, fit
 from potstill.train.methods import token_nats
@@ -85,8 +83,7 @@ def train_on_texts(
     start = initial_student(student, sample, seed=recipe.seed, layers=layers, loads_on=world.loads_on)
     asks = recipe.train.predict_with_generate or (recipe.train.on_policy and recipe.train.on_policy.reward)
     with handed.rewarding(arm) if asks and world.first else nullcontext() as reward:
-        adapted = None if student.lora is None else adapt(start.model, student.lora, seed=recipe.seed)
-        freeze(start.model, embeddings=student.keeps_embeddings, layers=student.freeze_layers)
+        adapters = adapted(start, seed=recipe.seed)
         left_out = Counter[str]()
         rows, teach = _rows_and_teacher(recipe, start, examples, files, world, left_out)
         verdicts = None if reward is None else verdicts_by(reward, start.codec)
@@ -96,8 +93,7 @@ def train_on_texts(
         if world.first:
             _write_own_text(task, files)
     if world.first:
-        trained = start if adapted is None else replace(start, model=merged(adapted))
-        save(trained, longest=task.longest_answer, to=files.model)
+        save(start, longest=task.longest_answer, to=files.model, adapters=adapters)
         files.traces(recipe.train).checkpoints.clear()
     return Outcome(examples=len(task.learnt), fitted=fitted, layers=start.layers, of=start.of, left_out=dict(left_out))
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from potstill.recipe.train import Loop
 from potstill.records import Progress, Watch, unwatched
 from potstill.store.checkpoints import Checkpoints
-from potstill.store.metrics import Metrics
+from potstill.store.metrics import Metrics, sinks_of
 from potstill.store.run import RunFolder
-from potstill.store.sinks import sinks_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

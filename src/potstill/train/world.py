@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.models.load import device
-from potstill.store.checkpoints import Checkpoints, State, tensors_in
+from potstill.store.checkpoints import tensors_in, write_tensors
 from potstill.train.batch import Row, passes
 
 T = TypeVar("T")
@@ -62,16 +63,10 @@ class World:
         """Done by the first process, then by the others, however long it takes."""
         return work()
 
-    def save(
-        self,
-        checkpoints: Checkpoints,
-        step: int,
-        tensors: Mapping[str, Tensor],
-        state: State,
-        *,
-        score: float | None = None,
-    ) -> None:
-        checkpoints.save(step, tensors, state, score=score)
+    def save(self, draft: AbstractContextManager[Path], tensors: Mapping[str, Tensor]) -> None:
+        """Each process writes its parts into the folder of a checkpoint, which the first one makes."""
+        with draft as folder:
+            write_tensors(folder, tensors)
 
     def read(self, place: Path, *, into: Mapping[str, Tensor]) -> None:
         """The tensors of a checkpoint's folder, in place, whatever number of processes wrote it."""
