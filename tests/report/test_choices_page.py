@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from test_hostile_text import FORBIDDEN, HOSTILE
 
 from potstill.recipe import Recipe
+from potstill.recipe.teacher import Server
 from potstill.recipe.values import public_name
 from potstill.records import Message, Prompt, unwatched
 from potstill.report.card import render_card
@@ -96,10 +97,11 @@ def test_headline_names_quality_size_and_speed(report: RunReport, page: Page) ->
 @pytest.mark.parametrize(
     ("low", "high", "said", "unsaid"),
     [
-        (0.001, 0.04, "beats its teacher", "not distinguishable from its teacher"),
-        (0.0, 0.04, "not distinguishable from its teacher", "beats its teacher"),
-        (-0.02, 0.04, "not distinguishable from its teacher", "beats its teacher"),
-        (-0.04, 0.0, "not distinguishable from its teacher", "beats its teacher"),
+        (0.001, 0.04, "beats its teacher", "as good as its teacher"),
+        (0.0, 0.04, "cannot be told from its teacher by so few test prompts", "beats its teacher"),
+        (-0.02, 0.03, "as good as its teacher within 3 points", "beats its teacher"),
+        (-0.02, 0.04, "cannot be told from its teacher by so few test prompts", "as good as"),
+        (-0.04, 0.0, "cannot be told from its teacher by so few test prompts", "as good as"),
         (-0.04, -0.001, "keeps", "beats its teacher"),
     ],
 )
@@ -113,11 +115,42 @@ def test_headline_claims_what_the_interval_allows(
 @pytest.mark.parametrize("arm", ["teacher", "two", *CONTROLS])
 def test_beats_is_only_said_where_the_interval_excludes_zero(report: RunReport, arm: str) -> None:
     sentence = f"beats {report.name(arm).spoken} by"
-    for low, high, verdict in ((0.01, 0.05, "beats"), (-0.01, 0.05, "not dist"), (-0.05, -0.01, "behind")):
+    for low, high, verdict in ((0.01, 0.05, "beats"), (-0.01, 0.05, "too few"), (-0.05, -0.01, "behind")):
         other = with_difference(report, arm, low, high)
         summary, card = Page(render_page(other)).sections["summary"], render_card(other, "student")
         assert (sentence in summary) == (sentence in card) == (verdict == "beats")
         assert verdict in claim("it", {"value": 0.03, "ci95": [low, high]}).text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.94])
+def test_a_student_that_cannot_answer_is_the_headline(report: RunReport, share: float) -> None:
+    found = json.loads(json.dumps(report.scores))
+    found["arms"]["student"]["exact_answers"]["value"] = share
+    sentence = headline(replace(report, scores=found))
+    assert sentence.startswith("The student does not answer on its own: ") and percent(share) in sentence
+    assert "as fast" not in sentence and "teacher's accuracy" not in sentence
+    assert "does not answer on its own" in Page(render_page(replace(report, scores=found))).sections["summary"]
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.01, False), (-0.01, True)])
+def test_a_baseline_that_may_be_better_is_said(report: RunReport, low: float, said: bool) -> None:
+    sentence = headline(with_difference(report, "tfidf", low, 0.05))
+    assert ("TF-IDF + logistic regression, which costs nothing, is right on" in sentence) == said
+
+
+def test_money_that_nobody_counted_is_not_nothing(report: RunReport) -> None:
+    def page(engine: dict[str, Any], prices: str | None) -> str:
+        recipe = report.recipe.model_copy(
+            update={
+                "teacher": report.recipe.teacher.model_copy(update={"engine": Server(**engine)}),
+                "generate": report.recipe.generate.model_copy(update={"prices": prices}),
+            }
+        )
+        return " ".join(Page(render_page(replace(report, recipe=recipe))).sections.values())
+
+    served = {"kind": "server", "url": "http://127.0.0.1:1/v1"}
+    assert "was not counted: no price file" in page(served, None) and "nothing paid" not in page(served, None)
+    assert "nothing paid" in page(served, "prices.yaml") and "not counted" not in page(served, "prices.yaml")
 
 
 def test_nobody_beats_anybody_when_no_interval_says_so(report: RunReport) -> None:

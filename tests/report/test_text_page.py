@@ -187,7 +187,7 @@ def test_a_win_needs_its_interval(run: RunFolder, low: float, high: float, beats
     finally:
         run.scores.write_text(before)
     assert ("beats" in " ".join(page.sections.values())) == beats
-    assert ("not distinguishable" in page.sections["summary"]) == (low <= 0 <= high)
+    assert ("too few to tell" in page.sections["summary"]) == (low <= 0 <= high)
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.one_of(st.none(), st.floats(0, 9)))

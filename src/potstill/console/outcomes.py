@@ -67,6 +67,10 @@ def show_verified(found: Verified, *, rescue: bool, as_json: bool) -> None:
     lost, silent = found.prompts["lost"] + found.prompts["unanswered"], found.prompts["unanswered"]
     without = f" ({silent:,} of them without an answer to judge)" if silent else ""
     say(f"prompts without a kept answer: {lost:,} of {found.prompts.total():,}{without}")
+    if 2 * lost > found.prompts.total():
+        say(
+            "warning: the student learns from fewer than half of the prompts; see which check objects, or add 'rescue:'"
+        )
     if rescue:
         say(f"rescued prompts: {found.prompts['rescued']:,} (potstill rescue asks again)")
 

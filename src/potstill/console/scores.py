@@ -11,6 +11,7 @@ from rich.table import Table
 
 from potstill.console.output import clean, out, say, say_json
 from potstill.dispatch.money import DOLLAR
+from potstill.report.wording import ANSWERS_ALONE
 from potstill.store.requests import glance
 
 if TYPE_CHECKING:  # the name of a type alone
@@ -43,6 +44,9 @@ def show_scores(scores: Mapping[str, Any], *, as_json: bool) -> None:
         rest = [_value(metrics, name) for name in measured]
         table.add_row(clean(arm), *accuracy, *rest, *([clean(mistake)] if wrong else []))
     out.print(table)
+    alone = arms.get("student", {}).get("exact_answers", {}).get("value")
+    if alone is not None and alone < ANSWERS_ALONE:
+        say(f"the student does not answer on its own: {alone:.1%} of what it writes is an allowed answer that ends")
     for name, found in scores["paired"].items():
         low, high = found["accuracy"]["ci95"]
         say(f"{clean(name)}: {found['accuracy']['value']:+.1%} ({low:+.1%} to {high:+.1%})")

@@ -20,7 +20,7 @@ from potstill.models.precision import resolved
 from potstill.recipe import Recipe, arms_of
 from potstill.recipe import file as recipe_file
 from potstill.recipe.task import Choice
-from potstill.recipe.teacher import Gguf, Local
+from potstill.recipe.teacher import Batches, Gguf, Local, Server
 from potstill.records import Split
 from potstill.report.cases import Case, candidates, side_by_side
 from potstill.report.choices import Labels, Tested, read_labels, read_tested
@@ -116,6 +116,16 @@ class RunReport:
         return sums
 
     @property
+    def unpriced(self) -> bool:
+        """Whether somebody was asked whose money no price file counts."""
+        recipe = self.recipe
+        again = [one.teacher for one in recipe.rescue.tries if one.teacher] if recipe.rescue else []
+        judges = recipe.verify.judges if recipe.verify else ()
+        asked = [(recipe.generate.prices, teacher) for teacher in (recipe.teacher, *again)]
+        asked += [(judge.prices, judge.teacher) for judge in judges]
+        return any(prices is None and isinstance(one.engine, Server | Batches) for prices, one in asked)
+
+    @property
     def seconds_per_1000_answers(self) -> Mapping[str, float]:
         return ((self.scores or {}).get("cost") or {}).get("per_1000_answers") or {}
 
@@ -131,7 +141,7 @@ def gather(run: RunFolder) -> RunReport:
     recipe = run.read_recipe()
     names, teacher, choice = arm_names(recipe), recipe.teacher, isinstance(recipe.task, Choice)
     lenient = recipe.verify is not None and recipe.verify.undecided == "keep"
-    judged = tally(run.verdicts, lenient=lenient) if run.verdicts.is_file() else None
+    judged = tally(run.verdicts, lenient=lenient, own=recipe.generate.n) if run.verdicts.is_file() else None
     scores = run.read_scores()
     tested = read_tested(run, recipe, (scores or {}).get("arms", {})) if choice else None
     by_checks = recipe.evaluate is not None and recipe.evaluate.checks

@@ -23,6 +23,7 @@ def stages(report: RunReport) -> list[Row]:
     if found := report.tally:
         hopeless = sum(prompts for (right, _), prompts in found.right.items() if right == 0)
         voted = "each counted from its votes" if _votes(report) else count(found.prompts, "training prompt")
+        steps += [("answered in a rescue", found.rescued, "")] if found.rescued else []
         steps += [
             ("judged", found.answers, voted),
             ("passed every check", found.passed, f"{found.prompts - hopeless:,} prompts have one"),
@@ -46,7 +47,7 @@ def drops(report: RunReport) -> list[Row]:
     rows.append(("of a validation prompt", road.to_validate, "never learned from"))
     if found is not None:
         if not _votes(report):
-            rows.append(("not judged yet", road.to_judge - found.answers, "potstill verify does it"))
+            rows.append(("not judged yet", road.to_judge + found.rescued - found.answers, "potstill verify does it"))
         rows += [
             (why, n, "a check objected" if ": " in why else "passed, not chosen") for why, n in found.reasons.items()
         ]

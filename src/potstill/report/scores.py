@@ -10,7 +10,7 @@ from typing import Any
 from potstill.recipe.values import public_name
 from potstill.report.gather import RunReport
 from potstill.report.numbers import count, percent, times
-from potstill.report.wording import ArmName, Claim, beside_teacher, claim
+from potstill.report.wording import ANSWERS_ALONE, ArmName, Claim, beside_teacher, claim, verdict
 
 _MOST_REASONS = 20
 
@@ -31,6 +31,24 @@ def headline(report: RunReport) -> str:
 
 
 def _scored(report: RunReport, scores: Mapping[str, Any]) -> str:
+    """What the saved model does on its own comes before what its probabilities would allow, and a baseline that costs
+    nothing is not left out."""
+    alone = report.value("student", "exact_answers")
+    if alone is not None and alone < ANSWERS_ALONE:
+        writes = f"what it writes is an allowed answer and ends for {percent(alone)} of the prompts tried"
+        return f"The student does not answer on its own: {writes}. By its probabilities alone it is {_right(report)}."
+    return _compared(report, scores) + _free(report, scores)
+
+
+def _free(report: RunReport, scores: Mapping[str, Any]) -> str:
+    found = scores["paired"].get("student - tfidf", {}).get("accuracy")
+    if found is None or verdict(found) == "better":
+        return ""
+    name, value = report.name("tfidf").spoken, report.arms["tfidf"]["accuracy"]["value"]
+    return f" {name}, which costs nothing, is right on {percent(value)} and may be better."
+
+
+def _compared(report: RunReport, scores: Mapping[str, Any]) -> str:
     found = scores["paired"].get("student - teacher", {}).get("accuracy")
     parts = [beside_teacher(found, share=report.ratio("student", "teacher", "accuracy"))]
     if (smaller := report.ratio("teacher", "student", "parameters")) is not None:
@@ -38,9 +56,13 @@ def _scored(report: RunReport, scores: Mapping[str, Any]) -> str:
     if (faster := report.ratio("student", "teacher", "prompts_per_second")) is not None:
         parts.append(f"answers {times(faster)} times as fast")
     said = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{said}: {_right(report)}."
+
+
+def _right(report: RunReport) -> str:
     mine, theirs = (report.arms[arm]["accuracy"] for arm in ("student", "teacher"))
     right = f"right on {percent(mine['value'])} of {count(mine['n'], 'test prompt')}"
-    return f"{said}: {right}, the teacher on {percent(theirs['value'])}."
+    return f"{right}, the teacher on {percent(theirs['value'])}"
 
 
 def earned_back(report: RunReport) -> int | None:

@@ -41,12 +41,13 @@ class Few:
 
 @dataclass(slots=True)
 class Tally:
-    """`right` counts prompts by (answers that passed, answers judged); `reasons` those that were not kept; `opinions`
-    what each check said."""
+    """`rescued` are answers beyond the recipe's own to a prompt; `right` counts prompts by (answers that passed,
+    answers judged); `reasons` those that were not kept; `opinions` what each check said."""
 
     answers: int = 0
     passed: int = 0
     kept: int = 0
+    rescued: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
     right: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     prompts_kept: int = 0
@@ -74,7 +75,8 @@ def passes(ruling: Verdict, *, lenient: bool) -> bool:
     return all(finding.opinion in allowed for finding in ruling.findings)
 
 
-def tally(path: Path, *, lenient: bool) -> Tally:
+def tally(path: Path, *, lenient: bool, own: int) -> Tally:
+    """`own`: how many answers to a prompt the recipe asks for; rescued ones are numbered on from there."""
     found = Tally()
     for prompt_id, group in groupby(read_verdicts(path), key=lambda ruling: ruling.prompt_id):
         judged = passed = kept = 0
@@ -82,6 +84,7 @@ def tally(path: Path, *, lenient: bool) -> Tally:
             judged += 1
             passed += passes(ruling, lenient=lenient)
             kept += ruling.kept
+            found.rescued += ruling.index >= own
             if not ruling.kept:
                 found.reasons[ruling.reason] += 1
             for finding in ruling.findings:

@@ -133,7 +133,16 @@ EFFORT = (
 )
 
 
-Verdict = Literal["better", "worse", "unclear"]
+MARGIN = 0.03
+"""As good as: a difference in accuracy whose whole interval lies within three points."""
+
+ANSWERS_ALONE = 0.95
+"""A saved model that writes an allowed answer and stops for a smaller share of prompts does not answer on its own."""
+
+Verdict = Literal["better", "worse", "equal", "unclear"]
+
+
+_WITHIN = f"{100 * MARGIN:g} points"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +152,11 @@ class Claim:
 
 
 def verdict(difference: Mapping[str, Any]) -> Verdict:
-    """Better or worse only where the 95 % interval excludes 0."""
+    """Better or worse only where the 95 % interval excludes 0, equal only where it lies within the margin."""
     low, high = difference["ci95"]
-    return "better" if low > 0 else "worse" if high < 0 else "unclear"
+    if low > 0 or high < 0:
+        return "better" if low > 0 else "worse"
+    return "equal" if low >= -MARGIN and high <= MARGIN else "unclear"
 
 
 def claim(other: str, difference: Mapping[str, Any]) -> Claim:
@@ -160,8 +171,11 @@ def claim(other: str, difference: Mapping[str, Any]) -> Claim:
             return Claim(found, f"The student beats {other} by {points}.")
         case "worse":
             return Claim(found, f"The student is behind {other} by {points}.")
+        case "equal":
+            return Claim(found, f"The student is as good as {other}, within {_WITHIN}: the difference is {points}.")
         case "unclear":
-            return Claim(found, f"The student is not distinguishable from {other}: the difference is {points}.")
+            few = f"The test prompts are too few to tell the student from {other}"
+            return Claim(found, f"{few}: the difference is {points}.")
 
 
 def beside_teacher(difference: Mapping[str, Any] | None, *, share: float | None) -> str:
@@ -172,8 +186,10 @@ def beside_teacher(difference: Mapping[str, Any] | None, *, share: float | None)
     match difference and verdict(difference):
         case "better":
             return "The student beats its teacher" + (f", with {percent(share)} of its accuracy" if share else "")
+        case "equal":
+            return f"The student is as good as its teacher within {_WITHIN} of accuracy"
         case "unclear":
-            return "The student is not distinguishable from its teacher in accuracy"
+            return "The student cannot be told from its teacher by so few test prompts"
         case "worse":
             return f"The student keeps {percent(share or 0.0)} of its teacher's accuracy"
         case _:
