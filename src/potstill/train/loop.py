@@ -81,10 +81,18 @@ class Training(Generic[M, R]):
 def fit(model: M, training: Training[M, R]) -> Fitted:
     """Train `model` in place, from the newest checkpoint if there is one. Raises GuardStopped, with the batch saved: on
     a loss or a gradient that is not finite, before the weights are touched, and where a guard says so."""
+    root = training.world.rooted(model)
+    state = TrainState(model, training.settings, training.world, training.data)
+    try:
+        return _fit(state, root, training)
+    finally:
+        state.release()
+
+
+def _fit(state: TrainState[M], root: Root, training: Training[M, R]) -> Fitted:
     settings, world, total = training.settings, training.world, training.steps
     validate_at = {math.ceil(total * (i + 1) / settings.validations) for i in range(settings.validations)}
-    root, rules = world.rooted(model), training.data.rules(settings.guards)
-    state = TrainState(model, settings, world, training.data)
+    rules = training.data.rules(settings.guards)
     traced = None if training.traces is None else _Traced(state, training.traces, total)
     choice, before, start = Choice(settings, state), state.seconds, time.perf_counter()
     for rows in _rows_of_steps(training, state.step):
@@ -97,7 +105,7 @@ def fit(model: M, training: Training[M, R]) -> Fitted:
             state.settle()
         score = None
         if state.step in validate_at:
-            found = root(partial(training.validate, model))
+            found = root(partial(training.validate, state.model))
             logged |= {f"validation_{name}": score.value for name, score in found.items()}
             score = choice.weigh(found, of=training.name)
         if traced is not None:
@@ -109,7 +117,6 @@ def fit(model: M, training: Training[M, R]) -> Fitted:
             traced.save(score, world, every=settings.checkpoint_seconds)
     chosen = None if training.traces is None else choice.settle(total, training.traces.checkpoints)
     root.gather()
-    state.release()
     return Fitted(steps=state.step, tokens=state.tokens, seconds=state.seconds, chose=chosen)
 
 

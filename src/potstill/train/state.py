@@ -142,35 +142,46 @@ class TrainState(Generic[M]):
 class _Lookups:
     """Tied embeddings have a dense gradient from the head already. Autograd would add to it a second matrix of the
     whole vocabulary (or, of a sparse one, a copy); what looking up adds are the rows of the tokens that were read, and
-    those are added in place: a fifth of a small student's step. `cut`: not where the gradient leaves for other
-    processes before an update."""
+    those are added in place: a fifth of a small student's step. Where more is done than to look up (Gemma multiplies;
+    a hook, an adapter or a parametrisation may do anything), autograd is left alone. `cut`: not where the gradient
+    leaves for other processes before an update."""
 
     def __init__(self, model: nn.Module, *, cut: bool) -> None:
-        self._read: list[tuple[Tensor, Tensor]] = []
+        self._read: list[tuple[Tensor, int, Tensor]] = []
         self._hook: RemovableHandle | None = None
-        if not isinstance(model, PreTrainedModel):
+        if not cut or not isinstance(model, PreTrainedModel):
             return
-        self._embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if not cut or head is None or not isinstance(self._embeddings, nn.Embedding):
-            return
-        if head.weight is self._embeddings.weight:
-            self._hook = self._embeddings.register_forward_hook(self._cut)
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        weight = getattr(embeddings, "weight", None)
+        if isinstance(weight, Parameter) and weight is getattr(head, "weight", None):
+            self._weight = weight
+            self._hook = embeddings.register_forward_hook(self._cut)
 
     def release(self) -> None:
         if self._hook is not None:
             self._hook.remove()
 
     def add_gradients(self) -> None:
-        for ids_BL, looked_up_BLD in self._read:
-            assert isinstance(self._embeddings, nn.Embedding)
-            if self._embeddings.weight.grad is not None and looked_up_BLD.grad is not None:
-                rows = ids_BL != (-1 if self._embeddings.padding_idx is None else self._embeddings.padding_idx)
-                self._embeddings.weight.grad.index_add_(0, ids_BL[rows], looked_up_BLD.grad[rows])
+        for ids_BL, padding, looked_up_BLD in self._read:
+            if looked_up_BLD.grad is None:
+                continue
+            if self._weight.grad is None:
+                self._weight.grad = torch.zeros_like(self._weight)
+            rows_BL = ids_BL != min(padding, len(self._weight))  # without padding it is -1, read as unsigned
+            self._weight.grad.index_add_(0, ids_BL[rows_BL], looked_up_BLD.grad[rows_BL])
         self._read.clear()
 
-    def _cut(self, _: nn.Module, given: tuple[Tensor], made_BLD: Tensor) -> Tensor:
-        if not made_BLD.requires_grad:
-            return made_BLD
-        looked_up_BLD = made_BLD.detach().requires_grad_()
-        self._read.append((given[0], looked_up_BLD))
+    def _cut(self, _: nn.Module, __: tuple[Any, ...], made: object) -> object:
+        node: Any = made.grad_fn if isinstance(made, Tensor) else None
+        if not isinstance(made, Tensor) or not self._looks_up(node):
+            return made
+        looked_up_BLD = made.detach().requires_grad_()
+        self._read.append((node._saved_indices, node._saved_padding_idx, looked_up_BLD))
         return looked_up_BLD
+
+    def _looks_up(self, node: Any) -> bool:
+        """Whether autograd has nothing between the weight and what came of it but a plain lookup."""
+        if node is None or node.name() != "EmbeddingBackward0" or node._saved_sparse:
+            return False
+        before: Any = node.next_functions[0][0]
+        return getattr(before, "variable", None) is self._weight and not node._saved_scale_grad_by_freq
