@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    FineGrainedFP8Config,
+    Mxfp4Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from potstill.errors import InputError
+from potstill.models.config import require_weights_as_numbers
 from potstill.models.gguf import read_header
 from potstill.models.identity import file_hash, fingerprint
-from potstill.models.locate import Located, cache_folder
+from potstill.models.locate import Located, cache_folder, read_json
 from potstill.models.precision import resolved
 from potstill.models.templates import from_hub, template_of
+from potstill.models.text_model import text_model
 from potstill.text.tokens import Codec, load_tokenizer
 
 transformers_logging.set_verbosity_error()
@@ -62,16 +68,39 @@ def load(
     """Weights and tokenizer folder, on the device that computes or another. No remote code is ever run and no pickle is
     ever read."""
     folder = folder_of(located, revision=revision)
+    config = read_json(folder / "config.json")
+    require_weights_as_numbers(config, name=located.name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or compute_dtype(), use_safetensors=True, local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or compute_dtype(),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(
-            f"'{located.name}' cannot be loaded: {str(error).splitlines()[0]}",
+            f"'{located.name}' cannot be loaded: {str(error).strip().splitlines()[0]}",
             way_out="give a causal language model that transformers knows",
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"'{located.name}' lacks {len(missing)} weights of a {type(model).__name__}, such as '{missing[0]}'",
+            way_out="give the folder of a causal language model with all of its weights",
+        )
+    model = text_model(model, name=located.name)
     return Loaded(model.to(on or device()).eval(), folder, fingerprint(folder))  # pyright: ignore[reportArgumentType]
+
+
+def _made_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What has transformers turn quantised weights into plain ones while it reads them."""
+    match (config.get("quantization_config") or {}).get("quant_method"):
+        case "fp8":
+            return {"quantization_config": FineGrainedFP8Config(dequantize=True)}
+        case "mxfp4":
+            return {"quantization_config": Mxfp4Config(dequantize=True)}
+        case _:
+            return {}
 
 
 def folder_of(located: Located, *, revision: str | None = None) -> Path:

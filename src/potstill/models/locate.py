@@ -14,6 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill.errors import InputError, MissingEnvironment
+from potstill.models.config import (
+    hidden_of,
+    layers_of,
+    positions_of,
+    require_weights_as_numbers,
+    text_config,
+    vocabulary_of,
+)
 from potstill.models.gguf import read_header
 from potstill.models.known import known_shape
 from potstill.models.shapes import Shape, shape_of_config, shape_of_gguf
@@ -32,8 +40,9 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied. `shape` is None for
-    an architecture whose parts are not known."""
+    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied. `positions` is the
+    most tokens that a text may have, None where nothing says so; `shape` is None for an architecture whose parts are
+    not known."""
 
     architecture: str
     layers: int
@@ -41,6 +50,7 @@ class Facts:
     vocabulary: int
     parameters: int
     tied: bool
+    positions: int | None = None
     shape: Shape | None = None
 
     @property
@@ -131,7 +141,11 @@ def _cached_shape(name: str) -> Shape | None:
     """From the configuration that the hub's client downloaded before, if it did."""
     folder = hub_snapshot(name, None)
     config = None if folder is None else folder / "config.json"
-    return shape_of_config(read_json(config)) if config is not None and config.is_file() else None
+    if config is None or not config.is_file():
+        return None
+    values = read_json(config)
+    require_weights_as_numbers(values, name=name)
+    return shape_of_config(text_config(values))
 
 
 def hub_snapshot(name: str, revision: str | None) -> Path | None:
@@ -162,6 +176,7 @@ def _gguf_facts(path: Path) -> Facts:
             way_out="give the GGUF file of a causal language model",
         )
     tied = "output.weight" not in header.shapes
+    positions = header.values.get(f"{architecture}.context_length")
     return Facts(
         architecture=architecture,
         layers=layers,
@@ -169,31 +184,56 @@ def _gguf_facts(path: Path) -> Facts:
         vocabulary=embedding[0],
         parameters=header.parameters,
         tied=tied,
+        positions=positions if isinstance(positions, int) else None,
         shape=shape_of_gguf(header.values, (embedding[0], embedding[1]), tied=tied),
     )
 
 
 def _folder_facts(folder: Path) -> Facts:
-    config = read_json(folder / "config.json")
-    try:
-        layers, hidden, vocabulary = (int(config[key]) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
-    except KeyError as error:
-        raise InputError(
-            f"'{folder / 'config.json'}' has no {error}",
-            way_out="give the folder of a causal language model",
-        ) from None
+    whole = read_json(folder / "config.json")
+    require_weights_as_numbers(whole, name=str(folder))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"'{folder}' holds no .safetensors weights", way_out="save the model as safetensors")
+    shapes = _of_language_model({name: shape for file in files for name, shape in _safetensors_shapes(file).items()})
+    config, embedding = (
+        text_config(whole),
+        next((s for n, s in shapes.items() if n.endswith("embed_tokens.weight")), []),
+    )
+    layers, hidden = layers_of(config), hidden_of(config)
+    vocabulary = vocabulary_of(config) or (embedding[0] if embedding else None)
+    if layers is None or hidden is None or vocabulary is None:
+        lacking = {"number of layers": layers, "hidden size": hidden, "vocabulary size": vocabulary}
+        what = next(what for what, value in lacking.items() if value is None)
+        raise InputError(
+            f"'{folder / 'config.json'}' does not say the {what}",
+            way_out="give the folder of a causal language model",
+        )
+    whole_matrices = sum(shape == [vocabulary, hidden] for shape in shapes.values())
     return Facts(
         architecture=str(config.get("model_type", "unknown")),
         layers=layers,
         hidden=hidden,
         vocabulary=vocabulary,
-        parameters=sum(_safetensors_parameters(file) for file in files),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        parameters=sum(_numbers(name, shape) for name, shape in shapes.items()),
+        tied=bool(config.get("tie_word_embeddings", False)) or whole_matrices == 1,
+        positions=positions_of(config),
         shape=shape_of_config(config),
     )
+
+
+def _of_language_model(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Without what reads images or sounds, where there is such a thing."""
+    if not any("language_model." in name for name in shapes):
+        return shapes
+    return {name: shape for name, shape in shapes.items() if "language_model." in name or name.startswith("lm_head")}
+
+
+def _numbers(name: str, shape: list[int]) -> int:
+    """How many weights a tensor holds: mxfp4 has two to a byte, and scales beside them, as fp8 has."""
+    if name.endswith(("_scales", "_scale_inv")):
+        return 0
+    return prod(shape) * (2 if name.endswith("_blocks") else 1)
 
 
 def classifier_labels(located: Located) -> tuple[str, ...] | None:
@@ -227,8 +267,8 @@ def require_label(labels: tuple[str, ...], label: str | None, *, model: str) -> 
         )
 
 
-def _safetensors_parameters(path: Path) -> int:
-    """Counted from the header (8 bytes of length, then JSON); the data must fill the file exactly."""
+def _safetensors_shapes(path: Path) -> dict[str, list[int]]:
+    """By name, from the header (8 bytes of length, then JSON); the data must fill the file exactly."""
     size = path.stat().st_size
     damaged = InputError(f"'{path}' is a damaged safetensors file", way_out="download it again")
     with path.open("rb") as file:
@@ -240,10 +280,10 @@ def _safetensors_parameters(path: Path) -> int:
             header: dict[str, Any] = json.loads(file.read(length))
         except ValueError:
             raise damaged from None
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    if 8 + length + max((t["data_offsets"][1] for t in tensors), default=0) != size:
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if 8 + length + max((t["data_offsets"][1] for t in tensors.values()), default=0) != size:
         raise damaged
-    return sum(prod(t["shape"]) for t in tensors)
+    return {name: entry["shape"] for name, entry in tensors.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

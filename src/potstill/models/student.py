@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from potstill.errors import InputError
 from potstill.models.documents import Documents, last_hidden, packs
 from potstill.models.forward import decoder_layers
+from potstill.models.text_model import text_model
 from potstill.recipe.student import Layers, Ranked, Spaced
 
 
@@ -126,7 +127,7 @@ def _real(documents: Documents) -> Tensor:
 
 
 def _blank(config: PretrainedConfig) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return text_model(AutoModelForCausalLM.from_config(config, dtype=torch.float32), name=config.model_type)
 
 
 def _cut(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
