@@ -7,6 +7,7 @@ matrix product measured on this CPU: it is there to tell minutes from hours.
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from potstill.errors import InputError
 from potstill.generate.collect import price_of
 from potstill.generate.context import context_of
 from potstill.generate.require import require_form, require_sections
+from potstill.generate.room import require_room
 from potstill.licences import Policy, named_licences
 from potstill.models.precision import spoken
 from potstill.prompts.stream import how_read, stream_prompts
@@ -34,6 +36,7 @@ from potstill.verify.votes import choices_of
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _BYTES_PER_TOKEN = 4
+_LOOKED_AT = 16
 _SHARE_OF_PEAK = 0.5  # an assumption, not a measurement: what a model reaches of a bare product
 _TRAINING_BYTES = 16  # fp32 weight, gradient and two moments
 _WEIGHT_BYTES = 4
@@ -97,6 +100,7 @@ def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
     tested = recipe.evaluate.prompts if recipe.evaluate else None
     found: dict[Split, int] = {split: there.found[split] for split in _SPLITS if there.found[split]}
     prompts: dict[Split, int] = found if as_if is None else {**found, "train": as_if}
+    require_room(recipe, there.longest.prompts, there.longest_test.prompts)
     lengths = there.lengths(recipe, asking, prompts["train"])
     planned = Plan(
         recipe=recipe,
@@ -162,6 +166,24 @@ class _Asking:
                 return _Asking(1, 1, 1, price, said)
 
 
+class _Longest:
+    """A few prompts of the most bytes, so that not all have to be tokenised."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, int, Prompt]] = []
+        self._seen = 0
+
+    def look(self, prompt: Prompt, size: int) -> None:
+        self._seen += 1
+        heapq.heappush(self._kept, (size, -self._seen, prompt))
+        if len(self._kept) > _LOOKED_AT:
+            heapq.heappop(self._kept)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [prompt for _, _, prompt in sorted(self._kept, reverse=True)]
+
+
 @dataclass(slots=True)
 class _Measured:
     """The prompts that there are; lengths are those of the ones that `generate` asks. `worst`: the most that a reply to
@@ -173,6 +195,8 @@ class _Measured:
     longest_own: int = 0
     longest_in_context: int = 0
     worst: int = 0
+    longest: _Longest = field(default_factory=_Longest)
+    longest_test: _Longest = field(default_factory=_Longest)
 
     @staticmethod
     def of(recipe: Recipe, asking: _Asking, left_out: Counter[str]) -> _Measured:
@@ -182,10 +206,11 @@ class _Measured:
         there = _Measured()
         for prompt in _prompts(recipe, left_out):
             there.found[prompt.split] += 1
-            if prompt.split == "test":
-                continue
             turns = tuple(message.as_dict() for message in prompt.messages)
             most = prompt_bound(replace(nothing, messages=turns, tools=prompt.tools))
+            (there.longest_test if prompt.split == "test" else there.longest).look(prompt, most)
+            if prompt.split == "test":
+                continue
             own, whole = most // _BYTES_PER_TOKEN, (before + most) // _BYTES_PER_TOKEN
             there.own, there.longest_own = there.own + own, max(own, there.longest_own)
             there.in_context += whole

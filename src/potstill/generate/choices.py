@@ -72,8 +72,7 @@ def score_choices(request: GenerationRequest, requests: Requests, asking: Asking
 def prompt_ids(request: GenerationRequest, codec: Codec, prompts: Sequence[Prompt]) -> list[Ids]:
     """In the teacher's tokens: instructions and worked examples first, so that all prompts share them."""
     before = context_of(request.teacher)
-    texts = (rendered(codec.template, prompt, (*before, *prompt.messages)) for prompt in prompts)
-    return [tuple(codec.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    return [codec.encode(rendered(codec.template, prompt, (*before, *prompt.messages))) for prompt in prompts]
 
 
 def _give_up_unreadable(requests: Requests, codec: Codec, asked: Mapping[int, Prompt]) -> set[int]:

@@ -10,6 +10,7 @@ from potstill.errors import InputError
 from potstill.generate.collect import price_of
 from potstill.generate.judges import require_judges
 from potstill.generate.rescue import try_of
+from potstill.generate.room import Reader, reader_of_student
 from potstill.licences import Policy, gate
 from potstill.models.locate import check_layers, facts, hub_snapshot, locate
 from potstill.models.templates import template_of
@@ -52,6 +53,8 @@ def require_form(request: GenerationRequest) -> None:
             facts(locate(request.teacher.model))
             if template is not None:
                 Template(template, name="teacher")
+            if reader := Reader.of("teacher.model", request.teacher.model, request.teacher.revision, template):
+                reader.require_template()
         case Server() | Gguf():
             form_of(request)
         case Canned() | Batches():
@@ -83,5 +86,7 @@ def require_student(student: Student | Encoder) -> None:
         template_of(folder, student.template, name="student").require_end()
     elif student.template is not None:
         Template(student.template, name="student").require_end()
+    if reader := reader_of_student(student):
+        reader.require_template()
     if student.lora is not None:
         require_package("peft", "lora", what="'student.lora'")

@@ -19,18 +19,17 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    FineGrainedFP8Config,
-    Mxfp4Config,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from potstill.errors import InputError
 from potstill.models.config import require_weights_as_numbers
 from potstill.models.gguf import read_header
 from potstill.models.identity import file_hash, fingerprint
-from potstill.models.locate import Located, cache_folder, read_json
+from potstill.models.locate import Located, cache_folder, read_json, rows_of
 from potstill.models.precision import resolved
 from potstill.models.templates import from_hub, template_of
 from potstill.models.text_model import text_model
@@ -71,18 +70,20 @@ def load(
     config = read_json(folder / "config.json")
     require_weights_as_numbers(config, name=located.name)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or compute_dtype(),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **_made_plain(config),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(
             f"'{located.name}' cannot be loaded: {str(error).strip().splitlines()[0]}",
             way_out="give a causal language model that transformers knows",
         ) from error
+    model, found = read
     if missing := sorted(found["missing_keys"]):
         raise InputError(
             f"'{located.name}' lacks {len(missing)} weights of a {type(model).__name__}, such as '{missing[0]}'",
@@ -151,4 +152,4 @@ def _convert(path: Path, folder: Path) -> None:
 
 def codec_of(folder: Path, replacement: str | None, *, name: str) -> Codec:
     """The folder's tokenizer with the recipe's template, or the one that the model carries."""
-    return Codec(load_tokenizer(folder), template_of(folder, replacement, name=name))
+    return Codec(load_tokenizer(folder), template_of(folder, replacement, name=name), rows=rows_of(folder))

@@ -222,6 +222,12 @@ def _folder_facts(folder: Path) -> Facts:
     )
 
 
+def rows_of(folder: Path) -> int | None:
+    """How many tokens a model's embeddings have a row for; None where its configuration does not say."""
+    config = folder / "config.json"
+    return vocabulary_of(text_config(read_json(config))) if config.is_file() else None
+
+
 def _of_language_model(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
     """Without what reads images or sounds, where there is such a thing."""
     if not any("language_model." in name for name in shapes):

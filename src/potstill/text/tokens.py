@@ -24,10 +24,12 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Codec:
-    """A tokenizer and a template: what one model reads and writes."""
+    """A tokenizer and a template: what one model reads and writes, and how many `rows` its embeddings have, where that
+    is known."""
 
     tokenizer: Tokenizer
     template: Template
+    rows: int | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -94,8 +96,15 @@ class Codec:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def encode(self, text: str) -> Ids:
-        """Ids of a text that is rendered already."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        """Ids of a text that is rendered already. Raises InputError for a token that the model has no embedding for."""
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        if self.rows is not None and (beyond := max(ids, default=0)) >= self.rows:
+            raise InputError(
+                f"the {self.template.name}'s token {self.tokenizer.id_to_token(beyond)!r} has the number {beyond}, but "
+                f"its embeddings have {self.rows} rows",
+                way_out="resize the embeddings (resize_token_embeddings) and save the model, or do without that token",
+            )
+        return ids
 
     def _require_plain(self, messages: Sequence[Message], tools: Tools = ()) -> None:
         if token := self.control_token(messages, tools=tools):

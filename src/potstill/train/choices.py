@@ -21,6 +21,7 @@ from potstill.train.handed import Handed, Outcome
 from potstill.train.initial import adapted, initial_student, save
 from potstill.train.language import ChoiceObjective
 from potstill.train.loop import Training, fit
+from potstill.train.room import fitting
 from potstill.train.rows import require_some
 from potstill.train.traces import ArmFiles
 from potstill.train.validation import held_out
@@ -46,7 +47,8 @@ def train_on_choices(
     codec, adapters = start.codec, adapted(start, seed=recipe.seed)
     learned, held = held_out(recipe, examples)
     left_out = Counter[str]()
-    rows = choice_rows(learned, codec, task.choices, left_out)
+    longest = max(len(codec.answer(choice)) for choice in task.choices)
+    rows = fitting(choice_rows(learned, codec, task.choices, left_out), start.model, left_out, own=longest)
     files.tell_left_out(left_out, learnt=len(rows))
     traces = files.traces(recipe.train, writes=world.first)
     training = Training(
@@ -63,7 +65,6 @@ def train_on_choices(
     with traces.metrics:
         fitted = fit(start.model, training)
     if world.first:
-        longest = max(len(codec.answer(choice)) for choice in task.choices)
         save(start, longest=longest, to=files.model, adapters=adapters)
         traces.checkpoints.clear()
     return Outcome(examples=len(rows), fitted=fitted, layers=start.layers, of=start.of, left_out=dict(left_out))

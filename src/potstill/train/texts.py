@@ -33,6 +33,7 @@ from potstill.train.loop import Fitted, Training, Validate, fit
 from potstill.train.methods import token_nats
 from potstill.train.own_text import own_text
 from potstill.train.rollout_buffer import RolloutBuffer, WritesThere, teacher_mix
+from potstill.train.room import fitting
 from potstill.train.rows import example_rows
 from potstill.train.scored import ScoringModel, scored_rows, teacher_of
 from potstill.train.teaching import LiveTeacher, Teach
@@ -132,6 +133,8 @@ def _rows_and_teacher(
         rows = example_rows(examples, start.codec, reasoning=reasoning, left_out=left_out)
     else:
         rows = scored_rows(recipe, scorer, examples, start.codec, left_out)
+    own = recipe.train.on_policy
+    rows = fitting(rows, start.model, left_out, scorer=scorer, own=own.max_tokens if own else 0)
     files.tell_left_out(left_out, learnt=len(rows))
     if scorer is None:
         return rows, None
