@@ -51,14 +51,17 @@ Layers = Annotated[
 
 
 class Lora(Values):
-    """Two thin matrices beside each linear map of the layers learn, and nothing else; they are added to the weights at
-    the end (low-rank adaptation; Hu et al. 2022). What they add is scaled by `alpha` / `rank`."""
+    """Two thin matrices beside each linear map of the layers learn, each expert of a mixture its own, and nothing else;
+    they are added to the weights at the end (low-rank adaptation; Hu et al. 2022). What they add is scaled by `alpha` /
+    `rank`. `dropout` is of what goes into them, but for experts that lie side by side in one parameter."""
 
     rank: Count
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: tuple[str, ...] | None = Field(
-        None, min_length=1, description="last names of the linear maps, such as q_proj; by default all in the layers"
+        None,
+        min_length=1,
+        description="last names of the linear maps, such as q_proj or gate_up_proj of experts; by default all",
     )
 
 
