@@ -42,6 +42,9 @@ UNLABELLED = -100
 Inputs = Tensor | Mapping[str, Tensor]
 """The model's one argument, or its keyword arguments (a tokenizer's output): tensors of N rows."""
 
+Labels = Tensor | Sequence[int]
+"""Class numbers (N,), UNLABELLED where there is none."""
+
 
 class Distillation(Loop):
     """What is minimised, and the settings of the loop that does it."""
@@ -130,7 +133,7 @@ def distil_classifier(
     teacher: nn.Module | Tensor | None,
     inputs: Inputs,
     *,
-    labels: Tensor | None = None,
+    labels: Labels | None = None,
     settings: Distillation = _BY_DEFAULT,
 ) -> Fitted:
     """Train `student` in place on `inputs`, in memory alone; ends in evaluation mode, on the device where it was.
@@ -174,38 +177,89 @@ def classification(
     student: nn.Module,
     teacher: nn.Module | Tensor | None,
     inputs: Inputs,
-    labels: Tensor | None,
+    labels: Labels | None,
     settings: Distillation,
 ) -> Classification:
     """What there is to learn, checked. Raises InputError."""
     named = _named(inputs)
     n, classes = _count(named), _classes(student, named)
-    label_N = torch.full((n,), UNLABELLED) if labels is None else labels.long().cpu()
+    label_N = torch.full((n,), UNLABELLED) if labels is None else _class_numbers(labels, n, classes)
     known_N = label_N != UNLABELLED
-    wrong = label_N[known_N & ((label_N < 0) | (label_N >= classes))]
-    if len(label_N) != n or len(wrong):
-        told = f"a label is {wrong[0]}" if len(wrong) else f"there are {len(label_N)} labels for {n} rows"
-        raise InputError(
-            f"labels do not fit: {told}",
-            way_out=f"give a class from 0 to {classes - 1} per row, or {UNLABELLED} where it is not known",
-        )
     if teacher is None and not known_N.any():
         raise InputError("there is neither a teacher nor a label to learn from", way_out="give one of them")
-    logits_NC = (
-        logits_of(teacher, inputs, batch_size=settings.batch_size) if isinstance(teacher, nn.Module) else teacher
-    )
-    if logits_NC is not None and logits_NC.shape != (n, classes):
-        raise InputError(
-            f"the teacher's logits have the shape {tuple(logits_NC.shape)}, the student's ({n}, {classes})",
-            way_out="give teacher and student the same classes, in the same order",
-        )
-    return Classification(
+    made = Classification(
         settings=settings,
         inputs=named,
-        teacher_logits_NC=None if logits_NC is None else logits_NC.detach().float().cpu(),
+        teacher_logits_NC=None if teacher is None else _teacher_logits(teacher, inputs, (n, classes), settings),
         label_N=label_N,
         label_share=1.0 if teacher is None else known_N.float().mean().item(),
     )
+    if len(made.data.rows) % settings.batch_size == 1 or settings.batch_size == 1:
+        _require_rows_alone(student, named)
+    return made
+
+
+def _class_numbers(labels: Labels, n: int, classes: int) -> Tensor:
+    way_out = f"give a class from 0 to {classes - 1} per row, or {UNLABELLED} where it is not known"
+    try:
+        found = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"labels are no numbers: {error}", way_out=way_out) from None
+    if found.shape == (n, classes) and n:
+        raise InputError(
+            f"labels have the shape {tuple(found.shape)}: probabilities, or one number per class",
+            way_out="give labels.argmax(-1), or their logarithms as the teacher's logits",
+        )
+    if found.shape != (n,):
+        told = f"there are {len(found)} labels" if found.dim() == 1 else f"they have the shape {tuple(found.shape)}"
+        raise InputError(f"labels do not fit: {told} for {n} rows", way_out=way_out)
+    label_N = found.long()
+    wrong_N = (label_N != found) | ((label_N != UNLABELLED) & ((label_N < 0) | (label_N >= classes)))
+    if wrong_N.any():
+        at = int(wrong_N.nonzero()[0])
+        raise InputError(f"labels do not fit: that of row {at} is {found[at].item():g}", way_out=way_out)
+    return label_N
+
+
+def _teacher_logits(
+    teacher: nn.Module | Tensor, inputs: Inputs, shape: tuple[int, int], settings: Distillation
+) -> Tensor:
+    """In fp32, checked: what is wrong with them would be taken for a learning rate that is too high."""
+    found = logits_of(teacher, inputs, batch_size=settings.batch_size) if isinstance(teacher, nn.Module) else teacher
+    if not isinstance(found, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"the teacher is a {type(found).__name__}", way_out="give a module, or a tensor of logits")
+    if found.shape != shape:
+        raise InputError(
+            f"the teacher's logits have the shape {tuple(found.shape)}, the student's {shape}",
+            way_out="give teacher and student the same classes, in the same order",
+        )
+    logits_NC = found.detach().float().cpu()
+    bad_N = torch.log_softmax(logits_NC, dim=-1).isnan().any(dim=-1)
+    if settings.divergence != "forward_kl":  # which weighs what the teacher rules out with nothing
+        bad_N |= logits_NC.isinf().any(dim=-1)
+    if bad_N.any():
+        at = int(bad_N.nonzero()[0])
+        raise InputError(
+            f"the teacher's logits of row {at} are {logits_NC[at].tolist()}, from which there is nothing to learn with "
+            f"{settings.divergence}",
+            way_out="give finite logits: see what the teacher makes of that row",
+        )
+    return logits_NC
+
+
+def _require_rows_alone(student: nn.Module, named: Mapping[str, Tensor]) -> None:
+    """Raises InputError where a row that is alone in its step cannot be learnt: batch norm would divide by a spread of
+    nothing. The student is left as it is."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules()):  # pyright: ignore[reportPrivateUsage]
+        return
+    before = [buffer.clone() for buffer in student.buffers()]
+    with torch.no_grad(), drawn_from("a row alone", _device(student)):
+        try:
+            _forward(student.train(), unpadded(_first(student, named)))
+        finally:
+            student.eval()
+            for buffer, value in zip(student.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def logits_of(model: nn.Module, inputs: Inputs, *, batch_size: int = 256) -> Tensor:
@@ -260,12 +314,23 @@ def _checkpointed(student: nn.Module, settings: Loop) -> Generator[None]:
 
 def _classes(student: nn.Module, named: Mapping[str, Tensor]) -> int:
     with torch.inference_mode():
-        first = {name: value[:1].to(_device(student)) for name, value in named.items()}
-        return _forward(student.eval(), unpadded(first)).shape[-1]
+        return _forward(student.eval(), unpadded(_first(student, named))).shape[-1]
+
+
+def _first(student: nn.Module, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[:1].to(_device(student)) for name, value in named.items()}
 
 
 def _named(inputs: Inputs) -> dict[str, Tensor]:
-    return {"": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    found = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    for name, value in found.items():
+        if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            what = f"the inputs{name and f' {name!r}'} are a {type(value).__name__}"
+            raise InputError(what, way_out="give tensors of N rows: torch.as_tensor(...)")
+        if value.is_floating_point() and value.isnan().any():
+            row = int(value.isnan().nonzero()[0, 0])
+            raise InputError(f"the inputs{name and f' {name!r}'} hold NaN, first in row {row}", way_out="mend that row")
+    return dict(found)
 
 
 def _count(named: Mapping[str, Tensor]) -> int:
@@ -278,7 +343,15 @@ def _count(named: Mapping[str, Tensor]) -> int:
 
 def _forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits (B, C) of a module that returns them, or of a transformers model that returns them as `.logits`."""
-    found: Any = model(inputs[""]) if "" in inputs else model(**inputs)
+    try:
+        found: Any = model(inputs[""]) if "" in inputs else model(**inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            f"the batch norm of {type(model).__name__} cannot learn from a row that is alone in its step or pass",
+            way_out="choose another batch_size, or more pass_tokens, so that no row is left over",
+        ) from None
     logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(found).__name__
