@@ -12,10 +12,13 @@ from student_runs import equal, kept_answers, recipe_in, stop_at, weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from potstill.errors import InputError
-from potstill.models.lora import adapt, merged, plain_weights
+from potstill.models.lora import adapt, merged, plain_weights, unmoved
 from potstill.models.student import take_layers
 from potstill.pipeline import Run
-from potstill.recipe.student import Lora
+from potstill.recipe.student import Lora, Student
+from potstill.store.run import RunFolder
+from potstill.train.initial import InitialStudent, adapted
+from potstill.train.traces import ArmFiles
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -34,7 +37,7 @@ def model_of(kind: str, **more: Any) -> PreTrainedModel:
 def test_every_expert_has_an_adapter_and_merges_exactly(kind: str) -> None:
     start = model_of(kind)
     model = take_layers(start, range(2))
-    adapted = adapt(model, Lora(rank=2, alpha=4.0, dropout=0.3), seed=1)
+    adapters = adapt(model, Lora(rank=2, alpha=4.0, dropout=0.3), seed=1)
     model.eval()  # what drops out is new
     torch.testing.assert_close(model(IDS).logits, start(IDS).logits)
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -47,7 +50,7 @@ def test_every_expert_has_an_adapter_and_merges_exactly(kind: str) -> None:
     assert all(parameter.grad is not None for parameter in learning.values())
     assert not torch.allclose(before, start(IDS).logits, atol=0.01)
     plain = plain_weights(model)
-    whole = merged(adapted)
+    whole = merged(adapters)
     assert equal(plain, whole.state_dict())
     torch.testing.assert_close(whole(IDS).logits, before, rtol=0, atol=1e-5)
     changed = {name for name, weight in start.state_dict().items() if not torch.equal(weight, plain[name])}
@@ -60,6 +63,34 @@ def test_experts_alone_may_be_named() -> None:
     adapt(model, Lora(rank=2, alpha=4.0, targets=("gate_up_proj",)), seed=1)
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(learning) == 2 * 2 and all(".experts." in name for name in learning)
+
+
+DBRX = {
+    "vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64,
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "share"), [("qwen3_moe", 0.0), ("dbrx", 0.66)])
+def test_what_no_adapter_moves_is_said(kind: str, share: float, tmp_path: Path) -> None:
+    """DBRX has all experts in matrices that are no linear maps."""
+    config = AutoConfig.for_model(kind, **(DBRX if kind == "dbrx" else TINY))
+    model, told = AutoModelForCausalLM.from_config(config, dtype=torch.float32), list[str]()
+    settings = Student.model_validate({"start": "s", "licence": "mit", "lora": {"rank": 2, "alpha": 4}})
+    codec: Any = None  # not read here
+    start = InitialStudent(settings, model, codec, tmp_path, (0, 1), 2)
+    files = ArmFiles(arm="student", fingerprint="f", run=RunFolder(tmp_path), watch=lambda said: told.append(said.note))
+    assert adapted(start, files, seed=0) is not None
+    assert unmoved(model) == pytest.approx(share, abs=0.05)
+    assert told == (
+        [
+            f"{unmoved(model):.0%} of the layers' weights are in no linear map that an adapter moves: "
+            "they stay as they are"
+        ]
+        if share
+        else []
+    )
 
 
 def test_what_peft_refuses_is_one_sentence() -> None:

@@ -75,6 +75,18 @@ def plain_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value + added[name].to(value.dtype) if name in added else value for name, value in found.items()}
 
 
+def unmoved(model: PreTrainedModel) -> float:
+    """The share of the layers' weights that none of its adapters moves."""
+    inside = [module for layer in decoder_layers(model) for module in layer.modules()]
+    moved = 0
+    for module in inside:
+        layer: Any = module
+        if hasattr(layer, "get_delta_weight"):
+            moved += getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight")).numel()
+    layers = (p for layer in decoder_layers(model) for name, p in layer.named_parameters() if ".lora_" not in name)
+    return 1 - moved / sum(parameter.numel() for parameter in layers)
+
+
 def _plain(name: str) -> str:
     """As it is called without adapters: they may lie in one another."""
     return name.replace(".base_layer", "")

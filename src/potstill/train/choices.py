@@ -44,7 +44,7 @@ def train_on_choices(
     assert isinstance(recipe.train.method, Sft | LogitKd)
     sample = [example.messages for example in examples]
     start = initial_student(student, sample, seed=recipe.seed, layers=layers, loads_on=world.loads_on)
-    codec, adapters = start.codec, adapted(start, seed=recipe.seed)
+    codec, adapters = start.codec, adapted(start, files, seed=recipe.seed)
     learned, held = held_out(recipe, examples)
     left_out = Counter[str]()
     longest = max(len(codec.answer(choice)) for choice in task.choices)

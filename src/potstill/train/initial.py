@@ -15,17 +15,19 @@ from potstill.errors import InputError
 from potstill.models.documents import Documents
 from potstill.models.load import codec_of, load
 from potstill.models.locate import locate
-from potstill.models.lora import adapt, merged
+from potstill.models.lora import adapt, merged, unmoved
 from potstill.models.save import save_model
 from potstill.models.student import choose_layers, freeze, random_weights, take_layers
 from potstill.recipe.student import Student
-from potstill.records import Message
+from potstill.records import Message, Progress
 from potstill.text.tokens import Codec, Ids
+from potstill.train.traces import ArmFiles
 
 if TYPE_CHECKING:
     from peft import LoraModel
 
 _SAMPLE, _SAMPLE_TOKENS = 256, 512  # conversations that rank layers, and the most tokens read of each
+_WORTH_SAYING = 0.05  # norms, routers and biases of any model are less
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,14 @@ def _sample_text(conversations: Sequence[Sequence[Message]], codec: Codec, devic
         yield Documents.of(texts[begin : begin + 8], device)
 
 
-def adapted(start: InitialStudent, *, seed: int) -> LoraModel | None:
-    """Freeze what does not learn; with LoRA, put its adapters in."""
-    settings = start.settings
-    adapters = None if settings.lora is None else adapt(start.model, settings.lora, seed=seed)
+def adapted(start: InitialStudent, files: ArmFiles, *, seed: int) -> LoraModel | None:
+    """Freeze what does not learn; with LoRA, put its adapters in. Where nobody chose their targets and they leave much
+    of the layers as it is, that is said."""
+    settings, lora = start.settings, start.settings.lora
+    adapters = None if lora is None else adapt(start.model, lora, seed=seed)
+    if lora is not None and lora.targets is None and (share := unmoved(start.model)) > _WORTH_SAYING:
+        note = f"{share:.0%} of the layers' weights are in no linear map that an adapter moves: they stay as they are"
+        files.watch(Progress(stage="train", what=f"adapters of {files.arm}", done=1, total=1, note=note))
     freeze(start.model, embeddings=settings.keeps_embeddings, layers=settings.freeze_layers)
     return adapters
 

@@ -84,7 +84,7 @@ def train_on_texts(
     start = initial_student(student, sample, seed=recipe.seed, layers=layers, loads_on=world.loads_on)
     asks = recipe.train.predict_with_generate or (recipe.train.on_policy and recipe.train.on_policy.reward)
     with handed.rewarding(arm) if asks and world.first else nullcontext() as reward:
-        adapters = adapted(start, seed=recipe.seed)
+        adapters = adapted(start, files, seed=recipe.seed)
         left_out = Counter[str]()
         rows, teach = _rows_and_teacher(recipe, start, examples, files, world, left_out)
         verdicts = None if reward is None else verdicts_by(reward, start.codec)
