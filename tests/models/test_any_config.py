@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from potstill.errors import InputError
+from potstill.models.config import positions_of
 from potstill.models.documents import Documents
 from potstill.models.forward import head_logits, hidden_rows
 from potstill.models.load import load
-from potstill.models.locate import facts, locate
+from potstill.models.locate import facts, locate, read_json
 from potstill.models.student import take_layers
 
 TEXT = {
@@ -59,7 +60,8 @@ def rewrite(folder: Path, weights: dict[str, Tensor], **config: Any) -> None:
 def test_facts_are_those_of_the_loaded_model(kind: str, values: dict[str, Any], tmp_path: Path) -> None:
     model, found = saved(tmp_path, kind, **values), facts(locate(str(tmp_path)))
     assert found is not None
-    assert (found.layers, found.hidden, found.vocabulary, found.positions) == (3, 32, 64, 40)
+    assert (found.layers, found.hidden, found.vocabulary) == (3, 32, 64)
+    assert positions_of(read_json(tmp_path / "config.json")) == 40
     assert found.parameters == model.num_parameters()
     assert found.tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
@@ -70,7 +72,7 @@ def test_a_model_that_sees_is_its_language_model(kind: str, tmp_path: Path) -> N
     whole = saved(tmp_path, kind, text_config={**TEXT, **(EXPERTS if kind == "llama4" else {})}, vision_config=EYES)
     found, model = facts(locate(str(tmp_path))), load(locate(str(tmp_path)), dtype=torch.float32).model
     assert found is not None and found.parameters == model.num_parameters()
-    assert found.layers == model.config.num_hidden_layers == 3 and found.positions == 40
+    assert found.layers == model.config.num_hidden_layers == 3
     wanted = whole(input_ids=IDS, use_cache=False).logits
     torch.testing.assert_close(model(IDS, use_cache=False).logits, wanted)
     documents = Documents.of([tuple(IDS[0].tolist())], model.device)

@@ -62,15 +62,16 @@ class Reader:
     def require_template(self) -> None:
         """Raises InputError where its template writes a token that its embeddings have no row for."""
         if self.tokens_without_row:
-            self.codec.prefix((Message(role="user", content="x"),))
-            self.codec.end_of_turn("x")
+            asked, said = Message(role="user", content="x"), Message(role="assistant", content="x")
+            self.codec.prefix((asked,))
+            self.codec.conversation((asked, said))
 
     def require_room(self, prompts: Sequence[Prompt], written: int, *, by: str) -> None:
         """Raises InputError for a prompt after which it cannot write so many tokens, as the recipe says `by`."""
         for prompt in prompts:
             messages = (*self.before, *prompt.messages)
-            size = sum(len(m.content.encode()) for m in messages) + len(repr(prompt.tools).encode()) + _MARKS + written
-            long = self.positions is not None and size > self.positions
+            size = sum(len(repr(part).encode()) for part in (*(m.as_dict() for m in messages), *prompt.tools))
+            long = self.positions is not None and size + _MARKS + written > self.positions
             if not (long or self.tokens_without_row):
                 continue
             tokens = len(self.codec.prefix(messages, tools=prompt.tools))
@@ -87,7 +88,6 @@ def require_room(recipe: Recipe, asked: Sequence[Prompt], tested: Sequence[Promp
     of_test = 1 if isinstance(recipe.task, Choice) or recipe.evaluate is None else recipe.evaluate.max_tokens
     for reader, written, by in _readers(recipe):
         reader.require_room(asked, written, by=by)
-    for reader, _, _ in _readers(recipe):
         if reader.key != "train.scored_by":
             reader.require_room(tested, of_test, by="evaluate.max_tokens" if of_test > 1 else "its answer")
 

@@ -80,7 +80,7 @@ def load(
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(
-            f"'{located.name}' cannot be loaded: {str(error).strip().splitlines()[0]}",
+            f"'{located.name}' cannot be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
             way_out="give a causal language model that transformers knows",
         ) from error
     model, found = read

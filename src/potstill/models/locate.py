@@ -17,7 +17,6 @@ from potstill.errors import InputError, MissingEnvironment
 from potstill.models.config import (
     hidden_of,
     layers_of,
-    positions_of,
     require_weights_as_numbers,
     text_config,
     vocabulary_of,
@@ -40,9 +39,8 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied. `positions` is the
-    most tokens that a text may have, None where nothing says so; `shape` is None for an architecture whose parts are
-    not known."""
+    """What a plan needs of a model. Parameters are counted once where embeddings and head are tied. `shape` is None for
+    an architecture whose parts are not known."""
 
     architecture: str
     layers: int
@@ -50,7 +48,6 @@ class Facts:
     vocabulary: int
     parameters: int
     tied: bool
-    positions: int | None = None
     shape: Shape | None = None
 
     @property
@@ -176,7 +173,6 @@ def _gguf_facts(path: Path) -> Facts:
             way_out="give the GGUF file of a causal language model",
         )
     tied = "output.weight" not in header.shapes
-    positions = header.values.get(f"{architecture}.context_length")
     return Facts(
         architecture=architecture,
         layers=layers,
@@ -184,7 +180,6 @@ def _gguf_facts(path: Path) -> Facts:
         vocabulary=embedding[0],
         parameters=header.parameters,
         tied=tied,
-        positions=positions if isinstance(positions, int) else None,
         shape=shape_of_gguf(header.values, (embedding[0], embedding[1]), tied=tied),
     )
 
@@ -196,12 +191,10 @@ def _folder_facts(folder: Path) -> Facts:
     if not files:
         raise InputError(f"'{folder}' holds no .safetensors weights", way_out="save the model as safetensors")
     shapes = _of_language_model({name: shape for file in files for name, shape in _safetensors_shapes(file).items()})
-    config, embedding = (
-        text_config(whole),
-        next((s for n, s in shapes.items() if n.endswith("embed_tokens.weight")), []),
-    )
-    layers, hidden = layers_of(config), hidden_of(config)
-    vocabulary = vocabulary_of(config) or (embedding[0] if embedding else None)
+    config = text_config(whole)
+    layers, hidden, vocabulary = layers_of(config), hidden_of(config), vocabulary_of(config)
+    if vocabulary is None:  # a nested configuration leaves out what its class has by default
+        vocabulary = next((shape[0] for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), None)
     if layers is None or hidden is None or vocabulary is None:
         lacking = {"number of layers": layers, "hidden size": hidden, "vocabulary size": vocabulary}
         what = next(what for what, value in lacking.items() if value is None)
@@ -217,7 +210,6 @@ def _folder_facts(folder: Path) -> Facts:
         vocabulary=vocabulary,
         parameters=sum(_numbers(name, shape) for name, shape in shapes.items()),
         tied=bool(config.get("tie_word_embeddings", False)) or whole_matrices == 1,
-        positions=positions_of(config),
         shape=shape_of_config(config),
     )
 
@@ -254,6 +246,7 @@ def classifier_labels(located: Located) -> tuple[str, ...] | None:
             f"'{located.name}' is no sequence classifier (architectures: {config.get('architectures')})",
             way_out="give a reward model",
         )
+    require_weights_as_numbers(config, name=located.name)
     if not any(located.path.glob("*.safetensors")):
         raise InputError(f"'{located.path}' holds no .safetensors weights", way_out="save the model as safetensors")
     named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the two that a config does not write down

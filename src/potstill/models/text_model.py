@@ -24,7 +24,6 @@ def text_model(model: PreTrainedModel, *, name: str) -> PreTrainedModel:
 def _language_model(model: PreTrainedModel, config: Any, name: str) -> PreTrainedModel:
     body: Any = model.get_decoder()
     head: Any = model.get_output_embeddings()
-    config.tie_word_embeddings = head is not None and head.weight is body.get_input_embeddings().weight
     try:
         with torch.device("meta"):
             text = AutoModelForCausalLM.from_config(config)
@@ -38,4 +37,5 @@ def _language_model(model: PreTrainedModel, config: Any, name: str) -> PreTraine
     setattr(text, text.base_model_prefix, body)
     text.set_output_embeddings(head)
     text.config, text.generation_config = body.config, model.generation_config
+    text.config.tie_word_embeddings = head.weight is body.get_input_embeddings().weight
     return text.eval()
