@@ -1,0 +1,402 @@
+"""Whether two answers are mathematically equal, each read whole.
+
+The outer form of an answer (words, lists, brackets, matrices, relations, units) is read here, its parts by the LaTeX
+parser of math-verify, which reads a part to its end or not at all. What is not read whole is never compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+from typing import Any
+
+from potstill.verify.formulae import choice_letter, cleaned, enclosed, listed, plain_words, related, united, united_sets
+from potstill.verify.units import Unit, ratio
+
+
+class Unreadable(Exception):
+    """A text that is no mathematics, or not from its first to its last character."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """An answer in words: a name, a day, "no solution"."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One expression, with its unit if it has one."""
+
+    value: Any
+    unit: Unit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Several values: "(]" and the like hold two in order, "()" any number in order, "{}" and "" (no brackets) in any
+    order, "cup" are the parts of a union, "matrix" the rows of one."""
+
+    brackets: str
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """sides[0] signs[0] sides[1] ..."""
+
+    signs: tuple[str, ...]
+    sides: tuple[Value, ...]
+
+
+Value = Words | Quantity | Many | Relation
+Same = bool | None
+"""None: it cannot be told."""
+_INTERVALS = ("()", "[]", "(]", "[)")
+
+
+@lru_cache(maxsize=64)
+def read(text: str) -> Value:
+    """The whole of an answer. Raises Unreadable."""
+    text = cleaned(text)
+    if not text:
+        raise Unreadable("nothing")
+    words = plain_words(text)
+    return _whole(text) if words is None else Words(words)
+
+
+def same(reference: str, answer: str) -> Same:
+    """Whether the answer is equal to the reference; the same writing is, even where it cannot be read. Raises
+    Unreadable."""
+    left, right = cleaned(reference), cleaned(answer)
+    if left and re.sub(r"\s", "", left) == re.sub(r"\s", "", right):
+        return True
+    letter, other = choice_letter(left, strict=True), choice_letter(right, strict=False)
+    if letter and other:
+        return letter == other
+    return _equal(read(reference), read(answer))
+
+
+def is_number(value: Value) -> bool:
+    return isinstance(value, Quantity) and not value.value.free_symbols
+
+
+# reading
+
+
+def _whole(text: str) -> Value:
+    values = listed(text)
+    if len(values) == 1:
+        return _relation(text)
+    items = tuple(item for one in values for item in _flat(_relation(one)))
+    either = re.search(r"\bor\b", text) and all(isinstance(v, Many) and len(v.brackets) == 2 for v in items)
+    return Many("cup" if either and re.search("[<>]|\\\\[lg]e", text) else "", items)
+
+
+def _flat(value: Value) -> tuple[Value, ...]:
+    return value.items if isinstance(value, Many) and not value.brackets else (value,)
+
+
+def _relation(text: str) -> Value:
+    sides, signs = related(text)
+    if not signs:
+        return _union(text)
+    found = Relation(signs, tuple(_union(side) for side in sides))
+    return _as_interval(found) or found
+
+
+def _union(text: str) -> Value:
+    joined = united_sets(text)
+    return Many("cup", tuple(_bracketed(one) for one in joined)) if len(joined) > 1 else _bracketed(text)
+
+
+def _bracketed(text: str) -> Value:
+    """Brackets around the whole text, or an expression."""
+    found = enclosed(text)
+    if found is None:
+        return _expression(text)
+    brackets, rows = found
+    if brackets == "matrix":
+        return Many("matrix", tuple(Many("()", tuple(_expression(cell) for cell in row)) for row in rows))
+    (items,) = rows
+    if len(items) == 1 and brackets in ("()", "[]"):
+        return _expression(text)
+    return Many(brackets, tuple(_relation(item) for item in items))
+
+
+def _expression(text: str) -> Value:
+    text, unit = united(text.strip())
+    signed = re.search(r"\\pm|\\mp", text)
+    if signed:
+        both = [_parsed(text.replace("\\pm", a).replace("\\mp", b)) for a, b in ("+-", "-+")]
+        return Many("", tuple(Quantity(one, unit) for one in both))
+    if text in ("\\mathbb{R}", "\\mathbb R", "\\R"):
+        return Many("()", (Quantity(_parsed("-\\infty")), Quantity(_parsed("\\infty"))))
+    return Quantity(_parsed(text), unit)
+
+
+def _parsed(text: str) -> Any:
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
+    from sympy import Basic, I, MatrixBase, Symbol
+
+    tidy = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
+    if re.search(r"\\[a-z]*dots|\.\.\.|…|(?<![_^\d])\d+\s+\d|\d\s*\\[ ,;:]\s*\d|\d\.\d*\.", text):
+        raise Unreadable(text)
+    try:
+        found = latex2sympy(
+            normalize_latex(text, tidy),
+            is_real=None,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),
+        )
+    except Exception as error:  # the parser raises plain exceptions
+        raise Unreadable(text) from error
+    if not isinstance(found, Basic | MatrixBase):
+        raise Unreadable(text)
+    return found.subs({s: I for s in found.free_symbols if isinstance(s, Symbol) and s.name == "i"})
+
+
+def _as_interval(relation: Relation) -> Value | None:
+    """a < x <= b and x > a as intervals: their variable has one name or another."""
+    from sympy import oo
+
+    low, high = {"<": "(", "<=": "["}, {"<": ")", "<=": "]"}
+    match relation:
+        case Relation(signs=(one, two), sides=(a, x, b)) if one in low and two in low and _name(x):
+            return Many(low[one] + high[two], (a, b))
+        case Relation(signs=(one, two), sides=(b, x, a)) if {one, two} <= {">", ">="} and _name(x):
+            return Many(low[two.replace(">", "<")] + high[one.replace(">", "<")], (a, b))
+        case Relation(signs=(sign,), sides=(a, b)) if sign in ("<", "<=", ">", ">=") and (_name(a) or _name(b)):
+            edge, above = (b, sign[0] == ">") if _name(a) else (a, sign[0] == "<")
+            closed = "=" in sign
+            if above:
+                return Many(("[" if closed else "(") + ")", (edge, Quantity(oo)))
+            return Many("(" + ("]" if closed else ")"), (Quantity(-oo), edge))
+        case _:
+            return None
+
+
+def _name(value: Value) -> str:
+    """Of a lone variable, a function of one, or a tuple of variables; "" of everything else."""
+    from sympy import Symbol
+    from sympy.core.function import AppliedUndef
+
+    match value:
+        case Quantity(value=Symbol() | AppliedUndef(), unit=None):
+            return str(value.value)
+        case Many(brackets="()") if all(map(_name, value.items)):
+            return str(value.items)
+        case Words():
+            return value.text
+        case _:
+            return ""
+
+
+# comparing
+
+
+def _equal(one: Value, two: Value) -> Same:  # noqa: C901
+    match one, two:
+        case Words(), Words():
+            short = max(len(one.text.split()), len(two.text.split())) <= 4
+            return True if one.text == two.text else False if short else None
+        case Words(), _:
+            return None
+        case _, Words():
+            return None
+        case Relation(), Relation():
+            return _relations(one, two)
+        case Relation(), _:
+            return _equal(_right_side(one), two) if _right_side(one) else None
+        case _, Relation():
+            return _equal(one, _right_side(two)) if _right_side(two) else None
+        case Quantity(), Quantity():
+            return _quantities(one, two)
+        case Many(), Many():
+            return _several(one, two)
+        case Many(), Quantity():
+            return _several(one, Many("", (two,)))
+        case _:
+            return _several(Many("", (one,)), two)
+
+
+def _right_side(relation: Relation) -> Value | None:
+    """What a variable is said to be: the last of a = b = c."""
+    if set(relation.signs) <= {"=", "in"} and _name(relation.sides[0]):
+        return relation.sides[-1]
+    return None
+
+
+def _relations(one: Relation, two: Relation) -> Same:
+    left, right = _right_side(one), _right_side(two)
+    if left and right and _name(one.sides[0]) == _name(two.sides[0]):
+        return _equal(left, right) or _by_difference(one, two)
+    if left and right and isinstance(left, Many) != isinstance(right, Many):
+        return False
+    return _by_difference(one, two)
+
+
+def _by_difference(one: Relation, two: Relation) -> Same:
+    """Two relations of one sign: their differences are the same but for a constant factor."""
+    from sympy import simplify
+
+    if len(one.signs) != 1 or len(two.signs) != 1:
+        return None
+    first, second = _difference(one), _difference(two)
+    if first is None or second is None or first[0] != second[0]:
+        return None if first is None or second is None else False
+    sign, a, b = first[0], first[1], second[1]
+    if a.free_symbols != b.free_symbols:
+        return None if len(a.free_symbols) == len(b.free_symbols) and one.signs == two.signs else False
+    factor = simplify(a / b)
+    if not factor.is_number or factor.is_zero:
+        return False
+    return True if sign == "=" else bool(factor.is_positive)
+
+
+def _difference(relation: Relation) -> tuple[str, Any] | None:
+    """(sign, left - right), with < in place of >."""
+    from sympy import Expr
+
+    (sign,), sides = relation.signs, relation.sides
+    if not all(isinstance(side, Quantity) and isinstance(side.value, Expr) for side in sides):
+        return None
+    left, right = (side.value for side in sides if isinstance(side, Quantity))
+    return (sign.replace(">", "<"), right - left) if sign[0] == ">" else (sign, left - right)
+
+
+def _several(one: Many, two: Many) -> Same:
+    kinds = {one.brackets, two.brackets}
+    if "cup" in kinds and kinds <= {"cup", *_INTERVALS}:
+        return (len(kinds) == 1 and _any_order(one.items, two.items)) or _as_sets(one, two)
+    if kinds <= {"", "{}"}:
+        return _any_order(one.items, two.items)
+    if "" in kinds and len(one.items) == len(two.items) > 1 and kinds != {"", "matrix"}:
+        return None if _any_order(one.items, two.items) is not False else False  # (1, 2), or 1 and 2
+    if "matrix" in kinds and len(kinds) > 1:
+        return False if "" in kinds else None  # a vector may be written as either
+    if one.brackets != two.brackets or len(one.items) != len(two.items):
+        return None if "cup" in kinds else False
+    return _all(_equal(a, b) for a, b in zip(one.items, two.items, strict=True))
+
+
+def _as_sets(one: Many, two: Many) -> Same:
+    """A union and an interval, or unions that are cut in other places."""
+    try:
+        return bool(_as_set(one) == _as_set(two))
+    except (TypeError, ValueError, NotImplementedError, AttributeError):
+        return None
+
+
+def _as_set(value: Value) -> Any:
+    from sympy import FiniteSet, Interval, Union
+
+    match value:
+        case Many(brackets="cup"):
+            return Union(*map(_as_set, value.items))
+        case Many(brackets="{}"):
+            return FiniteSet(*(item.value for item in value.items if isinstance(item, Quantity)))
+        case Many(brackets=brackets, items=(Quantity(value=a), Quantity(value=b))):
+            return Interval(a, b, brackets[0] == "(", brackets[1] == ")")
+        case _:
+            raise ValueError(value)
+
+
+def _any_order(one: Sequence[Value], two: Sequence[Value]) -> Same:
+    """As sets; values that only one side gives names to are compared in order."""
+    if len(one) != len(two):
+        return False if not any(isinstance(v, Words) for v in (*one, *two)) else None
+    in_order = _all(_equal(a, b) for a, b in zip(one, two, strict=True))
+    if in_order or len(one) == 1:
+        return in_order
+    found = _paired([[_equal(a, b) for b in two] for a in one])
+    named = [sum(isinstance(v, Relation) for v in side) for side in (one, two)]
+    return None if found and named[0] != named[1] else found
+
+
+def _paired(same_as: Sequence[Sequence[Same]]) -> Same:
+    """Whether every value of one side has a partner of its own on the other."""
+    size = len(same_as)
+    if any(not any(v is not False for v in row) for row in same_as):
+        return False
+    if size > 7:  # values that are equal to several are rare; their order is not searched
+        return _all(any(row) or None for row in same_as)
+    orders = [_all(same_as[i][j] for i, j in enumerate(order)) for order in permutations(range(size))]
+    return True if True in orders else None if None in orders else False
+
+
+def _all(opinions: Iterator[Same]) -> Same:
+    found = list(opinions)
+    return False if False in found else None if None in found else True
+
+
+def _quantities(one: Quantity, two: Quantity) -> Same:
+    if one.unit != two.unit and any(q.unit and q.unit.name.startswith("base") for q in (one, two)):
+        return None if _values(one.value, two.value) or None in (one.unit, two.unit) else False
+    if one.unit == two.unit or one.unit is None or two.unit is None:
+        if (one.unit or two.unit) == Unit("percent") and one.unit != two.unit:
+            share, other = (one, two) if one.unit else (two, one)
+            return _values(share.value, other.value) or _values(share.value / 100, other.value)
+        return _values(one.value, two.value)
+    factor = ratio(one.unit, two.unit)
+    if factor == 0:
+        return False
+    if factor is None:
+        return None if _values(one.value, two.value) else False
+    return _values(one.value * factor, two.value)
+
+
+def _values(one: Any, two: Any) -> Same:
+    """Two expressions, at points: what agrees with thirty digits at several agrees (Schwartz and Zippel)."""
+    from sympy import Expr
+
+    if one == two:
+        return True
+    if not isinstance(one, Expr) or not isinstance(two, Expr):
+        return False if isinstance(one, Expr) != isinstance(two, Expr) else None
+    names = sorted(one.free_symbols | two.free_symbols, key=str)
+    opinions = [_at(one, two, dict(zip(names, point, strict=True))) for point in _points(len(names))]
+    decided = [opinion for opinion in opinions if opinion is not None]
+    if not decided or all(decided):
+        return True if decided else None
+    return None if _renamed(one, two) else False
+
+
+def _renamed(one: Any, two: Any) -> bool:
+    """Whether they may differ by the name of a constant or a whole number alone: k pi and n pi."""
+    only = [sorted(map(str, a.free_symbols - b.free_symbols)) for a, b in ((one, two), (two, one))]
+    free = {"k", "l", "m", "n", "t", "s", "c", "C", "K", "N"}
+    return len(only[0]) == len(only[1]) > 0 and not one.is_Symbol and {*only[0], *only[1]} <= free
+
+
+def _points(size: int) -> list[list[Any]]:
+    """One where nothing is to be chosen, else three, with values of both signs, and none that is special."""
+    from sympy import Rational
+
+    if not size:
+        return [[]]
+    return [
+        [Rational(sign * (7 + 3 * i + 5 * k), 11 + 2 * k) for i in range(size)] for k, sign in enumerate((1, 1, -1))
+    ]
+
+
+def _at(one: Any, two: Any, point: dict[Any, Any]) -> Same:
+    from sympy import Float
+
+    a, b = (complex_of(side.subs(point)) for side in (one, two))
+    if a is None or b is None:
+        return None if (a is None) == (b is None) and one != two else False
+    gap, size = abs(a - b), max(abs(a), abs(b))
+    if one.has(Float) or two.has(Float):
+        return bool(gap <= 5e-7 and gap <= 1e-4 * size)  # 0.333333 is a third, 0.333 is not
+    return bool(gap <= 1e-20 * max(1, size))
+
+
+def complex_of(value: Any) -> Any:
+    """Its value with thirty digits, None where it has none."""
+    found = value.evalf(30)
+    return found if found.is_number and found.is_finite else None
