@@ -94,6 +94,11 @@ def _after(text: str) -> Result | None:
     return Result(said) if len(said.split()) <= 4 or not _RUN.search(said) else _prose(said, first=True)
 
 
+def _without_words(text: str) -> bool:
+    """Whether nothing in it is longer than a name of mathematics."""
+    return re.search(r"[^\W\d_]{2}", re.sub(r"\\(?:begin|end)\s*\{\w+\}|\\[a-zA-Z]+", "", text)) is None
+
+
 def _unit_after(text: str) -> str:
     found = re.match(r"\s*(?:\\?%|percent)", text)
     return found.group() if found else ""
@@ -106,7 +111,7 @@ def _joined(text: str, pair: list[re.Match[str]]) -> bool:
 def _prose(text: str, *, first: bool = False) -> Result | None:
     """A short text is its own result; of a longer one the last number may be, unless it is one of several."""
     said = text.strip()
-    if "\n" not in said and (len(said.split()) <= 2 or not re.search(r"[^\W\d_]{2}", said)):
+    if _without_words(said) or len(said.split()) <= 2:
         return Result(said) if said else None
     runs = list(_RUN.finditer(said))
     if not runs:

@@ -7,6 +7,14 @@ from collections.abc import Iterator
 
 from potstill.verify.units import Unit, known, unit_of
 
+
+def _figure(found: re.Match[str]) -> str:
+    """An angle or a triangle by its name: ABC and CBA are one angle, any order of A, B and C is one triangle."""
+    kind, points = found.groups()
+    name = "".join(sorted(points)) if kind == "triangle" else min(points, points[::-1])
+    return f"\\text{{{kind}{name}}}"
+
+
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−﹣－", "-"),
@@ -49,6 +57,7 @@ _TIDIED = [
         (r"\\(leqslant|leqq|leq|le)(?![a-zA-Z])", r"\\le "),
         (r"\\(geqslant|geqq|geq|ge)(?![a-zA-Z])", r"\\ge "),
         (r"\\(?:neq|ne)(?![a-zA-Z])", r"\\ne "),
+        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
         (r"<=", r"\\le "),
@@ -56,12 +65,22 @@ _TIDIED = [
         (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset "),
         (r"\*\*(?=[\d({a-z-])(?<=[\w)}]\*\*)", "^"),
         (r"(?<=[\w)}]) *\* *(?=[\w({\\])", r" \\cdot "),
-        (r"(?<![\\a-zA-Z])(sqrt|pi|infty)(?![a-zA-Z])", r"\\\1"),
+        (r"(?<![\\a-zA-Z])(sqrt|pi|infty|sin|cos|tan|cot|ln|log|exp)(?![a-zA-Z])", r"\\\1"),
+        (r"(\\(?:sin|cos|tan|cot|sec|csc|ln))\s*([a-zA-Z]|\\[a-z]+)\s*(?=\()", r"\1(\2) "),
+        (r"\^\s*(-\s*\w|\d{2,})", r"^{\1}"),
+        (r"C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+        (r"(?<![\w}.^_])(\d+)\s*\\frac\s*(\{\d+\}\s*\{\d+\}|\d\s*\d)", r"(\1+\\frac\2)"),
+        (r"(?<=[a-zA-Z])'", "_{prime}"),
+        (r"\\(angle|triangle|odot)\s*([A-Z]+)", _figure),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\circ\s*C(?![a-zA-Z])|\\circ\s*\\text\{\s*C\s*\}", r"\\circ "),
         (r"\s+", " "),
     )
 ]
+_WHOLE_NUMBERS = re.compile(  # ", k \\in \\mathbb{Z}" says what k is, and no more
+    r"(?:,\s*(?:\\text\s*\{[^{}]*\})?|\(|\\text\s*\{ *where *\})\s*[kmn]\s*\\in"
+    r"\s*\\math(?:bb|bf|rm) *\{?[ZN]\}?[^,]*$"
+)
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|dot|bar)\s*\{(\d+)\}")
 _TEXT = r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mbox|operatorname|rm)"
 _ONLY_TEXT = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
@@ -83,7 +102,7 @@ _UNIT = re.compile(
     re.DOTALL,
 )
 _PERCENT = re.compile(rf"(.*[\d)}}])\s*(?:\\?%|{_TEXT}\s*\{{\s*(?:percent|per cent|\\?%)\s*\}}|percent)", re.DOTALL)
-_DEGREES = re.compile(r"(.*[\d)}])\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})", re.DOTALL)
+_DEGREES = re.compile(r"(?!.*\\(?:sin|cos|tan|cot|sec|csc))(.*[\d)}])\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})", re.DOTALL)
 _MONEY = re.compile(rf"(-?)\s*(?:\\\$|[€£¥]|(?:{_TEXT}\s*\{{\s*)?Rs\.?\s*\}}?)\s*(.*\d.*)", re.DOTALL)
 
 
@@ -95,7 +114,7 @@ def cleaned(text: str) -> str:
     text = re.sub(r"(?<!\\)\$", " ", text)
     for pattern, to in _TIDIED:
         text = pattern.sub(to, text)
-    text = _REPEATING.sub(_repeating, text).strip()
+    text = _REPEATING.sub(_repeating, _WHOLE_NUMBERS.sub("", text)).strip()
     text = re.sub(r"^(?:\\approx|[=:])\s*|(?:\\[, ]|[\s.,;:])+$", "", text)
     while text.startswith("{") and _end(text) == len(text):
         text = text[1:-1].strip()

@@ -56,6 +56,20 @@ class Relation:
 Value = Words | Quantity | Many | Relation
 Same = bool | None
 """None: it cannot be told."""
+_SET_OF = r"\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\\vert|\||:)(.*)\\\}"  # { x | 1 < x < 2 }
+_DOUBTFUL = re.compile(  # what the parser would read, and may read in another way than it is meant
+    r"(?<![\\a-zA-Z{])[a-zA-Z]{4,}(?![a-zA-Z}])|"
+    r"\\[a-z]*dots|\.\.\.|…|!!|\\gcd|(?<![_^\d])\d+\s+\d|"
+    r"\d\s*\\[ ,;:]\s*\d|\d\.\d*\.|/\s*\d+\s*(?:[a-zA-Z(]|\\(?:sqrt|pi))"
+)
+_SPELT_OUT = [
+    (re.compile(pattern), to)
+    for pattern, to in (
+        (r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})", r"\\frac{\1\\pi}{180}"),
+        (r"(?<=\d)[eE]([-+]?\d+)", r"\\cdot 10^{\1}"),
+        (r"(?<![_^\d.])(\d[\d.]*)\s*(?=\()|(\))\s*(?=[\d(])", r"\1\2\\cdot "),  # 2(3) is no mixed number
+    )
+]
 _INTERVALS = ("()", "[]", "(]", "[)")
 
 
@@ -116,6 +130,8 @@ def _union(text: str) -> Value:
 
 def _bracketed(text: str) -> Value:
     """Brackets around the whole text, or an expression."""
+    if built := re.fullmatch(_SET_OF, text):
+        return _whole(built[1])
     found = enclosed(text)
     if found is None:
         return _expression(text)
@@ -125,7 +141,7 @@ def _bracketed(text: str) -> Value:
     (items,) = rows
     if len(items) == 1 and brackets in ("()", "[]"):
         return _expression(text)
-    return Many(brackets, tuple(_relation(item) for item in items))
+    return Many(brackets, tuple(one for item in items for one in _flat(_relation(item))))
 
 
 def _expression(text: str) -> Value:
@@ -144,8 +160,10 @@ def _parsed(text: str) -> Any:
     from sympy import Basic, I, MatrixBase, Symbol
 
     tidy = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
-    if re.search(r"\\[a-z]*dots|\.\.\.|…|(?<![_^\d])\d+\s+\d|\d\s*\\[ ,;:]\s*\d|\d\.\d*\.", text):
+    if _DOUBTFUL.search(text):
         raise Unreadable(text)
+    for pattern, to in _SPELT_OUT:
+        text = pattern.sub(to, text)
     try:
         found = latex2sympy(
             normalize_latex(text, tidy),
@@ -201,6 +219,8 @@ def _name(value: Value) -> str:
 
 def _equal(one: Value, two: Value) -> Same:  # noqa: C901
     match one, two:
+        case ((Relation() | Many()), (Relation() | Many())) if (a := _assigned(one)) and (b := _assigned(two)):
+            return _all(_equal(a[name], b[name]) for name in a) if a.keys() == b.keys() else False
         case Words(), Words():
             short = max(len(one.text.split()), len(two.text.split())) <= 4
             return True if one.text == two.text else False if short else None
@@ -231,11 +251,24 @@ def _right_side(relation: Relation) -> Value | None:
     return None
 
 
+def _assigned(value: Value) -> dict[str, Value] | None:
+    """The values of several variables: x = 1, y = 2 or (x, y) = (1, 2)."""
+    match value:
+        case Many(brackets="", items=items) if all(isinstance(item, Relation) and _right_side(item) for item in items):
+            sides = [item.sides for item in items if isinstance(item, Relation)]
+        case Relation(signs=("=",), sides=(Many("()", names), Many("()", values))) if len(names) == len(values):
+            sides = list(zip(names, values, strict=True))
+        case _:
+            return None
+    found = {_name(side[0]): side[-1] for side in sides}
+    return found if len(found) == len(sides) and all(found) else None
+
+
 def _relations(one: Relation, two: Relation) -> Same:
     left, right = _right_side(one), _right_side(two)
     if left and right and _name(one.sides[0]) == _name(two.sides[0]):
-        return _equal(left, right) or _by_difference(one, two)
-    if left and right and isinstance(left, Many) != isinstance(right, Many):
+        return _equal(left, right)
+    if left and right and (isinstance(left, Many) != isinstance(right, Many) or _equal(left, right) is False):
         return False
     return _by_difference(one, two)
 
@@ -379,24 +412,31 @@ def _points(size: int) -> list[list[Any]]:
 
     if not size:
         return [[]]
+    signs = ((1, 1), (1, -1), (-1, -1))
     return [
-        [Rational(sign * (7 + 3 * i + 5 * k), 11 + 2 * k) for i in range(size)] for k, sign in enumerate((1, 1, -1))
+        [Rational((first, other)[i % 2] * (7 + 3 * i + 5 * k), 11 + 2 * k) for i in range(size)]
+        for k, (first, other) in enumerate(signs)
     ]
 
 
 def _at(one: Any, two: Any, point: dict[Any, Any]) -> Same:
-    from sympy import Float
+    from sympy import Float, log
 
-    a, b = (complex_of(side.subs(point)) for side in (one, two))
+    a, b = (_complex(side.subs(point)) for side in (one, two))
     if a is None or b is None:
         return None if (a is None) == (b is None) and one != two else False
     gap, size = abs(a - b), max(abs(a), abs(b))
     if one.has(Float) or two.has(Float):
         return bool(gap <= 5e-7 and gap <= 1e-4 * size)  # 0.333333 is a third, 0.333 is not
-    return bool(gap <= 1e-20 * max(1, size))
+    if not gap <= 1e-20 * max(1, size):
+        return False
+    if size < 1e9:
+        return True
+    digits = int(log(size, 10))  # of big numbers all count, up to the last
+    return bool(abs((one - two).subs(point).evalf(20, maxn=digits + 60)) < 1e-6) if digits < 5000 else None
 
 
-def complex_of(value: Any) -> Any:
+def _complex(value: Any) -> Any:
     """Its value with thirty digits, None where it has none."""
     found = value.evalf(30)
     return found if found.is_number and found.is_finite else None
