@@ -98,6 +98,11 @@ class Prompt:
         """The last user turn: what a person would call "the prompt"."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
+    @property
+    def conversation(self) -> str:
+        """All that is said before the answer, whoever says it."""
+        return "\n".join(m.content for m in self.messages)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
