@@ -19,17 +19,18 @@ from potstill.models.locate import classifier_labels, locate, require_label
 from potstill.recipe import checks as ask
 from potstill.recipe.whole import Recipe
 from potstill.records import Finding, Prompt, Sample
+from potstill.verify.fences import code_in
 from potstill.verify.final import Result, reference_of, result_of
 from potstill.verify.maths import Same, is_number, read, same
 from potstill.verify.sandbox import require_sandbox, run_python
-from potstill.verify.text import code_of, extracted, failed, passed, undecided
+from potstill.verify.text import extracted, failed, passed, undecided
 
 
 def code(check: ask.Code, prompt: Prompt, sample: Sample) -> Finding:
     """Passed where the answer's code and then the reference's tests run to their end."""
     if prompt.reference is None:
         return undecided("no tests")
-    program = f"{check.before}\n{code_of(sample.text)}"
+    program = f"{check.before}\n{code_in(sample.text)}"
     ran = run_python(program, prompt.reference, seconds=check.seconds, memory_mib=check.memory_mib)
     match ran.how:
         case "passed":
