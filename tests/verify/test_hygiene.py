@@ -83,7 +83,7 @@ def test_languages_without_blanks_have_words_too() -> None:
 def test_the_whole_conversation_counts(tmp_path: Path) -> None:
     held = "A train leaves Graz at nine with ninety people and at Bruck a third of them get off so how many are left"
     (tmp_path / "held.jsonl").write_text(json.dumps({"q": held}))
-    gate = _Gate(Select.model_validate({"evaluation": {"source": str(tmp_path / "held.jsonl"), "columns": ["q"]}}))
+    gate = _Gate(Select.model_validate({"evaluation": {"source": str(tmp_path / "held.jsonl"), "columns": ("q",)}}))
 
     def refusal(*turns: str) -> str:
         roles = ("user", "assistant") * len(turns)
