@@ -231,9 +231,9 @@ def _equal(one: Value, two: Value) -> Same:  # noqa: C901
         case Relation(), Relation():
             return _relations(one, two)
         case Relation(), _:
-            return _equal(_right_side(one), two) if _right_side(one) else None
+            return _equal(side, two) if (side := _right_side(one)) else None
         case _, Relation():
-            return _equal(one, _right_side(two)) if _right_side(two) else None
+            return _equal(one, side) if (side := _right_side(two)) else None
         case Quantity(), Quantity():
             return _quantities(one, two)
         case Many(), Many():

@@ -95,12 +95,13 @@ def first_objection(one: Judged, verification: ask.Verify) -> Judged:
 
 
 def no_answer(one: Judged) -> str:
-    """Why it is none, whatever checks say: it says nothing, refuses, or calls what it was not offered."""
+    """Why it is none, whatever checks say: it says nothing, refuses, or calls a tool that nobody offered."""
     if one.sample.empty:
         return "an empty answer"
     if one.sample.finish == "refusal":
         return "the teacher refused"
     offered = {tool.get("function", {}).get("name") for tool in one.prompt.tools}
+    offered |= {call["function"]["name"] for turn in one.prompt.messages for call in turn.tool_calls}
     if any(call["function"]["name"] not in offered for call in one.sample.tool_calls):
         return "calls a tool that was not offered"
     return ""
