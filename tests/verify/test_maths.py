@@ -96,6 +96,7 @@ def test_two_hundred_pairs() -> None:
 
 
 # A line per reference: how MATH, GSM8K, NuminaMath and OpenR1 write it, and a right, a wrong and a nearly right answer.
+# The last hundred were written last, and the code was not changed after their first run (none wrong, 1 of 300 undecided).
 CORPUS = [json.loads(line) for line in Path(__file__).with_name("maths_corpus.jsonl").read_text().splitlines()]
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
+from potstill.errors import InputError
 from potstill.recipe.checks import Check
 from potstill.records import Message, Prompt, Sample
 from potstill.verify.check import look
 from potstill.verify.choice import chosen
 from potstill.verify.fences import code_in, json_in
+from potstill.verify.programs import require
 from potstill.verify.text import extracted, last_number, normalised, numbers_in
 
 ADAPTER: TypeAdapter[Check] = TypeAdapter(Check)
@@ -177,6 +183,27 @@ def test_a_choice_is_read_in_its_forms(text: str, letter: str | None) -> None:
     assert chosen(text, ("A", "B", "C", "D")) == letter
 
 
+def test_length_counts_what_it_says(tmp_path: Path) -> None:
+    words = {"<unk>": 0, "one": 1, "two": 2}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split("", "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    asked = Prompt(id="p", split="train", messages=())
+    told: list[str] = []
+    for unit in ({"unit": "characters"}, {"unit": "words"}, {"unit": "tokens", "tokenizer": str(tmp_path)}):
+        check = ADAPTER.validate_python({"kind": "length", "most": 1, **unit})
+        found = look(check, asked, Sample(prompt_id="p", text="one two"))
+        told.append(f"{found.reason}: {found.evidence}")
+    assert told == [
+        "more than 1 characters: 7 characters",
+        "more than 1 words: 2 words",
+        "more than 1 tokens: 7 tokens",
+    ]
+    missing = {"kind": "length", "unit": "tokens", "tokenizer": str(tmp_path / "no-model")}
+    with pytest.raises(InputError, match="no tokenizer at"):
+        require(ADAPTER.validate_python(missing))
+
+
 def test_grounded_reads_the_whole_conversation_and_words_without_blanks() -> None:
     def opinion(answer: str, *turns: str) -> str:
         messages = tuple(Message(role="assistant" if i % 2 else "user", content=t) for i, t in enumerate(turns))
@@ -223,6 +250,9 @@ def test_a_loop_is_found_whatever_it_repeats(block: str, turns: int) -> None:
 def test_a_long_answer_costs_little() -> None:
     start = time.monotonic()
     said({"kind": "repetition"}, "a" * 1_000_000 + "b")
+    said({"kind": "multiple_choice"}, "answer" + " " * 500_000 + "answer" * 50_000, reference="B")
+    said({"kind": "json", "prose": True}, "[1, " * 100_000)
+    said({"kind": "number"}, "1,234" * 100_000 + "-" * 100_000, reference="1")
     said({"kind": "grounded"}, '{"a": "' + "(" * 100_000 + '"}')
     assert time.monotonic() - start < 2
 
@@ -243,6 +273,8 @@ def test_what_is_read_out_of_an_answer() -> None:
         {"kind": "exact", "extract": "["},
         {"kind": "function", "name": "os.system"},
         {"kind": "one_of", "choices": ()},
+        {"kind": "multiple_choice", "choices": ("A",)},
+        {"kind": "length", "unit": "tokens"},
         {"kind": "magic"},
     ],
 )

@@ -116,12 +116,20 @@ class Gym(Values):
 
 
 class Length(Values):
-    """`unit`: words are what blanks divide; of Chinese, Japanese, Thai and their like they are estimated."""
+    """`unit`: words are what blanks divide; of Chinese, Japanese, Thai and their like they are estimated. Tokens are
+    those of a `tokenizer`."""
 
     kind: Literal["length"]
-    unit: Literal["characters", "words"] = "words"
+    unit: Literal["characters", "words", "tokens"] = "words"
+    tokenizer: str | None = Field(None, description="a model folder or hub id with tokenizer.json (unit: tokens)")
     least: Annotated[int, Field(ge=0)] = 1
     most: Count | None = None
+
+    @model_validator(mode="after")
+    def _tokens_of_whom(self) -> Length:
+        if (self.unit == "tokens") != (self.tokenizer is not None):
+            raise ValueError("'tokenizer' goes with 'unit: tokens', and only with it: whose tokens are counted?")
+        return self
 
 
 class Language(Values):

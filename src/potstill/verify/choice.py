@@ -19,8 +19,8 @@ def chosen(text: str, letters: Sequence[str]) -> str | None:
     if (boxed := last_boxed(text)) is not None and (found := _leading(_TEXT.sub(r"\1", boxed), one)):
         return found
     said = re.findall(
-        rf"\b(?i:answer|choice|option)\b(?i:\s+(?:is|would be|must be))?[\s:*_$=]*(?i:(?:option|choice)\s+)?"
-        rf"(?:\\boxed\{{)?[*_(\[\s\"'“]*({one})(?![\w'’-])(?!(?<=[AI])\s+(?!{_THEN})[a-z])",
+        rf"\b(?i:answer|choice|option)\b(?i:\s+(?:is|would be|must be))?[\s:*_$=]{{0,20}}(?i:(?:option|choice)\s+)?"
+        rf"(?:\\boxed\{{)?[*_(\[\s\"'“]{{0,9}}({one})(?![\w'’-])(?!(?<=[AI])\s+(?!{_THEN})[a-z])",
         text,
     )
     if said:

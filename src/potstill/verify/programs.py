@@ -19,11 +19,13 @@ from potstill.models.locate import classifier_labels, locate, require_label
 from potstill.recipe import checks as ask
 from potstill.recipe.whole import Recipe
 from potstill.records import Finding, Prompt, Sample
+from potstill.verify.expressions import is_number, read
 from potstill.verify.fences import code_in
 from potstill.verify.final import Result, reference_of, result_of
-from potstill.verify.maths import Same, is_number, read, same
+from potstill.verify.maths import Same, same
 from potstill.verify.sandbox import require_sandbox, run_python
 from potstill.verify.text import extracted, failed, passed, undecided
+from potstill.verify.words import tokenizer_of
 
 
 def code(check: ask.Code, prompt: Prompt, sample: Sample) -> Finding:
@@ -142,6 +144,8 @@ def require(check: ask.Check) -> None:
         require_sandbox()
     if isinstance(check, ask.Function):
         named_function(check.name)
+    if isinstance(check, ask.Length) and check.tokenizer:
+        tokenizer_of(check.tokenizer)
     if isinstance(check, ask.RewardModel):
         labels = classifier_labels(locate(check.model))
         if labels is not None:

@@ -12,7 +12,7 @@ from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify.choice import chosen
 from potstill.verify.fences import json_in, same_json
-from potstill.verify.words import UNSPACED, count_words
+from potstill.verify.words import UNSPACED, count_tokens, count_words
 
 _NUMBER = re.compile(  # 2010-2015 has no sign
     r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<!\d)\.\d+)"
@@ -169,12 +169,22 @@ def _leaves(value: Any, path: str = "$") -> Iterator[tuple[str, Any]]:
 
 
 def length(check: ask.Length, _: Prompt, sample: Sample) -> Finding:
-    size = len(sample.text) if check.unit == "characters" else count_words(sample.text)
+    size = _size(check, sample.text)
     if size < check.least:
         return failed(f"fewer than {check.least} {check.unit}", f"{size} {check.unit}")
     if check.most is not None and size > check.most:
         return failed(f"more than {check.most} {check.unit}", f"{size} {check.unit}")
     return passed(f"{size} {check.unit}")
+
+
+def _size(check: ask.Length, text: str) -> int:
+    match check:
+        case ask.Length(unit="characters"):
+            return len(text)
+        case ask.Length(tokenizer=str(name)):
+            return count_tokens(text, name)
+        case _:
+            return count_words(text)
 
 
 def multiple_choice(check: ask.MultipleChoice, prompt: Prompt, sample: Sample) -> Finding:

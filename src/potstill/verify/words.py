@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potstill.errors import InputError
+from potstill.models.locate import hub_snapshot
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _HAN = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese and Japanese: about two make a word
 _ABUGIDA = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer: about four
@@ -26,6 +35,21 @@ def count_words(text: str) -> int:
     if not _UNSPACED.search(text):
         return len(text.split())
     return -(-sum(map(_width, _TOKENS.findall(text))) // _WORD)
+
+
+def count_tokens(text: str, tokenizer: str) -> int:
+    return len(tokenizer_of(tokenizer).encode(text, add_special_tokens=False).ids)
+
+
+@cache
+def tokenizer_of(name: str) -> Tokenizer:
+    """That of a model folder, or of a hub id that was downloaded before. Raises InputError where there is none."""
+    from potstill.text.tokens import load_tokenizer
+
+    folder = Path(name) if Path(name).is_dir() else hub_snapshot(name, None)
+    if folder is None:
+        raise InputError(f"verify.checks: there is no tokenizer at '{name}'", way_out="give a model folder")
+    return load_tokenizer(folder)
 
 
 def runs(tokens: Sequence[str], size: int) -> Iterator[Sequence[str]]:
