@@ -135,6 +135,7 @@ def test_references_as_they_are_published(references: list[list[str]]) -> None:
         ("2 \\text{ hours}", "\\boxed{120 \\text{ minutes}}", "passed"),
         ("2^{2019} - 1", "\\boxed{2^{2019}}", "failed"),
         ("6", "\\boxed{2(3)}", "passed"),
+        ("1 2", "\\boxed{12}", "undecided"),
         ("|a| + |b|", "\\boxed{|a+b|}", "failed"),
         ("0.0000001", "\\boxed{0.0000002}", "failed"),
         ("x=1, y=2", "\\boxed{x=2, y=1}", "failed"),

@@ -13,6 +13,7 @@ from potstill.verify.units import Unit, ratio
 
 Same = bool | None
 """None: it cannot be told."""
+_BLANKS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # 1 2 is not 12
 _INTERVALS = ("()", "[]", "(]", "[)")
 
 
@@ -20,7 +21,7 @@ def same(reference: str, answer: str) -> Same:
     """Whether the answer is equal to the reference; the same writing is, even where it cannot be read. Raises
     Unreadable."""
     left, right = cleaned(reference), cleaned(answer)
-    if left and re.sub(r"\s", "", left) == re.sub(r"\s", "", right):
+    if left and _BLANKS.sub("", left) == _BLANKS.sub("", right):
         return True
     letter, other = choice_letter(left, strict=True), choice_letter(right, strict=False)
     if letter and other:
