@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from potstill.recipe.select import Select
 from potstill.records import Message, Prompt, Sample
-from potstill.verify.hygiene import Contamination, Exact, Near, words
+from potstill.verify.hygiene import Contamination, Exact, Near
 from potstill.verify.stage import _Gate  # pyright: ignore[reportPrivateUsage]
+from potstill.verify.words import words
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
 

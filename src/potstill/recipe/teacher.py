@@ -129,9 +129,10 @@ class Teacher(Values):
     licence: str
     instructions: str | None = None
     examples: tuple[Shot, ...] = ()
-    reasoning_tags: tuple[str, str] | None = Field(
-        None, description="between which marks it thinks, such as ['<think>', '</think>']; the usual ones are known"
-    )
+    reasoning_tags: Annotated[
+        tuple[str, str] | None,
+        Field(description="between which marks it thinks, such as ['<think>', '</think>']; the usual ones are known"),
+    ] = None
     engine: Engine
 
     @field_validator("reasoning_tags")
