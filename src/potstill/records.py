@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
 Stage = Literal["generate", "verify", "rescue", "train", "evaluate", "report"]
-Finish = Literal["stop", "length", "filtered", "tool_calls", "unknown"]
+Finish = Literal["stop", "length", "filtered", "refusal", "tool_calls", "unknown"]
 Opinion = Literal["passed", "failed", "undecided"]
 ToolCalls = tuple[Mapping[str, Any], ...]
 """What an assistant asks to be called, in OpenAI's form: id (where there is one), type, function {name, arguments}, the
@@ -98,6 +98,11 @@ class Prompt:
         """The last user turn: what a person would call "the prompt"."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
+    @property
+    def conversation(self) -> str:
+        """All that is said before the answer, whoever says it."""
+        return "\n".join(m.content for m in self.messages)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
@@ -116,6 +121,11 @@ class Sample:
     finish: Finish = "stop"
     cut_off: bool = False
     rescue: int = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing and calls nothing."""
+        return not self.text.strip() and not self.tool_calls and self.choice_logprobs is None
 
     @property
     def message(self) -> Message:

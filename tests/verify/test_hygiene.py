@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.verify.hygiene import Contamination, Exact, Near, words
+from potstill.recipe.select import Select
+from potstill.records import Message, Prompt, Sample
+from potstill.verify.hygiene import Contamination, Exact, Near
+from potstill.verify.stage import _Gate  # pyright: ignore[reportPrivateUsage]
+from potstill.verify.words import words
 
 VOCABULARY = [f"w{i}" for i in range(5000)]
 
@@ -61,3 +67,32 @@ def test_near_duplicates_beyond_the_overlap_are_dropped_and_others_kept() -> Non
     half = [[*b[:30], *text(draw, 30)] for b in base]  # Jaccard about 0.32
     assert sum(near.seen(" ".join(h)) != "" for h in half) <= 2
     assert "word triples" in near.seen(" ".join(base[0]))
+
+
+def test_languages_without_blanks_have_words_too() -> None:
+    question = "一列火车早上九点从北京出发开往上海，全程一千三百公里，平均每小时三百公里，几点能够到达？"
+    known = Contamination([question], size=8)
+    assert known.evidence(f"请回答下面的问题。{question}谢谢。")
+    assert known.evidence("一列火车早上七点从广州出发开往武汉，请问车上有多少乘客？") == ""
+    near = Near(0.7)
+    assert near.seen(question) == "" and near.seen(f"{question}请回答。") != ""
+    assert near.seen("今天的天气非常好，所以我们决定带着孩子们一起到公园里去散步和放风筝。") == ""
+    thai = "รถไฟออกจากกรุงเทพเวลาเก้าโมงเช้าและไปถึงเชียงใหม่ตอนหกโมงเย็นใช้เวลากี่ชั่วโมง"
+    assert Contamination([thai], size=8).evidence("ถามว่า " + thai + " ครับ")
+
+
+def test_the_whole_conversation_counts(tmp_path: Path) -> None:
+    held = "A train leaves Graz at nine with ninety people and at Bruck a third of them get off so how many are left"
+    (tmp_path / "held.jsonl").write_text(json.dumps({"q": held}))
+    gate = _Gate(Select.model_validate({"evaluation": {"source": str(tmp_path / "held.jsonl"), "columns": ("q",)}}))
+
+    def refusal(*turns: str) -> str:
+        roles = ("user", "assistant") * len(turns)
+        messages = tuple(Message(role=role, content=said) for role, said in zip(roles, turns, strict=False))
+        return gate(Prompt(id="p", split="train", messages=messages), Sample(prompt_id="p", text="Yes."))
+
+    assert refusal("The sun is a star.", "Indeed.", "Is that right?") == ""
+    assert refusal("Spiders have eight legs.", "They do.", "Is that right?") == ""  # the last turn is not all
+    assert refusal("The sun is a star.", "Indeed.", "Is that right?") == "duplicate"
+    assert refusal(held, "Sixty.", "Thanks, and as a word?").startswith("its prompt is in the evaluation set")
+    assert refusal("Hello.", "Hi.", held).startswith("its prompt is in the evaluation set")

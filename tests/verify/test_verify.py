@@ -60,7 +60,7 @@ def test_each_limit_has_its_own_reason() -> None:
         said.append([f.reason or f.opinion for f in findings])
         assert findings[0].score == pytest.approx(max(calibrated))
         assert findings[1].score == pytest.approx(sum(map(math.exp, raw)))
-        assert [f.check for f in findings] == ["confidence@1", "allowed_mass@1"]
+        assert [f.check for f in findings] == ["confidence@2", "allowed_mass@2"]
     assert said == [
         ["passed", "passed"],
         ["passed", "little mass on the allowed answers"],

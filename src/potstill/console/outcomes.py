@@ -31,6 +31,7 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
                 "file": str(found.answers),
                 "answers": found.exported,
                 "prompts": found.prompts,
+                "empty": found.empty,
                 "left_out": found.left_out,
                 "how_read": found.how_read,
                 **totals,
@@ -41,6 +42,8 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
     settled = ", ".join(f"{n:,} {how}" for how, n in sorted(found.settled.items())) or "none"
     say(f"{found.exported:,} answers in {clean(str(found.answers))}")
     say(f"prompts: {found.prompts:,} ({settled})")
+    if found.empty:
+        say(f"empty answers: {found.empty:,}; they count as none")
     read, written = totals.get("prompt tokens", 0), totals.get("completion tokens", 0)
     say(f"tokens: {read:,} read, {written:,} written, in {totals.get('attempts', 0):,} requests")
     paid, wasted, maybe = (totals.get(name, 0) / DOLLAR for name in ("paid", "wasted", "maybe"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from potstill.engines.sampler import Answer, Failure, Reading, Usage
@@ -29,6 +30,9 @@ _TAGS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
+    "<seed:think>": "</seed:think>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
     "<reasoning>": "</reasoning>",
     "[THINK]": "[/THINK]",
     "◁think▷": "◁/think▷",
@@ -68,22 +72,22 @@ def read_anthropic(raw: bytes) -> Reading:
     return Reading((answer,), Usage(prompt=prompt, completion=_count(usage, "output_tokens"), cached=cached))
 
 
-def split_inline(text: str) -> tuple[str | None, str, bool]:
-    """(reasoning, answer, whether the reasoning was closed) of text that may think between tags.
+def split_inline(text: str, tags: Mapping[str, str] = _TAGS) -> tuple[str | None, str, bool]:
+    """(reasoning, answer, whether the reasoning was closed) of text that may think between `tags`.
 
     A closing tag alone counts too: some templates put the opening one into the prompt. Later tags are the answer's.
     """
     thoughts: list[str] = []
     rest = text
-    while opened := next((tag for tag in _TAGS if rest.lstrip().startswith(tag)), None):
+    while opened := next((tag for tag in tags if rest.lstrip().startswith(tag)), None):
         inside = rest.lstrip()[len(opened) :]
-        thought, closed, rest = inside.partition(_TAGS[opened])
+        thought, closed, rest = inside.partition(tags[opened])
         thoughts.append(thought.strip())
         if not closed:
             return "\n".join(thoughts), "", False
         rest = _HARMONY.sub("", rest) if opened.startswith("<|") else rest
     if not thoughts:
-        for opening, closing in _TAGS.items():
+        for opening, closing in tags.items():
             before, closed, after = rest.partition(closing)
             if closed and closing != "<|end|>" and opening not in before:
                 return before.strip(), after.lstrip(), True
@@ -128,6 +132,9 @@ def _openai_answer(choice: Json) -> Answer:
         if reasoning is None and message.get(name):
             reasoning = _reasoning(message[name])
     calls = as_tool_calls(whole_values(message.get("tool_calls") or ()))
+    if not text and message.get("refusal"):
+        refusal = _answer(str(message["refusal"]), reasoning, str(choice.get("finish_reason")))
+        return replace(refusal, finish="refusal")
     return _answer(text, reasoning, str(choice.get("finish_reason")), tool_calls=calls)
 
 

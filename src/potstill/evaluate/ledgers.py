@@ -91,7 +91,14 @@ def _take_over(request: GenerationRequest, run: RunFolder, requests: Requests) -
             known = {row.sample for row in asked.written if row.given_up is None}
             found = own.samples_of(asked.key, asked.prompts[0].id, most=request.generate.n)
             requests.put_written(
-                written(asked.question, sample.index, sample, attempt=0, max_tokens=request.generate.max_tokens)
+                written(
+                    asked.question,
+                    sample.index,
+                    sample,
+                    attempt=0,
+                    max_tokens=request.generate.max_tokens,
+                    teacher=request.teacher,
+                )
                 for sample in found
                 if sample.index not in known
             )

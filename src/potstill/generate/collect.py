@@ -15,7 +15,7 @@ from pathlib import Path
 
 from potstill.dispatch.loop import Dispatcher, Limits, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
-from potstill.engines.sampler import Failure, Sampler, Usage
+from potstill.engines.sampler import Answer, Failure, Sampler, Usage
 from potstill.errors import InputError
 from potstill.generate.waves import Wanted, Waves, fixed, seed_key, written
 from potstill.models.identity import named, weights
@@ -27,6 +27,7 @@ from potstill.recipe.teacher import Batches, Canned, Gguf, Local, Server, Teache
 from potstill.records import Progress, Prompt, Sample, Watch
 from potstill.store.asks import SameId
 from potstill.store.requests import Outcome, Requests
+from potstill.store.samples import Written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,20 @@ def load_asks(request: GenerationRequest, requests: Requests) -> None:
             left_out["duplicate text"] += requests.put_asks(rows, weights=whose)
         except SameId as error:
             raise same_id(request.prompts, error.prompt_id) from None
+        requests.put_written(_with_own_tags(requests, request.teacher))
         requests.put_mark("asks", mark)
         requests.put_mark("left out", json.dumps({reason: n for reason, n in left_out.items() if n}))
+
+
+def _with_own_tags(requests: Requests, teacher: Teacher) -> Iterator[Written]:
+    """Answers that were read before the recipe said between which tags their teacher thinks."""
+    if teacher.reasoning_tags is None:
+        return
+    for row in requests.written_with(teacher.reasoning_tags[1]):
+        answer = Answer(
+            text=row.text or "", reasoning=None, finish=row.finish, cut_off=row.cut_off, tool_calls=row.tool_calls
+        )
+        yield written(row.question, row.sample, answer, attempt=row.attempt, max_tokens=row.max_tokens, teacher=teacher)
 
 
 def weights_asked(requests: Requests, teacher: Teacher) -> str | None:
@@ -94,7 +107,7 @@ def _sendable(request: GenerationRequest, prompt: Prompt) -> Prompt:
     return prompt
 
 
-def read_kept(requests: Requests, sampler: Sampler, price: Price) -> None:
+def read_kept(requests: Requests, sampler: Sampler, teacher: Teacher, price: Price) -> None:
     """Replies that were kept but not read when a process died are read now; nothing is asked again for them."""
     for kept in requests.unread():
         with requests.transaction():
@@ -106,7 +119,9 @@ def read_kept(requests: Requests, sampler: Sampler, price: Price) -> None:
                 continue
             rows = zip(range(kept.sample, kept.sample + kept.samples), reading.answers, strict=False)
             requests.put_written(
-                written(kept.question, number, answer, attempt=kept.attempt, max_tokens=kept.max_tokens)
+                written(
+                    kept.question, number, answer, attempt=kept.attempt, max_tokens=kept.max_tokens, teacher=teacher
+                )
                 for number, answer in rows
             )
             usage = reading.usage or Usage(prompt=0, completion=0)
@@ -126,7 +141,7 @@ def collect(request: GenerationRequest, requests: Requests, sampler: Sampler, as
     request = _as_sent(request)
     price, how = price_of(request), request.generate
     requests.outcome_unknown()
-    read_kept(requests, sampler, price)
+    read_kept(requests, sampler, request.teacher, price)
     requests.reopen("failed")
     if asking.wanted is None:
         keeps = how.truncated == "keep"

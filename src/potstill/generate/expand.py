@@ -20,7 +20,7 @@ from potstill.records import Progress, Watch
 from potstill.store.files import write_atomic
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder
-from potstill.verify.hygiene import ngrams, words
+from potstill.verify.words import runs, words
 
 _COLUMNS = Columns(text="text", grade=None)
 _ASK = (
@@ -116,4 +116,4 @@ class Distinct:
 
 def _triples(text: str) -> frozenset[tuple[str, ...]]:
     found = words(text)
-    return frozenset(map(tuple, ngrams(found, 3))) or frozenset([tuple(found)] if found else [])
+    return frozenset(map(tuple, runs(found, 3))) or frozenset([tuple(found)] if found else [])

@@ -14,7 +14,7 @@ from potstill.generate.ask import ask
 from potstill.generate.collect import Asking, export, load_asks, usable_answers
 from potstill.generate.expand import written_prompts
 from potstill.generate.rescue import Rescued
-from potstill.generate.waves import Wanted
+from potstill.generate.waves import EMPTY, EMPTY_FOR_NOW, Wanted
 from potstill.prompts.stream import how_read
 from potstill.recipe import Recipe
 from potstill.recipe.prompts import Expand
@@ -25,24 +25,27 @@ from potstill.store.run import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What lies in the run folder: prompts by how they were settled, answers exported, and the ledger's sums; what of
-    the source was left out, and how it is read where its files' names do not say it."""
+    """What lies in the run folder: prompts by how they were settled, answers exported, answers that say nothing, and
+    the ledger's sums; what of the source was left out, and how it is read where its files' names do not say it."""
 
     answers: Path
     exported: int
     prompts: int
     settled: Mapping[str, int]
+    empty: int
     totals: Mapping[str, int]
     left_out: Mapping[str, int]
     how_read: tuple[str, ...]
 
     @staticmethod
     def of(recipe: Recipe, requests: Requests, run: RunFolder, *, exported: int) -> Generated:
+        lost = requests.lost_answers(most=1 << 62)
         return Generated(
             answers=run.answers,
             exported=exported,
             prompts=requests.count_asks(),
             settled=requests.settled_by_reason(),
+            empty=sum(lost.get(reason, 0) for reason in (EMPTY, EMPTY_FOR_NOW)),
             totals=requests.totals(),
             left_out=json.loads(requests.mark("left out") or "{}"),
             how_read=how_read(recipe.prompts),

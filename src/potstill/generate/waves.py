@@ -10,10 +10,11 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from potstill.dispatch.loop import Job, Taken
 from potstill.engines.choose import prompt_template
+from potstill.engines.reply import split_inline
 from potstill.engines.sampler import Answer, Ask, Reading
 from potstill.errors import InputError
 from potstill.generate.context import context_of
@@ -21,7 +22,7 @@ from potstill.recipe import GenerationRequest
 from potstill.recipe.generate import Generate
 from potstill.recipe.request import probabilities_of
 from potstill.recipe.task import Choice
-from potstill.recipe.teacher import Gguf, Local, Server
+from potstill.recipe.teacher import Gguf, Http, Local, Server, Teacher
 from potstill.records import Message, Prompt, Sample
 from potstill.store.asks import Open, Settled
 from potstill.store.requests import Requests
@@ -31,6 +32,8 @@ from potstill.text.template import Template
 Wanted = Callable[[Prompt, Sequence[Sample]], int]
 """How many more answers this prompt should get, given the good ones it has."""
 
+EMPTY = "an empty answer"
+EMPTY_FOR_NOW = f"tried in vain: {EMPTY}"
 _LOOKED_AT_ONCE = 2000  # prompts looked through in one turn where nothing is to be asked
 
 
@@ -118,6 +121,7 @@ class Waves:
     ) -> None:
         engine = request.teacher.engine
         self._how, self._requests, self._wanted, self._most = request.generate, requests, wanted, most
+        self._teacher = request.teacher
         self._together = engine.samples_per_request if isinstance(engine, Server) else 1
         self._turns = Turns(request, prompt_template(request))
         self._source: Iterator[Open] = requests.open_asks(limit=limit)
@@ -147,7 +151,14 @@ class Waves:
     def answered(self, job: Job, attempt: int, reading: Reading) -> Taken:
         asked = self._asked[job.question]
         rows = [
-            written(job.question, job.sample + i, answer, attempt=attempt, max_tokens=job.ask.max_tokens)
+            written(
+                job.question,
+                job.sample + i,
+                answer,
+                attempt=attempt,
+                max_tokens=job.ask.max_tokens,
+                teacher=self._teacher,
+            )
             for i, answer in enumerate(reading.answers[: job.ask.count])
         ]
         self._requests.put_written(rows)
@@ -155,6 +166,9 @@ class Waves:
         missing = range(job.sample + len(rows), job.sample + job.ask.count)
         longer = [row for row in rows if self._longer(row)]
         asked.away -= {row.sample for row in rows if row not in longer}
+        empty = {row.sample for row in rows if row.given_up == EMPTY_FOR_NOW and row not in longer}
+        asked.given_up |= empty
+        asked.failed = asked.failed or bool(empty)
         then = [self._job(asked, row.sample, 1, min(2 * row.max_tokens, self._longest)) for row in longer]
         then += [self._job(asked, sample, 1, job.ask.max_tokens) for sample in missing]
         wasted = sum(not usable(row, self._how) for row in rows)
@@ -235,9 +249,18 @@ class Waves:
         return Job(question=asked.open.question, sample=sample, ask=ask)
 
 
-def written(question: int, sample: int, answer: Answer | Sample, *, attempt: int, max_tokens: int) -> Written:
-    """The ledger's row of an answer, new or from another ledger; one that the provider filtered is given up, and kept
-    for the record."""
+def written(
+    question: int, sample: int, answer: Answer | Sample, *, attempt: int, max_tokens: int, teacher: Teacher
+) -> Written:
+    """The ledger's row of an answer, new or from another ledger. One that the provider filtered, or that says nothing,
+    is given up, and kept for the record; the next run asks a server for it again, a model in this process would write
+    the same."""
+    if teacher.reasoning_tags and answer.reasoning is None:
+        reasoning, text, closed = split_inline(answer.text, {teacher.reasoning_tags[0]: teacher.reasoning_tags[1]})
+        answer = replace(answer, text=text, reasoning=reasoning, cut_off=answer.cut_off or not closed)
+    given_up = "filtered by the provider" if answer.finish == "filtered" else None
+    if not answer.text.strip() and not answer.tool_calls and answer.choice_logprobs is None:
+        given_up = given_up or (EMPTY_FOR_NOW if isinstance(teacher.engine, Http) else EMPTY)
     return Written(
         question=question,
         sample=sample,
@@ -249,7 +272,7 @@ def written(question: int, sample: int, answer: Answer | Sample, *, attempt: int
         choice_logprobs=answer.choice_logprobs,
         finish=answer.finish,
         cut_off=answer.cut_off,
-        given_up="filtered by the provider" if answer.finish == "filtered" else None,
+        given_up=given_up,
     )
 
 

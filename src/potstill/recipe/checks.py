@@ -47,6 +47,14 @@ class OneOf(Extracting):
     normalise: bool = False
 
 
+class MultipleChoice(Extracting):
+    """The reference's choice, in whichever form: B, (B), **B**, "B) Paris", "The answer is B.", \\boxed{B}. What is
+    said last counts; of several choices without a word that one is the answer, none."""
+
+    kind: Literal["multiple_choice"]
+    choices: tuple[str, ...] = Field(("A", "B", "C", "D"), min_length=2, description="the letters or numbers")
+
+
 class Regex(Values):
     """The pattern occurs (or, with `absent`, does not)."""
 
@@ -65,30 +73,34 @@ class Number(Extracting):
 
 class Json(Values):
     """The answer is JSON (bare, or in its last fenced block), satisfies the JSON schema, draft 2020-12, and is the
-    reference's value, whatever its order of keys and its blanks."""
+    reference's value, whatever its order of keys and its blanks; 1 is 1.0, and is not true."""
 
     kind: Literal["json"]
     shape: dict[str, JsonValue] | None = Field(None, description="a JSON schema")
     as_reference: bool = Field(False, description="compare it with the reference")
+    prose: bool = Field(False, description="words may stand around it, without a fence")
 
 
 class Grounded(Values):
-    """Every value of the answer's JSON stands in the prompt: texts as they are (case and blanks aside), numbers by
-    value. Needs no reference: it catches what the teacher made up."""
+    """Every value of the answer's JSON stands in the conversation before it: texts as they are (case and blanks aside),
+    numbers by value. Needs no reference: it catches what the teacher made up."""
 
     kind: Literal["grounded"]
     fields: tuple[str, ...] = Field((), description="only these top-level keys; by default all")
 
 
 class Maths(Extracting):
-    """Mathematically equal to the reference (math-verify; the extra `maths`). Too slow is undecided."""
+    """Mathematically equal to the reference (read by math-verify's parser; the extra `maths`). Of the answer counts its
+    last box, or what it says that the answer is. Too slow, or not read from the first to the last character: undecided.
+    """
 
     kind: Literal["maths"]
     seconds: Positive = 5.0
 
 
 class Code(Values):
-    """The answer's Python passes the reference's tests, in a sandbox with no network and a read-only system."""
+    """The answer's Python, all its blocks together, passes the reference's tests, in a sandbox with no network and a
+    read-only system."""
 
     kind: Literal["code"]
     seconds: Positive = 10.0
@@ -104,14 +116,25 @@ class Gym(Values):
 
 
 class Length(Values):
+    """`unit`: words are what blanks divide; of Chinese, Japanese, Thai and their like they are estimated. Tokens are
+    those of a `tokenizer`."""
+
     kind: Literal["length"]
-    unit: Literal["characters", "words"] = "words"
+    unit: Literal["characters", "words", "tokens"] = "words"
+    tokenizer: str | None = Field(None, description="a model folder or hub id with tokenizer.json (unit: tokens)")
     least: Annotated[int, Field(ge=0)] = 1
     most: Count | None = None
 
+    @model_validator(mode="after")
+    def _tokens_of_whom(self) -> Length:
+        if (self.unit == "tokens") != (self.tokenizer is not None):
+            raise ValueError("'tokenizer' goes with 'unit: tokens', and only with it: whose tokens are counted?")
+        return self
+
 
 class Language(Values):
-    """The answer's language by py3langid (the extra `language`); undecided under `least_words`."""
+    """The answer's language by py3langid (the extra `checks`). An answer of fewer than `least_words` passes unjudged:
+    nobody can tell the language of "OK"."""
 
     kind: Literal["language"]
     language: str = Field(pattern="^[a-z]{2}$", description="ISO 639-1, such as en")
@@ -214,6 +237,7 @@ class RewardModel(Values):
 Alone = (
     Exact
     | OneOf
+    | MultipleChoice
     | Regex
     | Number
     | Json

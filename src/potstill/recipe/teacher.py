@@ -129,4 +129,15 @@ class Teacher(Values):
     licence: str
     instructions: str | None = None
     examples: tuple[Shot, ...] = ()
+    reasoning_tags: Annotated[
+        tuple[str, str] | None,
+        Field(description="between which marks it thinks, such as ['<think>', '</think>']; the usual ones are known"),
+    ] = None
     engine: Engine
+
+    @field_validator("reasoning_tags")
+    @classmethod
+    def _two_marks(cls, tags: tuple[str, str] | None) -> tuple[str, str] | None:
+        if tags is not None and (not all(tag.strip() for tag in tags) or tags[0] == tags[1]):
+            raise ValueError(f"'reasoning_tags' are {list(tags)}: give the one that opens and the one that closes")
+        return tags

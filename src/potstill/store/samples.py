@@ -161,6 +161,14 @@ class Samples(Database):
         )
         return dict(rows)
 
+    def written_with(self, mark: str) -> list[Written]:
+        """The answers without reasoning in whose text the mark stands."""
+        rows = self._db.execute(
+            "SELECT DISTINCT question FROM answers WHERE reasoning IS NULL AND instr(text, ?)", (mark,)
+        ).fetchall()
+        found = (self._written([question])[question] for (question,) in rows)
+        return [row for group in found for row in group if row.reasoning is None and mark in (row.text or "")]
+
     def _written(self, questions: Sequence[int]) -> dict[int, list[Written]]:
         """Everything written for each of these questions, answers and give-ups."""
         found: dict[int, list[Written]] = {}

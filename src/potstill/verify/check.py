@@ -11,7 +11,7 @@ from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
 from potstill.verify import probabilities, programs, text
 
-_VERSION = 1
+_VERSION = 2
 """Goes up with every change of what a check says, so that verdicts of different versions can be told apart."""
 
 
@@ -64,6 +64,8 @@ def _finding(check: ask.Alone, prompt: Prompt, sample: Sample) -> Finding:  # no
             return text.one_of(check, prompt, sample)
         case ask.Regex():
             return text.regex(check, prompt, sample)
+        case ask.MultipleChoice():
+            return text.multiple_choice(check, prompt, sample)
         case ask.Number():
             return text.number(check, prompt, sample)
         case ask.Json():

@@ -1,29 +1,25 @@
 """What must not be in a training set twice, or at all: duplicates, and what an evaluation set holds.
 
-Texts are compared as casefolded words. Memory of a text that is remembered: 0.1 KB (measured
+Texts are compared as casefolded words (`words`). Memory of a text that is remembered: 0.1 KB (measured
 on 200,000), with near duplicates 0.6 KB more (on 40,000).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-_WORDS = re.compile(r"\w+")
+from potstill.verify.words import runs, shorter, words
+
 _SHINGLE = 3  # words
 _BANDS, _ROWS = 12, 5
 """Two texts that share s of their shingles meet in a band with probability 1 - (1 - s^5)^12: 0.99 at s = 0.8, 0.89 at
 0.7; whoever meets is compared by all 60 hashes."""
-
-
-def words(text: str) -> list[str]:
-    return _WORDS.findall(text.casefold())
 
 
 class Exact:
@@ -55,7 +51,7 @@ class Near:
 
     def seen(self, text: str) -> str:
         """How near an earlier text is ("82 % of ..."), "" where none is; then it is remembered."""
-        shingles = {" ".join(gram) for gram in ngrams(words(text), _SHINGLE)} or {text}
+        shingles = {" ".join(run) for run in runs(words(text), _SHINGLE)} or {text}
         sketch = self._sketch()
         sketch.update_batch([s.encode() for s in shingles])
         values_H = sketch.hashvalues.astype(np.uint32)
@@ -116,15 +112,11 @@ class Contamination:
 
     def _keys(self, text: str) -> Iterator[tuple[int, str]]:
         found = words(text)
-        if 0 < len(found) < self._size:
+        if found and shorter(found, self._size):
             yield _hash("whole " + " ".join(found)), " ".join(found)
-        for gram in ngrams(found, self._size):
-            run = " ".join(gram)
+        for tokens in runs(found, self._size):
+            run = " ".join(tokens)
             yield _hash(run), run
-
-
-def ngrams(of: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (of[i : i + size] for i in range(len(of) - size + 1))
 
 
 def _hash(text: str) -> int:

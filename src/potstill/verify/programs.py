@@ -7,8 +7,8 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import sys
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,15 +19,20 @@ from potstill.models.locate import classifier_labels, locate, require_label
 from potstill.recipe import checks as ask
 from potstill.recipe.whole import Recipe
 from potstill.records import Finding, Prompt, Sample
+from potstill.verify.expressions import is_number, read
+from potstill.verify.fences import code_in
+from potstill.verify.final import Result, reference_of, result_of
+from potstill.verify.maths import Same, same
 from potstill.verify.sandbox import require_sandbox, run_python
-from potstill.verify.text import code_of, extracted, failed, passed, undecided
+from potstill.verify.text import extracted, failed, passed, undecided
+from potstill.verify.words import tokenizer_of
 
 
 def code(check: ask.Code, prompt: Prompt, sample: Sample) -> Finding:
     """Passed where the answer's code and then the reference's tests run to their end."""
     if prompt.reference is None:
         return undecided("no tests")
-    program = f"{check.before}\n{code_of(sample.text)}"
+    program = f"{check.before}\n{code_in(sample.text)}"
     ran = run_python(program, prompt.reference, seconds=check.seconds, memory_mib=check.memory_mib)
     match ran.how:
         case "passed":
@@ -39,38 +44,32 @@ def code(check: ask.Code, prompt: Prompt, sample: Sample) -> Finding:
 
 
 def maths(check: ask.Maths, prompt: Prompt, sample: Sample) -> Finding:
-    """math-verify with the reference first: an unreadable reference is undecided, an unreadable answer fails."""
-    from math_verify import parse, verify  # the extra `maths`
-    from math_verify.errors import TimeoutException
+    """Undecided where the reference or the answer's result is not read whole, failed where there is no result."""
+    from math_verify.errors import TimeoutException  # the extra `maths`
+    from math_verify.utils import timeout
 
-    answer = extracted(check.extract, sample.text)
-    if answer is None:
+    text = extracted(check.extract, sample.text)
+    found = result_of(text or "") if check.extract is None else Result(text) if text else None
+    if found is None:
         return failed("no answer found", sample.text[-200:])
-    gold_text, answer = _percent(prompt.reference or ""), _percent(answer)
-    end = time.monotonic() + check.seconds
-
-    def left() -> int:
-        return max(1, int(end - time.monotonic()))
-
+    reference = reference_of(prompt.reference or "")
     try:
-        gold = parse(gold_text, parsing_timeout=left(), raise_on_error=False)
-        if not gold:
-            return undecided("the reference cannot be read", prompt.reference)
-        found = parse(answer, parsing_timeout=left(), raise_on_error=False)
-        if not found:
-            return failed("no mathematics found", answer)
-        same = verify(gold, found, timeout_seconds=left(), raise_on_error=True)
+        equal = timeout(timeout_seconds=math.ceil(check.seconds))(_compared)(reference, found)
     except (TimeoutException, TimeoutError):
-        return undecided("took too long", answer)
+        return undecided("took too long", found.text)
     except Exception as error:
-        # SymPy raises whatever its depths raise; the answer is not to blame
-        return undecided("cannot be compared", f"{type(error).__name__}: {error}")
-    return passed(found[0]) if same else failed("not equal", f"{found[0]}, not {gold[0]}")
+        # Unreadable, and whatever SymPy raises in its depths; the answer is not to blame
+        return undecided("cannot be read as mathematics", f"{type(error).__name__}: {error}")
+    if equal is None:
+        return undecided("cannot be compared", f"{found.text} and {reference}")
+    return passed(found.text) if equal else failed("not equal", f"{found.text}, not {reference}")
 
 
-def _percent(text: str) -> str:
-    """math-verify reads 75% and $75\\%$ as three quarters, but a bare 75\\% as 75."""
-    return text if "$" in text else text.replace("\\%", "%")
+def _compared(reference: str, result: Result) -> Same:
+    """A number in prose is compared with a number alone: of an expression it may be a part."""
+    if not result.stated and not is_number(read(reference)):
+        return None
+    return same(reference, result.text)
 
 
 def gym(check: ask.Gym, prompt: Prompt, sample: Sample) -> Finding:
@@ -145,6 +144,8 @@ def require(check: ask.Check) -> None:
         require_sandbox()
     if isinstance(check, ask.Function):
         named_function(check.name)
+    if isinstance(check, ask.Length) and check.tokenizer:
+        tokenizer_of(check.tokenizer)
     if isinstance(check, ask.RewardModel):
         labels = classifier_labels(locate(check.model))
         if labels is not None:

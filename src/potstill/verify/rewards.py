@@ -37,6 +37,6 @@ def rewarding(recipe: Recipe, prompts: Iterable[Prompt]) -> Generator[Reward]:
 
 def _opinion(sample: Sample, findings: Sequence[Finding]) -> float | None:
     opinions = {finding.opinion for finding in findings}
-    if sample.cut_off or "failed" in opinions:
+    if sample.cut_off or sample.empty or "failed" in opinions:
         return 0.0
     return None if "undecided" in opinions else 1.0

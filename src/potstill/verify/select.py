@@ -83,6 +83,8 @@ def weight_of(passed: int, answers: int) -> float:
 
 def first_objection(one: Judged, verification: ask.Verify) -> Judged:
     """The answer with what speaks against it. A failure speaks louder than doubt, whichever comes first."""
+    if reason := no_answer(one):
+        return replace(one, reason=reason, evidence=one.sample.text[:200])
     doubts = verification.undecided == "drop"
     against = next((f for f in one.findings if f.opinion == "failed"), None)
     against = against or next((f for f in one.findings if doubts and f.opinion == "undecided"), None)
@@ -90,6 +92,19 @@ def first_objection(one: Judged, verification: ask.Verify) -> Judged:
         return one
     said = against.reason if against.opinion == "failed" else f"undecided, {against.reason}"
     return replace(one, reason=f"{against.check.partition('@')[0]}: {said}", evidence=against.evidence)
+
+
+def no_answer(one: Judged) -> str:
+    """Why it is none, whatever checks say: it says nothing, refuses, or calls a tool that nobody offered."""
+    if one.sample.empty:
+        return "an empty answer"
+    if one.sample.finish == "refusal":
+        return "the teacher refused"
+    offered = {tool.get("function", {}).get("name") for tool in one.prompt.tools}
+    offered |= {call["function"]["name"] for turn in one.prompt.messages for call in turn.tool_calls}
+    if any(call["function"]["name"] not in offered for call in one.sample.tool_calls):
+        return "calls a tool that was not offered"
+    return ""
 
 
 def _best(good: Sequence[Judged], select: Select, gate: Gate) -> dict[int, Judged]:
@@ -139,7 +154,7 @@ def with_majority(group: Sequence[Judged], checks: Sequence[ask.Check]) -> list[
 
 def _majority(check: ask.Majority, group: Sequence[Judged]) -> list[Finding]:
     """A tie has no majority. Of fewer than three answers none is told."""
-    answers = [extracted(check.extract, one.sample.text) for one in group]
+    answers = [None if no_answer(one) else extracted(check.extract, one.sample.text) for one in group]
     forms = [None if answer is None else normalised(answer) for answer in answers]
     votes = Counter(form for form in forms if form is not None).most_common(2)
     if len(group) < 3:

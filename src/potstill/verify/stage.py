@@ -226,10 +226,11 @@ class _Gate:
 
     def __call__(self, prompt: Prompt, sample: Sample) -> str:
         if self._evaluation is not None:
-            for what, text in (("prompt", prompt.text), ("answer", sample.text), ("reasoning", sample.reasoning or "")):
+            turns = [("prompt", message.content) for message in prompt.messages]
+            for what, text in (*turns, ("answer", sample.text), ("reasoning", sample.reasoning or "")):
                 if run := self._evaluation.evidence(text):
                     return f"its {what} is in the evaluation set: {run}"
-        whole = f"{prompt.text}\n{sample.text}" + (tools_json((*prompt.tools, *sample.tool_calls)) or "")
+        whole = f"{prompt.conversation}\n{sample.text}" + (tools_json((*prompt.tools, *sample.tool_calls)) or "")
         if self._exact.seen(whole):
             return "duplicate"
         if self._near is not None and (near := self._near.seen(whole)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -11,10 +10,21 @@ from typing import Any
 
 from potstill.recipe import checks as ask
 from potstill.records import Finding, Prompt, Sample
+from potstill.verify.choice import chosen
+from potstill.verify.fences import json_in, same_json
+from potstill.verify.words import UNSPACED, count_tokens, count_words
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
-_FENCED = re.compile(r"```(\w*)[ \t]*\n(.*?)```", re.DOTALL)
-_THINKING = re.compile(r"</?think(?:ing)?>|\[/?THINK\]", re.IGNORECASE)
+_NUMBER = re.compile(  # 2010-2015 has no sign
+    r"(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<!\d)\.\d+)"
+)
+_MINUS = re.compile(r"[−﹣－]|(?<![\w)])[–‒](?=[\d.])")
+_THOUSANDS = re.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
+_THINKING = re.compile(
+    r"</?(?:seed:)?(?:think(?:ing)?|thought|reasoning)>|\[/?THINK\]|◁/?think▷|<\|(?:begin|end)_of_thought\|>",
+    re.IGNORECASE,
+)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_WORD_EDGE = rf"[^\W{UNSPACED}]"
 _SHOWN = 200  # characters of evidence
 _LOOP = 4  # turns of the same words that make a loop
 _LOOP_TAIL = 2000  # characters at the end that are searched for one
@@ -91,13 +101,18 @@ def number(check: ask.Number, prompt: Prompt, sample: Sample) -> Finding:
 
 
 def last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text)
-    value = float(found[-1].replace(",", "")) if found else None
-    return value if value is not None and math.isfinite(value) else None
+    found = numbers_in(text)
+    return found[-1] if found and math.isfinite(found[-1]) else None
+
+
+def numbers_in(text: str) -> list[float]:
+    """With whichever sign stands for a minus, and with commas or narrow blanks between thousands."""
+    plain = _THOUSANDS.sub("", _MINUS.sub("-", text))
+    return [float(number.replace(",", "")) for number in _NUMBER.findall(plain)]
 
 
 def json_value(check: ask.Json, prompt: Prompt, sample: Sample) -> Finding:
-    value, wrong = parsed(sample.text)
+    value, wrong = json_in(sample.text, prose=check.prose)
     if wrong:
         return failed(wrong, sample.text[-_SHOWN:])
     if check.shape is not None:
@@ -108,20 +123,23 @@ def json_value(check: ask.Json, prompt: Prompt, sample: Sample) -> Finding:
             return failed("does not fit the schema", f"{errors[0].json_path}: {errors[0].message}")
     if not check.as_reference:
         return passed()
-    wanted, unreadable = parsed(prompt.reference or "")
+    wanted, unreadable = json_in(prompt.reference or "")
     if unreadable:
         return undecided("the reference is no JSON", prompt.reference)
-    return passed() if value == wanted else failed("not the reference's value", sample.text)
+    try:
+        return passed() if same_json(value, wanted) else failed("not the reference's value", sample.text)
+    except RecursionError:
+        return undecided("nested too deep to compare", sample.text)
 
 
 def grounded(check: ask.Grounded, prompt: Prompt, sample: Sample) -> Finding:
-    value, wrong = parsed(sample.text)
+    value, wrong = json_in(sample.text)
     if wrong:
         return failed(wrong, sample.text[-_SHOWN:])
     if check.fields and isinstance(value, dict):
         value = {name: value.get(name) for name in check.fields}
-    text = normalised(prompt.text)
-    numbers = {float(n.replace(",", "")) for n in _NUMBER.findall(text)}
+    said = prompt.conversation
+    text, numbers = normalised(said), set(numbers_in(said))
     for path, leaf in _leaves(value):
         if leaf is None:
             return failed("a value is missing", path)
@@ -132,8 +150,10 @@ def grounded(check: ask.Grounded, prompt: Prompt, sample: Sample) -> Finding:
 
 
 def _occurs(words: str, text: str) -> bool:
-    """As whole words: "art" is not in "Bart"."""
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
+    """As whole words, where there are blanks between words: "art" is not in "Bart"."""
+    before = "" if _UNSPACED.match(words[:1]) else f"(?<!{_WORD_EDGE})"
+    after = "" if _UNSPACED.match(words[-1:]) else f"(?!{_WORD_EDGE})"
+    return re.search(before + re.escape(words) + after, text) is not None
 
 
 def _leaves(value: Any, path: str = "$") -> Iterator[tuple[str, Any]]:
@@ -148,35 +168,34 @@ def _leaves(value: Any, path: str = "$") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def parsed(text: str) -> tuple[Any, str]:
-    """(value, "") of a JSON text, bare or in the last fenced block; (None, what is wrong) otherwise."""
-    blocks = [body for language, body in _FENCED.findall(text) if language.lower() in ("", "json")]
-    try:
-        return json.loads(blocks[-1] if blocks else text, parse_constant=_no_constant), ""
-    except RecursionError:
-        return None, "nested too deep"
-    except ValueError:
-        return None, "no JSON"
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def code_of(text: str) -> str:
-    """The Python of an answer: its last fenced block (of Python, where there is one), or all of it."""
-    blocks = _FENCED.findall(text)
-    python = [body for language, body in blocks if language.lower() in ("python", "py", "python3")]
-    return python[-1] if python else blocks[-1][1] if blocks else text
-
-
 def length(check: ask.Length, _: Prompt, sample: Sample) -> Finding:
-    size = len(sample.text.split()) if check.unit == "words" else len(sample.text)
+    size = _size(check, sample.text)
     if size < check.least:
-        return failed("too short", f"{size} {check.unit}")
+        return failed(f"fewer than {check.least} {check.unit}", f"{size} {check.unit}")
     if check.most is not None and size > check.most:
-        return failed("too long", f"{size} {check.unit}")
+        return failed(f"more than {check.most} {check.unit}", f"{size} {check.unit}")
     return passed(f"{size} {check.unit}")
+
+
+def _size(check: ask.Length, text: str) -> int:
+    match check:
+        case ask.Length(unit="characters"):
+            return len(text)
+        case ask.Length(tokenizer=str(name)):
+            return count_tokens(text, name)
+        case _:
+            return count_words(text)
+
+
+def multiple_choice(check: ask.MultipleChoice, prompt: Prompt, sample: Sample) -> Finding:
+    wanted = chosen(prompt.reference or "", check.choices)
+    if wanted is None:
+        return undecided(f"the reference is none of {', '.join(check.choices)}", prompt.reference)
+    answer = extracted(check.extract, sample.text)
+    said = None if answer is None else chosen(answer, check.choices)
+    if said is None:
+        return failed("no choice found", sample.text[-_SHOWN:])
+    return passed(said) if said == wanted else failed("another choice", f"{said}, not {wanted}")
 
 
 def repetition(check: ask.Repetition, _: Prompt, sample: Sample) -> Finding:
@@ -222,9 +241,9 @@ def reasoning(_: ask.Reasoning, __: Prompt, sample: Sample) -> Finding:
 
 
 def language(check: ask.Language, _: Prompt, sample: Sample) -> Finding:
-    words = len(sample.text.split())
+    words = count_words(sample.text)
     if words < check.least_words:
-        return undecided("too few words to tell the language", f"{words} words")
+        return passed(f"not judged: {words} words")
     import py3langid  # the extra `language`
 
     found = str(py3langid.classify(sample.text)[0])
