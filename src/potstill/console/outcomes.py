@@ -33,6 +33,8 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
                 "prompts": found.prompts,
                 "left_out": found.left_out,
                 "how_read": found.how_read,
+                "lost": found.lost,
+                "said": found.said,
                 **totals,
             }
         )
@@ -46,8 +48,12 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
     paid, wasted, maybe = (totals.get(name, 0) / DOLLAR for name in ("paid", "wasted", "maybe"))
     unknown = f"{totals.get('maybe attempts', 0):,} requests whose outcome is not known"
     say(f"spent: ${paid:.4f}, possibly paid beyond that: ${maybe:.4f} ({unknown}), wasted: ${wasted:.4f}")
+    for reason, count in found.lost.items():
+        say(f"{reason}: {count:,} answers")
     for name in sorted(name for name in totals if name.startswith("failure: ")):
-        say(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests")
+        kind = name.removeprefix("failure: ")
+        first = f"; the first: {clean(found.said[kind])}" if found.said.get(kind) else ""
+        say(f"{kind}: {totals[name]:,} requests{first}")
 
 
 def show_verified(found: Verified, *, rescue: bool, as_json: bool) -> None:

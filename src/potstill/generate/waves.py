@@ -25,7 +25,7 @@ from potstill.recipe.teacher import Gguf, Local, Server
 from potstill.records import Message, Prompt, Sample
 from potstill.store.asks import Open, Settled
 from potstill.store.requests import Requests
-from potstill.store.samples import Written
+from potstill.store.samples import FILTERED, IN_VAIN, Written
 from potstill.text.template import Template
 
 Wanted = Callable[[Prompt, Sequence[Sample]], int]
@@ -169,7 +169,7 @@ class Waves:
                 sample=number,
                 attempt=attempt,
                 max_tokens=job.ask.max_tokens,
-                given_up=why if final else f"tried in vain: {why}",
+                given_up=why if final else f"{IN_VAIN}{why}",
             )
             for number in numbers
             if number not in asked.written or asked.written[number].given_up
@@ -209,7 +209,7 @@ class Waves:
         if row is None:
             return True
         if row.given_up:
-            return row.given_up.startswith("tried in vain")
+            return row.given_up.startswith(IN_VAIN)
         return row.cut_off and (row.max_tokens < self._how.max_tokens or self._longer(row))
 
     @property
@@ -249,7 +249,7 @@ def written(question: int, sample: int, answer: Answer | Sample, *, attempt: int
         choice_logprobs=answer.choice_logprobs,
         finish=answer.finish,
         cut_off=answer.cut_off,
-        given_up="filtered by the provider" if answer.finish == "filtered" else None,
+        given_up=FILTERED if answer.finish == "filtered" else None,
     )
 
 
