@@ -182,14 +182,17 @@ def _reasoning(value: object) -> str:
 
 def read_usage(usage: object) -> Usage | None:
     """OpenAI's usage; None where the server did not say."""
-    if not isinstance(usage, Mapping) or not {"prompt_tokens", "completion_tokens", "total_tokens"} & usage.keys():
+    if not isinstance(usage, Mapping):
+        return None
+    cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+    if not (cached or {"prompt_tokens", "completion_tokens", "total_tokens"} & usage.keys()):
         return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     # Some servers leave hidden reasoning out of the completion but not out of the total, nor out of the bill.
     return Usage(
         prompt=prompt,
         completion=max(completion, _count(usage, "total_tokens") - prompt),
-        cached=_count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        cached=cached,
     )
 
 
