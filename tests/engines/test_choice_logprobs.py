@@ -91,7 +91,7 @@ def test_a_reply_without_any_choice_is_given_up_with_what_it_says_instead() -> N
     ("reply", "kind"),
     [
         ({"choices": []}, "unreadable"),
-        ({"error": {"message": "no"}}, "unreadable"),
+        ({"error": {"message": "no"}}, "server error"),
         ({"choices": [{"text": "x"}]}, "unable"),
         ({"choices": [{"message": {}, "logprobs": None}]}, "unable"),
         ({"choices": [{"message": {}, "logprobs": {"content": []}}]}, "no choice"),

@@ -104,7 +104,7 @@ def test_anthropic_messages_are_read() -> None:
     "raw",
     [
         b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [null]}',
-        b'{"choices": 3}', b'{"choices": [{"message": "x"}]}', b'{"error": {"message": "late"}}', b"[" * 100_000,
+        b'{"choices": 3}', b'{"choices": [{"message": "x"}]}', b"[" * 100_000,
         b'{"choices": [{"message": {"content": [1]}}]}', b"\xff\xfe",
     ],
 )  # fmt: skip
@@ -114,7 +114,55 @@ def test_what_is_no_reply_is_unreadable(raw: bytes) -> None:
     assert said.value.kind == "unreadable"
 
 
-names = st.sampled_from(["choices", "message", "content", "usage", "finish_reason", "index", "reasoning_details"])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"code": 429, "message": "m"}, "rate limited"), ({"code": "429"}, "rate limited"),
+        ({"code": 429, "type": "insufficient_quota"}, "not allowed"), ({"code": 502}, "server error"),
+        ({"code": 503}, "overloaded"), ({"code": 401}, "not allowed"), ({"code": 404}, "wrong address"),
+        ({"code": 400}, "refused"), ({"code": 8, "status": "RESOURCE_EXHAUSTED"}, "rate limited"),
+        ({"type": "rate_limit_error"}, "rate limited"), ({"type": "overloaded_error"}, "overloaded"),
+        ({"type": "invalid_request_error"}, "refused"), ({"code": "context_length_exceeded"}, "refused"),
+        ({"type": "authentication_error"}, "not allowed"), ({"code": "insufficient_quota"}, "not allowed"),
+        ({"type": "NotFoundError"}, "wrong address"), ({"type": "BadRequestError"}, "refused"),
+        ({"type": "api_error"}, "server error"), ({"message": "late"}, "server error"), ("late", "server error"),
+        (["late"], "server error"), (7, "server error"),
+    ],
+)  # fmt: skip
+def test_an_error_inside_a_200_is_what_it_says(error: object, kind: str) -> None:
+    for read in (read_openai, read_anthropic):
+        with pytest.raises(Failure) as said:
+            read(json.dumps({"error": error, "choices": []}).encode())
+        assert (said.value.kind, said.value.status, said.value.usage) == (kind, 200, None)
+
+
+def test_an_answer_that_broke_off_is_none() -> None:
+    gone = {"message": {"content": "The an"}, "finish_reason": "error", "error": {"code": 429, "message": "slower"}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 2}
+    with pytest.raises(Failure) as said:
+        read_openai(json.dumps({"choices": [gone], "usage": usage}).encode())
+    assert (said.value.kind, said.value.detail) == ("rate limited", "slower (said in a reply of status 200)")
+    assert said.value.usage == Usage(prompt=7, completion=2)
+    kept = {"message": {"content": "two"}, "finish_reason": "stop"}
+    found = read_openai(json.dumps({"choices": [gone, kept, {**gone, "finish_reason": "abort"}]}).encode())
+    assert [answer.text for answer in found.answers] == ["two"]
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens_details": {}}, 3])
+def test_a_usage_without_a_count_says_nothing(usage: object) -> None:
+    reply = {"choices": [{"message": {"content": "x"}}], "content": [], "usage": usage}
+    assert read_openai(json.dumps(reply).encode()).usage is None
+    assert read_anthropic(json.dumps(reply).encode()).usage is None
+
+
+def test_a_usage_in_floats_is_counted() -> None:
+    reply = {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 3.0, "completion_tokens": 1.5}}
+    assert read_openai(json.dumps(reply).encode()).usage == Usage(prompt=3, completion=2)
+
+
+names = st.sampled_from(
+    ["choices", "message", "content", "usage", "finish_reason", "index", "reasoning_details", "error"]
+)
 values = st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(names, x))
 
 
@@ -124,4 +172,4 @@ def test_no_reply_breaks_the_reader(raw: bytes) -> None:
         try:
             read(raw)
         except Failure as failure:
-            assert failure.kind == "unreadable"
+            assert failure.kind in ("unreadable", "server error")

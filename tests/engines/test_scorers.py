@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from json_server import serving
 
 from potstill.engines.scoring_server import Scored, ServerScorer, read_scores
 from potstill.errors import InputError, TeacherError
@@ -37,6 +38,8 @@ def test_scores_from_a_prefix_cache_and_missing_scores_are_refused() -> None:
         read_scores(reply(), IDS, start=1, k=3)
     with pytest.raises(TeacherError, match="no prompt_logprobs"):
         read_scores({"choices": [{}]}, IDS, start=1, k=2)
+    with pytest.raises(TeacherError, match="no prompt_logprobs"):
+        read_scores({"choices": []}, IDS, start=1, k=2)
 
 
 def test_a_server_that_is_not_there_is_said_in_a_sentence() -> None:
@@ -48,6 +51,19 @@ def test_a_server_that_is_not_there_is_said_in_a_sentence() -> None:
 
     with pytest.raises(TeacherError, match="the server did not score: no connection"):
         asyncio.run(score())
+
+
+def test_an_error_inside_a_200_is_said_in_a_sentence() -> None:
+    def answer(path: str, asked: Any) -> tuple[int, object]:
+        return 200, {"error": {"message": "no such model", "code": 404}}
+
+    async def score(url: str) -> Scored:
+        server = Server(kind="server", url=url)
+        async with ServerScorer(Teacher(model="m", licence="mit", engine=server), server, k=2) as scorer:
+            return await scorer.score(IDS, start=1)
+
+    with serving(answer) as url, pytest.raises(TeacherError, match="did not score: wrong address: no such model"):
+        asyncio.run(score(url))
 
 
 def test_a_reply_that_would_be_too_large_is_not_asked_for() -> None:

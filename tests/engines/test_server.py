@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import pytest
 from pydantic import ValidationError
 
 from loopback import loopback
-from potstill.engines.chat import Anthropic, Chat
+from potstill.engines.chat import Anthropic, Chat, Continuation, renamed
+from potstill.engines.choices import TopLogprobs
 from potstill.engines.http import check_address, forbidden
 from potstill.engines.keys import Key, find_key
 from potstill.engines.sampler import Ask, Failure
 from potstill.engines.server import ServerSampler
 from potstill.errors import InputError
-from potstill.recipe.teacher import Server
+from potstill.recipe.generate import Generate
+from potstill.recipe.teacher import FromEnvironment, Server
 
 ASK = Ask(messages=({"role": "user", "content": "why?"},), count=1, max_tokens=9, seed=3, identity="i")
 
@@ -42,8 +45,7 @@ def ask(of: ServerSampler, what: Ask = ASK) -> bytes:
     ("fault", "kind"),
     [
         ("429", "rate limited"), ("503", "overloaded"), ("500", "server error"), ("reset before", "connection lost"),
-        ("reset after", "connection lost"), ("hang", "too slow"), ("drip", "too slow"), ("wrong type", "unreadable"),
-        ("huge", "too large"),
+        ("reset after", "connection lost"), ("hang", "too slow"), ("drip", "too slow"), ("huge", "too large"),
     ],
 )  # fmt: skip
 def test_every_misbehaviour_has_its_name(fault: str, kind: str) -> None:
@@ -53,7 +55,7 @@ def test_every_misbehaviour_has_its_name(fault: str, kind: str) -> None:
     assert said.value.retry_after == (0.1 if fault == "429" else None)
 
 
-@pytest.mark.parametrize("fault", ["cut json", "empty"])
+@pytest.mark.parametrize("fault", ["cut json", "empty", "wrong type"])
 def test_a_reply_that_cannot_be_read_is_kept_first(fault: str) -> None:
     with loopback(faults=1, kinds=fault) as server:
         of = sampler(server.url)
@@ -134,16 +136,16 @@ def test_a_key_goes_over_https_or_to_this_machine_only() -> None:
 
 def test_a_key_does_not_show_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", "sk-hidden")
-    key = find_key("TEACHER_KEY", None)
+    key = find_key(Server(kind="server", url="http://127.0.0.1:9/v1", key_env="TEACHER_KEY"))
     assert "hidden" not in f"{key!r} {key!s} {vars(Key)}" and key.headers("openai") == {
         "Authorization": "Bearer sk-hidden"
     }
     assert key.struck_out(b"no sk-hidden here") == b"no *** here"
     monkeypatch.delenv("TEACHER_KEY")
     with pytest.raises(InputError, match="TEACHER_KEY holds no key"):
-        find_key("TEACHER_KEY", None)
+        find_key(Server(kind="server", url="http://127.0.0.1:9/v1", key_env="TEACHER_KEY"))
     with pytest.raises(InputError, match="cannot be read"):
-        find_key(None, str(tmp_path / "none"))
+        find_key(Server(kind="server", url="http://127.0.0.1:9/v1", key_file=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,58 @@ def test_a_key_does_not_show_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_address_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(ValidationError):
         Server(kind="server", url=url)
+
+
+def test_a_parameter_is_left_out_or_sent_under_another_name() -> None:
+    constant = {"model": "m", "temperature": None, "top_p": 0.5, "seed": None}
+    for form in (Chat(constant), Continuation(constant), TopLogprobs(constant, ("a", "b"))):
+        assert not {"temperature", "seed"} & form.body(replace(ASK, prompt="why?")).keys()
+    assert "temperature" not in Anthropic(constant).body(ASK)
+    assert renamed({"seed": 3, "top_p": 0.5}, {"seed": "random_seed"}) == {"random_seed": 3, "top_p": 0.5}
+
+
+def test_headers_and_queries_of_ones_own_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_KEY", "Bearer azure-hidden")
+    own = {"headers": {"api-key": {"env": "AZURE_KEY"}, "x-tier": "low"}, "query": {"api-version": "2024-10-21"}}
+    key = find_key(Server.model_validate({"kind": "server", "url": "https://x.example/v1", **own}))
+    assert key.headers("openai") == {"api-key": "Bearer azure-hidden", "x-tier": "low"}
+    assert key.query == {"api-version": "2024-10-21"} and "azure" not in repr(key)
+    assert key.struck_out(b"no azure-hidden of low 2024-10-21") == b"no *** of low 2024-10-21"
+    with pytest.raises(InputError, match="unencrypted"):
+        sampler("http://192.0.2.1/v1", query={"sig": FromEnvironment(env="AZURE_KEY")})
+    monkeypatch.delenv("AZURE_KEY")
+    with pytest.raises(InputError, match=r"'headers.api-key': the environment variable AZURE_KEY holds no text"):
+        find_key(Server.model_validate({"kind": "server", "url": "https://x.example/v1", **own}))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"headers": {"api-key": "sk-1"}}, r"'api-key' may hold a secret: name .*\{env: API_KEY\}"),
+        ({"query": {"access_token": "x"}}, r"'access_token' may hold a secret"),
+        ({"headers": {"x": "a\nb"}}, "'x' is no text of one line"),
+        ({"headers": {"x y": "a"}}, "x y"),
+        ({"names": {"seed": ""}}, "names"),
+    ],
+)
+def test_a_secret_in_clear_or_a_broken_header_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Server.model_validate({"kind": "server", "url": "https://x.example/v1", **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"temperature": None}, r"under 'parameters': \{temperature: null\}"),
+        ({"parameters": {"seed": 3}}, "may not set 'seed', only leave it out"),
+        ({"parameters": {"top_p": 0.5}}, "'generate.top_p' sets it"),
+        ({"parameters": {"max_tokens": None}}, "may not set 'max_tokens'"),
+    ],
+)
+def test_what_a_parameter_may_say(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Generate.model_validate(given)
+    assert Generate.model_validate({"parameters": {"seed": None, "top_p": None, "effort": "low"}})
 
 
 def test_requests_a_minute_are_kept(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 def test_what_says_nothing_is_no_answer_and_is_asked_again(tmp_path: Path, teacher: Teacher, url: str) -> None:
     run = run_of(tmp_path, url)
     found = run.generate()
-    assert found.empty == 3 and found.settled == {"done": 4, "failed": 3}
+    assert found.lost == {EMPTY: 3} and found.settled == {"done": 4, "failed": 3}
     answers = rows(found.answers)
     assert answers.keys() == {"refusal", "tool", "own", "good"}
     assert (answers["refusal"]["messages"][-1]["content"], answers["refusal"]["finish"]) == (
@@ -99,12 +99,12 @@ def test_what_says_nothing_is_no_answer_and_is_asked_again(tmp_path: Path, teach
     teacher.asked.clear()
     teacher.well = True
     again = run.generate()
-    assert sorted(teacher.asked) == ["blank", "null", "thought"] and again.empty == 0 and again.exported == 7
+    assert sorted(teacher.asked) == ["blank", "null", "thought"] and again.lost == {} and again.exported == 7
 
 
 def test_a_thought_that_ate_all_tokens_is_asked_for_with_more(tmp_path: Path, teacher: Teacher, url: str) -> None:
     more = ("generate.truncated=longer", "generate.max_tokens=16", "generate.longest=64")
-    assert run_of(tmp_path, url, *more, kinds=("thought",)).generate().empty == 1
+    assert run_of(tmp_path, url, *more, kinds=("thought",)).generate().lost == {EMPTY: 1}
     assert [tokens for (tokens,) in query(tmp_path / "run", "SELECT max_tokens FROM attempts")] == [16, 32, 64]
 
 

@@ -1,7 +1,8 @@
-"""25 keys, each unlike any other text, through configurations, errors and crashes: none may turn up anywhere."""
+"""31 keys, each unlike any other text, through configurations, errors and crashes: none may turn up anywhere."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,9 +22,7 @@ Edit = Callable[[dict[str, Any], str, Path], None]
 
 def engine(**values: Any) -> Edit:
     def edit(recipe: dict[str, Any], canary: str, _: Path) -> None:
-        recipe["teacher"]["engine"] |= {
-            k: v.replace("CANARY", canary) if isinstance(v, str) else v for k, v in values.items()
-        }
+        recipe["teacher"]["engine"] |= json.loads(json.dumps(values).replace("CANARY", canary))
 
     return edit
 
@@ -51,9 +50,9 @@ CASES: dict[str, tuple[Edit, dict[str, Any], tuple[str, ...], set[int]]] = {
     "refused, debug": (ENV, {"key": "another"}, ("--debug",), {4}),
     "refused, json": (ENV, {"key": "another"}, ("--json",), {4}),
     "anthropic, refused": (engine(key_env="TEACHER_KEY", form="anthropic"), {"key": "another"}, (), {4}),
-    "every request fails and repeats it": (TWICE, {"faults": 1, "kinds": "500"}, (), {0}),
-    "resets": (TWICE, {"faults": 1, "kinds": "reset after"}, ("--debug",), {0}),
-    "wrong type": (TWICE, {"faults": 1, "kinds": "wrong type"}, (), {0}),
+    "every request fails and repeats it": (TWICE, {"faults": 1, "kinds": "500"}, (), {4}),
+    "resets": (TWICE, {"faults": 1, "kinds": "reset after"}, ("--debug",), {4}),
+    "wrong type": (TWICE, {"faults": 1, "kinds": "wrong type"}, (), {4}),
     "a key others can read": (key_file(0o644), {}, (), {2}),
     "a key others can read, debug": (key_file(0o644), {}, ("--debug",), {2}),
     "a key file of two words": (key_file(0o600, "CANARY and more"), {}, (), {2}),
@@ -66,12 +65,18 @@ CASES: dict[str, tuple[Edit, dict[str, Any], tuple[str, ...], set[int]]] = {
     "the key in another scheme": (engine(url="ftp://CANARY"), {}, (), {2}),
     "an object where the address belongs": (engine(url=[{"key": "x"}], key_env="TEACHER_KEY"), {}, (), {2}),
     "plain http to another machine": (engine(url="http://192.0.2.1/v1", key_env="TEACHER_KEY"), {}, (), {2}),
+    "in a header": (engine(headers={"x-api-key": {"env": "TEACHER_KEY"}}), {"key": "CANARY"}, (), {0}),
+    "in a header that is repeated": (engine(headers={"Authorization": {"env": "TEACHER_KEY"}}), {"key": "no"}, (), {4}),
+    "in the query": (engine(query={"key": {"env": "TEACHER_KEY"}}), {"faults": 1, "kinds": "400"}, ("--json",), {4}),
+    "in a header in clear": (engine(headers={"api-key": "CANARY"}), {}, ("--debug",), {2}),
+    "in the query in clear": (engine(query={"key": "CANARY"}), {}, (), {2}),
+    "the value where its variable belongs": (engine(headers={"x": {"env": "CANARY"}}), {}, (), {2}),
     "killed in the middle": (ENV, {"delay": 0.3}, ("KILL",), {-9}),
 }  # fmt: skip
 
 
-def test_there_are_twenty_five() -> None:
-    assert len(CASES) == 25
+def test_there_are_thirty_one() -> None:
+    assert len(CASES) == 31
 
 
 @pytest.mark.parametrize("name", list(CASES))

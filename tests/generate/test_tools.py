@@ -12,7 +12,7 @@ import pytest
 from data_runs import query, write_recipe
 from json_server import serving
 
-from potstill.errors import InputError
+from potstill.errors import InputError, TeacherError
 from potstill.generate.waves import seed_key
 from potstill.pipeline import Run
 from potstill.plan import plan
@@ -130,9 +130,10 @@ def test_anthropics_form_has_no_place_for_them(tmp_path: Path, served: str, hear
 def test_a_template_that_does_not_write_them_is_no_answer(tmp_path: Path, tiny_model: Path) -> None:
     rows = [{"talk": [{"role": "user", "content": "film"}], "tools": [TOOL]}]
     here = ["teacher.engine={kind: local}", f"teacher.model={tiny_model}", "generate.max_tokens=2"]
-    assert Run(recipe_of(tmp_path, "http://127.0.0.1:1/v1", rows, *here), tmp_path / "run").generate().exported == 0
+    with pytest.raises(TeacherError, match="answered: refused: the teacher template does not write tools"):
+        Run(recipe_of(tmp_path, "http://127.0.0.1:1/v1", rows, *here), tmp_path / "run").generate()
     reasons = query(tmp_path / "run", "SELECT given_up FROM answers")
-    assert reasons == [("refused: the teacher template does not write tools",)]
+    assert reasons == [("tried in vain: refused: the teacher template does not write tools",)]
     writes = (
         "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + "{% for m in messages %}{{ m.content }}{% endfor %}"
     )

@@ -17,12 +17,15 @@ import math
 import random
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from manners import MANNERS
 
 FAULTS = (
     "429", "503", "500", "reset before", "reset after", "hang", "drip", "cut json", "wrong type", "huge", "empty",
@@ -38,6 +41,7 @@ class Books:
         self.seen: dict[str, list[str]] = defaultdict(list)
         self.prompt_tokens = self.completion_tokens = 0
         self.most_at_once = self.at_once = 0
+        self.manners: dict[str, list[int]] = {}
         self.files: list[str] = []
         self.batches: list[dict[str, Any]] = []
 
@@ -69,6 +73,8 @@ class Teacher(asyncio.Protocol):
             self.reply(200, b'{"data": [{"id": "loopback"}]}')
         elif "/v1/files" in line or "/v1/batches" in line:
             self.batch(line, headers, body)
+        elif line.startswith("POST /manners/"):
+            self.be(line.split()[1], headers, json.loads(body))
         elif line.startswith("POST /redirect"):
             self.reply(307, b"", extra="Location: http://127.0.0.1:9/v1/chat/completions\r\n")
         elif line.startswith(("POST /v1/chat/completions", "POST /v1/messages", "POST /v1/completions")):
@@ -97,6 +103,9 @@ class Teacher(asyncio.Protocol):
         elif path.startswith("/v1/batches/"):
             batch = books.batches[int(path.rpartition("-")[2])]
             batch["polls"] += 1
+            if batch["polls"] <= self.options.deaf:
+                self.transport.abort()
+                return
             if batch["polls"] >= self.options.polls and batch["status"] == "in_progress":
                 self.work_through(batch)
             self.reply(200, json.dumps(batch).encode())
@@ -109,9 +118,11 @@ class Teacher(asyncio.Protocol):
             asked = json.loads(line)
             identity = asked["custom_id"]
             fault = self.fault(identity, len(books.seen[identity]))
+            if asked["body"].get("max_tokens", 0) > self.options.most_tokens:
+                fault = "400"
             books.seen[identity].append(fault)
-            status = 200 if fault == "ok" else 500
-            body = _openai(asked["body"]) if fault == "ok" else {"error": {"message": "no"}}
+            status = {"ok": 200, "empty": 200, "400": 400}.get(fault, 500)
+            body = {"ok": _openai(asked["body"]), "empty": {"choices": []}}.get(fault, {"error": {"message": "no"}})
             rows.append(json.dumps({"custom_id": identity, "response": {"status_code": status, "body": body}}))
         books.files.append("\n".join(rows))
         batch |= {"status": "completed", "output_file_id": f"file-{len(books.files) - 1}"}
@@ -132,6 +143,25 @@ class Teacher(asyncio.Protocol):
         delay = 0.0 if fault in ("429", "503", "500", "400", "401") else self.options.delay
         anthropic = line.startswith("POST /v1/messages")
         asyncio.get_running_loop().call_later(delay, self.answer, fault, asked, anthropic, headers)
+
+    def be(self, path: str, headers: dict[str, str], asked: dict[str, Any]) -> None:
+        """Behave as the manner in the path does, and keep its own books: tokens told and untold."""
+        whose = urllib.parse.unquote(path.split("/")[2])
+        seen = self.books.seen[f"{whose} {headers['idempotency-key']}"]
+        said = MANNERS[whose.partition(" / ")[0]](asked, {**headers, "path": path}, len(seen))
+        seen.append(said.how)
+        book = self.books.manners.setdefault(whose, [0, 0, 0, 0])
+        book[:] = [a + b for a, b in zip(book, (*said.told, *said.untold), strict=True)]
+        body = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()
+        match said.how:
+            case "whole":
+                self.reply(said.status, body, kind=said.kind, extra=said.extra)
+            case "drip":
+                self.drip(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n" + body)
+            case "reset":
+                self.transport.abort()
+            case "hang":
+                pass
 
     def fault(self, identity: str, attempt: int) -> str:
         draw = random.Random(f"{self.options.seed} {identity} {attempt}")
@@ -187,8 +217,9 @@ class Teacher(asyncio.Protocol):
             self.transport.write(left[:1])
             asyncio.get_running_loop().call_later(0.05, self.drip, left[1:])
 
-    def reply(self, status: int, body: bytes, *, kind: str = "application/json", extra: str = "") -> None:
-        head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+    def reply(self, status: int, body: bytes, *, kind: str | None = "application/json", extra: str = "") -> None:
+        extra += f"Content-Type: {kind}\r\n" if kind else ""
+        head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
         if not self.transport.is_closing():
             self.transport.write(head.encode() + body)
 
@@ -328,6 +359,7 @@ if __name__ == "__main__":
     parser.add_argument("--huge", type=int, default=1 << 20, help="bytes of a huge reply")
     parser.add_argument("--retry-after", default="0.1")
     parser.add_argument("--polls", type=int, default=2, help="how often a batch is asked about before it is done")
+    parser.add_argument("--deaf", type=int, default=0, help="how often asking about a batch is cut off")
     parser.add_argument("--page", type=int, default=100, help="how many batches are listed at once")
     parser.add_argument("--nameless", type=int, default=0, help="1: a new batch's id is not told")
     parser.add_argument("--most-tokens", type=int, default=1 << 30, help="a higher max_tokens is refused")

@@ -31,9 +31,10 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
                 "file": str(found.answers),
                 "answers": found.exported,
                 "prompts": found.prompts,
-                "empty": found.empty,
                 "left_out": found.left_out,
                 "how_read": found.how_read,
+                "lost": found.lost,
+                "said": found.said,
                 **totals,
             }
         )
@@ -42,15 +43,17 @@ def show_generated(found: Generated, *, as_json: bool) -> None:
     settled = ", ".join(f"{n:,} {how}" for how, n in sorted(found.settled.items())) or "none"
     say(f"{found.exported:,} answers in {clean(str(found.answers))}")
     say(f"prompts: {found.prompts:,} ({settled})")
-    if found.empty:
-        say(f"empty answers: {found.empty:,}; they count as none")
     read, written = totals.get("prompt tokens", 0), totals.get("completion tokens", 0)
     say(f"tokens: {read:,} read, {written:,} written, in {totals.get('attempts', 0):,} requests")
     paid, wasted, maybe = (totals.get(name, 0) / DOLLAR for name in ("paid", "wasted", "maybe"))
     unknown = f"{totals.get('maybe attempts', 0):,} requests whose outcome is not known"
     say(f"spent: ${paid:.4f}, possibly paid beyond that: ${maybe:.4f} ({unknown}), wasted: ${wasted:.4f}")
+    for reason, count in found.lost.items():
+        say(f"{reason}: {count:,} answers")
     for name in sorted(name for name in totals if name.startswith("failure: ")):
-        say(f"{name.removeprefix('failure: ')}: {totals[name]:,} requests")
+        kind = name.removeprefix("failure: ")
+        first = f"; the first: {clean(found.said[kind])}" if found.said.get(kind) else ""
+        say(f"{kind}: {totals[name]:,} requests{first}")
 
 
 def show_verified(found: Verified, *, rescue: bool, as_json: bool) -> None:

@@ -6,7 +6,15 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from potstill.engines.sampler import FailureKind
+from potstill.dispatch.money import Price
+from potstill.engines.sampler import Failure, FailureKind
+from potstill.errors import TeacherError
+
+AGAIN = "fix it, then the same command goes on from here"
+ASKED_ANEW = (
+    "change how it is asked (teacher.engine.limit_field or names; generate.parameters: {NAME: null} leaves one out), "
+    "then the same command asks again"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +46,24 @@ MEANINGS: dict[FailureKind, Meaning] = {
     "not allowed": Meaning(then="stop"),
     "wrong address": Meaning(then="stop"),
 }
+
+
+def paid_for(failure: Failure, worst: int, price: Price) -> tuple[Literal["free", "maybe"], int]:
+    """Whether a failed attempt may have been billed, and picodollars: what the server says, else all that it could."""
+    if failure.usage is not None:
+        return "maybe", price.of(failure.usage)
+    return ("maybe", worst) if MEANINGS[failure.kind].billed else ("free", 0)
+
+
+def lost(failure: Failure) -> TeacherError:
+    """Why nothing more is asked."""
+    how = f"HTTP {failure.status}, {failure.kind}" if failure.status else failure.kind
+    did = "refused the request" if MEANINGS[failure.kind].then != "retry" else "gives no answer"
+    problem = f"the server {did} ({how}): {failure.detail or 'no reason'}"
+    if failure.kind == "no connection":
+        problem = failure.detail
+    refused = failure.kind == "refused" and failure.status is not None
+    return TeacherError(problem, way_out=failure.way_out or (ASKED_ANEW if refused else AGAIN))
 
 
 def delay(first: float, retries: int, retry_after: float | None, draw: random.Random) -> float:

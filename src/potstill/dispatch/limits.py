@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import median
 
 _MIN_REPLIES = 8  # in a round: fewer say nothing about a rate
 _STRAY = 0.1  # smoothed share of complaints that a server of any size may have by chance, or by a balancer's mistake
 _HOLD = 4  # rounds without growth after growth did not pay; doubles up to 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Rates, tries and times in seconds; the recipe's words for them. `answered_before`: whether the server has ever
+    answered what is asked in this way."""
+
+    start: int
+    most: int
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    attempts: int = 8
+    retry_seconds: float = 1.0
+    patience: float = 600.0
+    answered_before: bool = False
 
 
 class Window:

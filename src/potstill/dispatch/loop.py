@@ -16,17 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from potstill.dispatch.failures import MEANINGS, delay
-from potstill.dispatch.limits import Allowance, Window
-from potstill.dispatch.money import DOLLAR, FREE, Budget, prompt_bound
+from potstill.dispatch.failures import AGAIN, MEANINGS, delay, lost, paid_for
+from potstill.dispatch.limits import Allowance, Limits, Window
+from potstill.dispatch.money import FREE, Budget, prompt_bound
 from potstill.engines.sampler import Ask, Failure, Reading, Sampler, Usage
-from potstill.errors import BudgetReached, PotstillError, Stopped, TeacherError
+from potstill.errors import PotstillError, Stopped, TeacherError
 from potstill.store.requests import Intent, Outcome, Replied, Requests
 
 _TURN = 0.01  # seconds between turns: replies that come meanwhile share a transaction
 _AT_ONCE = 128  # replies read and requests sent a turn, so that no turn holds the loop for long
 _DRAIN = 10.0  # seconds that requests in flight are given when the run is stopped
-_REFUSED_AT_ONCE = 20  # so many refusals and not one success: the recipe is wrong, not the prompts
+_GIVEN_UP = 20  # so many, and not one success: the recipe or the server is wrong, not the prompts
+_FIRST_TRIES = 3  # connections to a server that was never heard: `patience` is for one that has answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +67,6 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Rates, tries and times in seconds; the recipe's words for them."""
-
-    start: int
-    most: int
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    attempts: int = 8
-    retry_seconds: float = 1.0
-    patience: float = 600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
     """How it goes, for whoever watches. Money in picodollars, tokens and requests since the start of this run."""
 
@@ -92,6 +80,7 @@ class Pulse:
     failures: dict[str, int]
 
 
+_Lost = tuple[Job, int, Failure]
 _Heard = tuple[int, Job, bytes | Failure, float]
 
 
@@ -125,7 +114,10 @@ class Dispatcher:
         self._began = self._last_pulse = now
         self._failing_since: float | None = None
         self._abandoned = self._full = False
-        self._successes = self._refused = self._completion_tokens = 0
+        self._there = limits.answered_before
+        self._refused: list[_Lost] = []
+        self._last_loss: Failure | None = None
+        self._successes = self._given_up = self._completion_tokens = 0
         self._failures: dict[str, int] = {}
         self._why_stop: Exception | None = None
 
@@ -149,7 +141,11 @@ class Dispatcher:
     def _over(self) -> bool:
         if self._heard or (self._flying and not self._abandoned):
             return False
-        return self._why_stop is not None or (self._work.exhausted and not self._retries and not self._put_back)
+        return self._why_stop is not None or (self._idle and not self._refused)
+
+    @property
+    def _idle(self) -> bool:
+        return self._work.exhausted and not (self._flying or self._heard or self._retries or self._put_back)
 
     async def _pause(self) -> None:
         now = time.monotonic()
@@ -181,6 +177,8 @@ class Dispatcher:
             numbers = self._requests.send([_intent(job, worst) for job, worst in jobs])
         for number, (job, worst) in zip(numbers, jobs, strict=True):
             self._flying[number] = (asyncio.create_task(self._attempt(number, job)), worst)
+        if not self._successes and not self._heard:
+            self._despair(now)
         if len(jobs) == _AT_ONCE:
             self._wake.set()  # there may be room for more
         self._look_around(now)
@@ -220,8 +218,10 @@ class Dispatcher:
         return self._failure(now, number, job, said, worst)
 
     def _success(self, now: float, number: int, job: Job, reading: Reading, worst: int) -> Outcome:
-        self._failing_since = None
+        self._failing_since, self._there = None, True
         self._successes += 1
+        while self._refused:
+            self._give_up(now, self._refused.pop(), final=True)
         usage = reading.usage or Usage(prompt=0, completion=0)
         cost = self._budget.price.of(usage) if reading.usage else worst
         self._budget.settle(worst, cost)
@@ -247,21 +247,25 @@ class Dispatcher:
 
     def _failure(self, now: float, number: int, job: Job, failure: Failure, worst: int) -> Outcome:
         means = MEANINGS[failure.kind]
+        if failure.kind not in self._failures:
+            self._requests.put_said(failure.kind, failure.detail)
         self._failures[failure.kind] = self._failures.get(failure.kind, 0) + 1
         self._failing_since = self._failing_since or now
-        cost = worst if means.billed else 0
+        self._there = self._there or failure.status is not None
+        state, cost = paid_for(failure, worst, self._budget.price)
         self._budget.settle(worst, cost)
         failed = job.failed + means.counts
-        if means.then == "stop":
-            self._end(_lost(failure))
+        nobody = failure.kind == "no connection" and not self._there and job.retries + 1 >= _FIRST_TRIES
+        if means.then == "stop" or nobody:
+            self._end(lost(failure))
             self._retry(now, job)
         elif means.then == "give up" or failed >= self._limits.attempts:
-            final = means.then == "give up"
-            self._refused += final
-            for following in self._work.gave_up(job, number, f"{failure.kind}: {failure.detail}", final=final):
-                self._retry(now, following)
-            if not self._successes and self._refused >= _REFUSED_AT_ONCE:
-                self._end(_lost(failure))
+            self._given_up, self._last_loss = self._given_up + 1, failure
+            what, final = (job, number, failure), means.then == "give up"
+            if final and not self._successes:  # nobody knows yet whether it is because of the prompt or of the recipe
+                self._refused.append(what)
+            else:
+                self._give_up(now, what, final=final)
         else:
             wait = delay(self._limits.retry_seconds, job.retries, failure.retry_after, self._draw)
             self._retry(now + wait, replace(job, failed=failed, retries=job.retries + 1))
@@ -269,12 +273,28 @@ class Dispatcher:
                 self._hold_until = max(self._hold_until, now + (failure.retry_after or self._limits.retry_seconds))
         return Outcome(
             attempt=number,
-            state="maybe" if means.billed else "free",
+            state=state,
             failure=failure.kind,
             status=failure.status,
             cost=cost,
             wasted=cost,
         )
+
+    def _give_up(self, now: float, what: _Lost, *, final: bool) -> None:
+        job, number, failure = what
+        for following in self._work.gave_up(job, number, f"{failure.kind}: {failure.detail}", final=final):
+            self._retry(now, following)
+
+    def _despair(self, now: float) -> None:
+        """Not one answer so far: it is the recipe or the server, or, where nothing else is left, the prompts."""
+        if self._given_up >= _GIVEN_UP and self._last_loss:
+            self._end(lost(self._last_loss))
+        elif self._refused and self._idle:
+            with self._requests.transaction():
+                final = self._requests.totals().get("read attempts", 0) > 0  # the next change of the wire asks again
+                while self._refused:
+                    self._give_up(now, self._refused.pop(), final=final)
+            self._wake.set()
 
     # what is sent next
 
@@ -289,7 +309,7 @@ class Dispatcher:
             if not self._budget.reserve(worst):
                 self._put_back = job
                 if not self._flying and not chosen:
-                    self._end(_budget_reached(self._budget, worst))
+                    self._end(self._budget.reached(worst))
                 break
             self._requests_left.take(1)
             self._tokens_left.take(self._guess(job.ask))
@@ -318,7 +338,7 @@ class Dispatcher:
             return job
         if self._retries and self._retries[0][0] <= now:
             return heapq.heappop(self._retries)[2]
-        return self._work.next()
+        return self._work.next() if self._there or not self._retries else None  # first, see whether anybody is there
 
     def _guess(self, ask: Ask) -> float:
         """Tokens that a request will take from the allowance, before its usage is known."""
@@ -336,7 +356,7 @@ class Dispatcher:
         silent = now - (self._failing_since or now)
         if silent > self._limits.patience:
             worst = max(self._failures, key=self._failures.__getitem__)
-            self._end(TeacherError(f"no answer for {silent:.0f} s, most often: {worst}", way_out=_AGAIN))
+            self._end(TeacherError(f"no answer for {silent:.0f} s, most often: {worst}", way_out=AGAIN))
         if now - self._last_pulse >= 0.25:
             self._last_pulse = now
             self._pulse(self._state(now))
@@ -374,25 +394,6 @@ class Dispatcher:
         self._requests.outcome_unknown()
 
 
-_AGAIN = "fix it, then the same command goes on from here"
-
-
 def _intent(job: Job, worst: int) -> Intent:
     ask = job.ask
     return Intent(question=job.question, sample=job.sample, samples=ask.count, max_tokens=ask.max_tokens, worst=worst)
-
-
-def _lost(failure: Failure) -> TeacherError:
-    how = f"HTTP {failure.status}, {failure.kind}" if failure.status else failure.kind
-    return TeacherError(
-        f"the server refused the request ({how}): {failure.detail or 'no reason'}", way_out=failure.way_out or _AGAIN
-    )
-
-
-def _budget_reached(budget: Budget, worst: int) -> BudgetReached:
-    assert budget.cap is not None
-    return BudgetReached(
-        f"the budget of ${budget.cap / DOLLAR:.2f} is reached: ${budget.spent / DOLLAR:.4f} is spent or possibly "
-        f"spent, and the next request may cost ${worst / DOLLAR:.4f}",
-        way_out="raise generate.budget (or --budget) to go on, every answer is kept",
-    )

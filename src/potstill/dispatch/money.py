@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from potstill.engines.sampler import Ask, Usage
-from potstill.errors import InputError
+from potstill.errors import BudgetReached, InputError
 
 DOLLAR = 10**12
 _PER_MESSAGE, _PER_REQUEST = 16, 64  # tokens that a chat template adds: ChatML needs 5 per message, Llama 3 needs 6
@@ -78,6 +78,15 @@ class Budget:
     def settle(self, worst: int, cost: int) -> None:
         self.reserved -= worst
         self.spent += cost
+
+    def reached(self, worst: int) -> BudgetReached:
+        """A request that may cost `worst` does not fit any more."""
+        assert self.cap is not None
+        return BudgetReached(
+            f"the budget of ${self.cap / DOLLAR:.2f} is reached: ${self.spent / DOLLAR:.4f} is spent or possibly "
+            f"spent, and the next request may cost ${worst / DOLLAR:.4f}",
+            way_out="raise generate.budget (or --budget) to go on, every answer is kept",
+        )
 
 
 def read_price(path: Path, model: str) -> Price:

@@ -13,13 +13,15 @@ from typing import Any, Self, cast
 
 import aiohttp
 
+from potstill.engines.chat import Chat, renamed
+from potstill.engines.errors_said import failure_of
 from potstill.engines.http import Connection
 from potstill.engines.reply import read_openai
 from potstill.engines.sampler import Ask, Failure, Reading
-from potstill.engines.server import failure_of
 from potstill.recipe.generate import Generate
 from potstill.recipe.teacher import Batches, Teacher
 
+_Waiting = tuple[Ask, asyncio.Future[bytes]]
 _MARK = "potstill"
 _OVER = ("completed", "failed", "expired", "cancelled")
 _MAX_FILE = 1 << 30  # bytes; providers stop at a fifth of it
@@ -38,10 +40,12 @@ class BatchSampler(Connection):
             "top_p": how.top_p,
             **how.parameters,
         }
-        self._new: dict[str, tuple[Ask, asyncio.Future[bytes]]] = {}
-        self._awaited: dict[str, asyncio.Future[bytes]] = {}
-        self._known: dict[str, str] = {}
-        """Identity of a request -> the batch that holds it."""
+        self._new: dict[str, _Waiting] = {}
+        self._awaited: dict[str, _Waiting] = {}
+        self._known: dict[str, list[str]] = {}
+        """Identity of a request -> the batches that hold it and have not been heard."""
+        self._earlier: set[str] = set()
+        """Batches of earlier processes: what they refuse may be asked otherwise now."""
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
@@ -58,15 +62,19 @@ class BatchSampler(Connection):
 
     async def ask(self, ask: Ask) -> bytes:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        if batch := self._known.get(ask.identity):
-            self._awaited[ask.identity] = future
-            self._follow(batch)
-        else:
-            self._new[ask.identity] = (ask, future)
+        self._place(ask, future)
         return await future
 
     def read(self, raw: bytes) -> Reading:
         return read_openai(raw)
+
+    def _place(self, ask: Ask, future: asyncio.Future[bytes]) -> None:
+        """Wait for the batch that holds the request, else for the next one."""
+        if batches := self._known.get(ask.identity):
+            self._awaited[ask.identity] = (ask, future)
+            self._follow(batches[-1])
+        else:
+            self._new[ask.identity] = (ask, future)
 
     # what is sent
 
@@ -77,9 +85,9 @@ class BatchSampler(Connection):
             await asyncio.sleep(_GATHER)
             if self._new and (len(self._new) == before or len(self._new) >= self._batches.requests_per_file):
                 taken = list(self._new.items())[: self._batches.requests_per_file]
-                for identity, (_, future) in taken:
+                for identity, waiting in taken:
                     del self._new[identity]
-                    self._awaited[identity] = future
+                    self._awaited[identity] = waiting
                 await self._send([ask for _, (ask, _) in taken])
 
     async def _send(self, asks: list[Ask]) -> None:
@@ -97,14 +105,15 @@ class BatchSampler(Connection):
             }
             batch = _said(await self._call("POST", "/batches", json=asked), "id")
         except Failure as failure:
-            self._fail([ask.identity for ask in asks], failure)
+            for ask in asks:
+                self._fail(ask.identity, failure)
             return
-        self._known |= {ask.identity: batch for ask in asks}
+        for ask in asks:
+            self._known.setdefault(ask.identity, []).append(batch)
         self._follow(batch)
 
     def _line(self, ask: Ask) -> dict[str, object]:
-        body = {**self._constant, "messages": ask.messages, "seed": ask.seed, self._batches.limit_field: ask.max_tokens}
-        body |= {"tools": ask.tools} if ask.tools else {}
+        body = renamed(Chat(self._constant, self._batches.limit_field).body(ask), self._batches.names)
         return {"custom_id": ask.identity, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
     # what comes back
@@ -115,21 +124,23 @@ class BatchSampler(Connection):
             self._tasks.add(asyncio.create_task(self._wait_for(batch)))
 
     async def _wait_for(self, batch: str) -> None:
-        members = [identity for identity, held_by in self._known.items() if held_by == batch]
+        members = [identity for identity, held_by in self._known.items() if batch in held_by]
+        over = False
         try:
             while _said(state := await self._call("GET", f"/batches/{batch}"), "status") not in _OVER:
                 await asyncio.sleep(self._batches.poll_seconds)
             for name in ("output_file_id", "error_file_id"):
                 if state.get(name):
-                    self._deliver(await self._raw("GET", f"/files/{state[name]}/content"))
-            left = Failure("server error", f"batch {state['status']} without a reply to this request")
+                    self._deliver(await self._raw("GET", f"/files/{state[name]}/content"), batch)
+            left, over = Failure("server error", f"batch {state['status']} without a reply to this request"), True
         except Failure as failure:
             left = failure
         finally:
             self._followed.discard(batch)
-        self._fail(members, left)
+        for identity in members:
+            self._fail(identity, left, said_no=batch if over else None)
 
-    def _deliver(self, lines: bytes) -> None:
+    def _deliver(self, lines: bytes, batch: str) -> None:
         for line in lines.splitlines():
             try:
                 row = json.loads(line)
@@ -137,21 +148,26 @@ class BatchSampler(Connection):
                 body = json.dumps(response.get("body") or {}, ensure_ascii=False).encode()
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # whoever waits for it is told that there is no reply
-            future = self._awaited.pop(identity, None)
-            if future is None or future.done():
-                continue
-            if response.get("status_code") == 200:
-                future.set_result(body)
-            else:
-                self._known.pop(identity, None)
-                future.set_exception(failure_of(int(response.get("status_code") or 500), body))
+            if response.get("status_code") != 200:
+                self._fail(identity, failure_of(int(response.get("status_code") or 500), body), said_no=batch)
+            elif (waiting := self._awaited.pop(identity, None)) and not waiting[1].done():
+                self._heard(identity, batch)
+                waiting[1].set_result(body)
 
-    def _fail(self, identities: list[str], failure: Failure) -> None:
-        for identity in identities:
-            future = self._awaited.pop(identity, None)
-            if future and not future.done():
-                self._known.pop(identity, None)
-                future.set_exception(failure)
+    def _fail(self, identity: str, failure: Failure, *, said_no: str | None = None) -> None:
+        """A request brought no answer; `said_no`: the batch that will not bring one either."""
+        if not (waiting := self._awaited.pop(identity, None)) or waiting[1].done():
+            return
+        self._heard(identity, said_no)
+        if said_no in self._earlier:
+            self._place(*waiting)
+        else:
+            waiting[1].set_exception(failure)
+
+    def _heard(self, identity: str, batch: str | None) -> None:
+        """Asked once more, as what cannot be read is, the request goes into another batch."""
+        if batch in (held_by := self._known.get(identity, [])):
+            held_by.remove(batch)
 
     async def _remember(self) -> None:
         """Which requests lie in batches that an earlier process made, however many pages the provider lists."""
@@ -162,7 +178,8 @@ class BatchSampler(Connection):
                 ours = (batch.get("metadata") or {}).get(_MARK) == self._constant["model"]
                 if ours and batch["status"] not in ("failed", "expired", "cancelled"):
                     for line in (await self._raw("GET", f"/files/{batch['input_file_id']}/content")).splitlines():
-                        self._known[str(json.loads(line)["custom_id"])] = str(batch["id"])
+                        self._known.setdefault(str(json.loads(line)["custom_id"]), []).append(str(batch["id"]))
+                    self._earlier.add(str(batch["id"]))
             if not page.get("has_more") or not page.get("data"):
                 return
             after = f"&after={page['data'][-1]['id']}"

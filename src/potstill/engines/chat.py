@@ -22,23 +22,34 @@ class Form(Protocol):
         ...
 
 
+def body_of(constant: Mapping[str, object], asked: Mapping[str, object]) -> dict[str, object]:
+    """What is sent: what every request says, and what this one asks. What is constantly None is left out."""
+    return {name: value for name, value in {**constant, **asked}.items() if constant.get(name, value) is not None}
+
+
+def renamed(body: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
+    """The same under the names that the server knows."""
+    return {names.get(name, name): value for name, value in body.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """`constant`: what every request says, the model and how it samples; `limit`: the field for max_tokens."""
+    """`constant`: what every request says, the model and how it samples (None: left out); `limit`: the field for
+    max_tokens."""
 
     constant: Mapping[str, object]
     limit: str = "max_tokens"
     path: ClassVar[str] = "/chat/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
-        return {
-            **self.constant,
+        asked = {
             "messages": [dict(message) for message in ask.messages],
             self.limit: ask.max_tokens,
             "seed": ask.seed,
             **({"tools": [dict(tool) for tool in ask.tools]} if ask.tools else {}),
             **({"n": ask.count} if ask.count > 1 else {}),
         }
+        return body_of(self.constant, asked)
 
     def read(self, raw: bytes) -> Reading:
         return read_openai(raw)
@@ -50,8 +61,8 @@ class Continuation(Chat):
     path: ClassVar[str] = "/completions"
 
     def body(self, ask: Ask) -> dict[str, object]:
-        several = {"n": ask.count} if ask.count > 1 else {}
-        return {**self.constant, "prompt": ask.prompt, self.limit: ask.max_tokens, "seed": ask.seed, **several}
+        asked = {"prompt": ask.prompt, self.limit: ask.max_tokens, "seed": ask.seed}
+        return body_of(self.constant, {**asked, **({"n": ask.count} if ask.count > 1 else {})})
 
 
 class Anthropic(Chat):
@@ -62,8 +73,8 @@ class Anthropic(Chat):
     def body(self, ask: Ask) -> dict[str, object]:
         system = [str(m["content"]) for m in ask.messages if m["role"] == "system"]
         turns = [dict(m) for m in ask.messages if m["role"] != "system"]
-        body = {**self.constant, "messages": turns, self.limit: ask.max_tokens}
-        return {**body, **({"system": "\n\n".join(system)} if system else {})}
+        asked = {"messages": turns, self.limit: ask.max_tokens}
+        return body_of(self.constant, {**asked, **({"system": "\n\n".join(system)} if system else {})})
 
     def read(self, raw: bytes) -> Reading:
         return read_anthropic(raw)

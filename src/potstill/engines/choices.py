@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from potstill.engines.chat import body_of
 from potstill.engines.reply import Json, read_object, read_usage
 from potstill.engines.sampler import Answer, Ask, Failure, Reading
 from potstill.text.tokens import Codec, Ids
@@ -39,7 +40,8 @@ class PromptLogprobs:
         assert ask.prompt is not None
         prefix = self.codec.tokenizer.encode(ask.prompt, add_special_tokens=False).ids
         prompts = [[*prefix, *choice] for choice in self.ids]
-        return {**self.constant, "prompt": prompts, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        asked = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+        return body_of(self.constant, asked)
 
     def read(self, raw: bytes) -> Reading:
         reply = read_object(raw)
@@ -78,7 +80,7 @@ class Completions:
 
     def body(self, ask: Ask) -> dict[str, object]:
         asked = {"prompt": ask.prompt, "max_tokens": 1, "temperature": 0, "logprobs": TOP, "seed": ask.seed}
-        return {**self.constant, **asked}
+        return body_of(self.constant, asked)
 
     def read(self, raw: bytes) -> Reading:
         return _off_first_token(raw, self.choices)
@@ -94,7 +96,8 @@ class TopLogprobs(Completions):
     def body(self, ask: Ask) -> dict[str, object]:
         asked = {"messages": [dict(message) for message in ask.messages], self.limit: 1, "temperature": 0}
         tools = {"tools": [dict(tool) for tool in ask.tools]} if ask.tools else {}
-        return {**self.constant, **asked, **tools, "logprobs": True, "top_logprobs": TOP, "seed": ask.seed}
+        listed = {"logprobs": True, "top_logprobs": TOP, "seed": ask.seed}
+        return body_of(self.constant, {**asked, **tools, **listed})
 
 
 def matched(top: Sequence[tuple[str, float]], choices: Sequence[str]) -> tuple[float, ...]:

@@ -83,7 +83,7 @@ class Connection:
 
     def __init__(self, http: Http, *, limit: int, form: str = "openai", at_once: int = 0) -> None:
         self._http, self._limit, self._at_once, self._key_form = http, limit, at_once, form
-        self._key = find_key(http.key_env, http.key_file)
+        self._key = find_key(http)
         check_address(http.url, with_key=bool(self._key))
         self._headers = {"Accept-Encoding": "identity"}
 
@@ -103,8 +103,9 @@ class Connection:
 
     async def exchange(self, method: str, url: str, **what: Any) -> tuple[aiohttp.ClientResponse, bytes]:
         """One request: its reply and the reply's body, without the key. Raises Failure."""
-        with _named_failures(self._http.deadline):
-            async with self._session.request(method, url, allow_redirects=False, **what) as response:
+        with _named_failures(self._http):
+            query = self._key.query
+            async with self._session.request(method, url, params=query, allow_redirects=False, **what) as response:
                 return response, self._key.struck_out(await _bounded(response, self._limit))
 
     async def replied(self, url: str, asked: Mapping[str, object], *, attempts: int) -> tuple[int, bytes]:
@@ -127,14 +128,19 @@ class Connection:
 
 
 @contextmanager
-def _named_failures(deadline: float) -> Generator[None]:
+def _named_failures(http: Http) -> Generator[None]:
     """aiohttp's many ways to fail as the three that matter."""
     try:
         yield
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise Failure("no connection", type(error).__name__) from None
+        refused = isinstance(getattr(error, "os_error", None), ConnectionRefusedError)
+        why = "the connection was refused" if refused else str(error) or type(error).__name__
+        start = f"start the model's server there (such as: vllm serve MODEL --port {urlsplit(http.url).port or 80})"
+        start = start if http.url.startswith("http:") else "see that it runs"
+        way_out = f"{start}, or correct the engine's 'url'"
+        raise Failure("no connection", f"no server answers at {http.url}: {why}", way_out=way_out) from None
     except TimeoutError:
-        raise Failure("too slow", f"no reply within {deadline:g} s") from None
+        raise Failure("too slow", f"no reply within {http.deadline:g} s") from None
     except (aiohttp.ClientError, ConnectionError) as error:
         raise Failure("connection lost", type(error).__name__) from None
 
@@ -142,6 +148,8 @@ def _named_failures(deadline: float) -> Generator[None]:
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """The body, of at most `limit` bytes. Raises Failure."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
+        if response.status != 200:  # its status says enough
+            return b"(compressed)"
         raise Failure("unreadable", "a compressed reply that was not asked for", status=response.status)
     chunks, size = list[bytes](), 0
     async for chunk in response.content.iter_any():

@@ -7,11 +7,13 @@ content parts of type thinking or reasoning, or inline between tags at the start
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from potstill.engines.errors_said import error_in, failure_inside
 from potstill.engines.sampler import Answer, Failure, Reading, Usage
 from potstill.records import Finish, ToolCalls, as_tool_calls
 from potstill.text.tokens import Codec, Ids
@@ -25,6 +27,7 @@ _FINISH: dict[str, Finish] = {
     **dict.fromkeys(("content_filter", "refusal", "safety"), "filtered"),
     **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "tool_calls"),
 }
+_BROKEN = ("error", "abort", "aborted", "cancelled")
 _FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 _TAGS = {
     "<think>": "</think>",
@@ -47,14 +50,17 @@ _HARMONY = re.compile(r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|
 def read_openai(raw: bytes) -> Reading:
     """A chat's reply or a text's continuation, from whichever server. Raises Failure("unreadable")."""
     body = read_object(raw)
+    usage = read_usage(body.get("usage"))
     try:
         choices = sorted(body["choices"], key=lambda choice: choice.get("index", 0))
-        answers = tuple(_openai_answer(choice) for choice in choices)
+        answers = tuple(_openai_answer(choice) for choice in choices if not _broke_off(choice))
     except (KeyError, TypeError, AttributeError, ValueError):
         raise Failure("unreadable", "no list of choices with messages") from None
-    if not answers:
-        raise Failure("unreadable", "an empty list of choices")
-    return Reading(answers, read_usage(body.get("usage")))
+    if answers:
+        return Reading(answers, usage)
+    if choices:
+        raise failure_inside(choices[0].get("error") or "the answer broke off", usage=usage)
+    raise Failure("unreadable", "an empty list of choices")
 
 
 def read_anthropic(raw: bytes) -> Reading:
@@ -65,7 +71,7 @@ def read_anthropic(raw: bytes) -> Reading:
     text, reasoning = _parts(body["content"])
     answer = _answer(text, reasoning, str(body.get("stop_reason")))
     usage = body.get("usage")
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, Mapping) or "output_tokens" not in usage:
         return Reading((answer,), None)
     cached = _count(usage, "cache_read_input_tokens")
     prompt = _count(usage, "input_tokens") + cached + _count(usage, "cache_creation_input_tokens")
@@ -112,16 +118,26 @@ class Spoken:
 
 
 def read_object(raw: bytes) -> Json:
-    """A reply's JSON. Raises Failure("unreadable"), also for an error with status 200."""
+    """A reply's JSON. Raises Failure, also for an error that it says with status 200."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
-        raise Failure("unreadable", f"not JSON: {raw[:80]!r}") from None
+        start = raw.lstrip()[:80]
+        events, page = start.startswith((b"data:", b"event:", b":")), start.startswith(b"<")
+        what = (
+            "a stream of events" if events else "of content type HTML, perhaps a log-in page" if page else "something"
+        )
+        raise Failure("unreadable", f"{what}, not JSON: {start.decode(errors='replace')}") from None
     if not isinstance(body, dict):
         raise Failure("unreadable", "not a JSON object")
-    if body.get("error"):
-        raise Failure("unreadable", f"an error with status 200: {json.dumps(body['error'])}")
+    if error := error_in(cast(Json, body)):
+        raise failure_inside(error, usage=read_usage(body.get("usage")))
     return cast(Json, body)
+
+
+def _broke_off(choice: Json) -> bool:
+    """Whether the server gave up in the middle of this answer."""
+    return bool(choice.get("error")) or choice.get("finish_reason") in _BROKEN
 
 
 def _openai_answer(choice: Json) -> Answer:
@@ -175,15 +191,18 @@ def read_usage(usage: object) -> Usage | None:
     """OpenAI's usage; None where the server did not say."""
     if not isinstance(usage, Mapping):
         return None
+    cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+    if not (cached or {"prompt_tokens", "completion_tokens", "total_tokens"} & usage.keys()):
+        return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     # Some servers leave hidden reasoning out of the completion but not out of the total, nor out of the bill.
     return Usage(
         prompt=prompt,
         completion=max(completion, _count(usage, "total_tokens") - prompt),
-        cached=_count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        cached=cached,
     )
 
 
 def _count(where: object, name: str) -> int:
     value = where.get(name) if isinstance(where, Mapping) else None
-    return value if isinstance(value, int) and value > 0 else 0
+    return math.ceil(value) if isinstance(value, int | float) and 0 < value < 1 << 53 else 0

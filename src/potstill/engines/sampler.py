@@ -81,7 +81,8 @@ class Reading:
 
 
 class Failure(Exception):
-    """An attempt that brought no answer. `detail` and `way_out` are for people; nothing is decided by them."""
+    """An attempt that brought no answer. `detail` and `way_out` are for people; nothing is decided by them. `usage`:
+    what the server says that it bills all the same."""
 
     def __init__(
         self,
@@ -91,12 +92,14 @@ class Failure(Exception):
         way_out: str = "",
         status: int | None = None,
         retry_after: float | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self.kind: FailureKind = kind
         self.detail = " ".join(detail.split())[:300]
         self.way_out = way_out
         self.status = status
         self.retry_after = retry_after
+        self.usage = usage
         super().__init__(f"{kind}: {self.detail}" if self.detail else kind)
 
 

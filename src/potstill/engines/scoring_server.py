@@ -7,7 +7,6 @@ top; the JSON takes about 70 bytes per token and candidate, so a reply past the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.engines.http import Connection
-from potstill.engines.reply import read_usage
+from potstill.engines.reply import read_object, read_usage
 from potstill.engines.sampler import Failure
 from potstill.errors import InputError, TeacherError
 from potstill.recipe.teacher import Server, Teacher
@@ -58,6 +57,7 @@ class ServerScorer(Connection):
         try:
             url, attempts = f"{self._server.url}/completions", self._server.attempts
             status, said = await self.replied(url, asked, attempts=attempts)
+            reply = read_object(said) if status == 200 else {}
         except Failure as failure:
             raise TeacherError(f"the server did not score: {failure}", way_out="see that it runs, then again") from None
         if status != 200:
@@ -65,7 +65,7 @@ class ServerScorer(Connection):
                 f"the server does not score at k = {self._k} (status {status}: {said[:300].decode(errors='replace')})",
                 way_out="lower k or start the server with a higher --max-logprobs",
             )
-        return read_scores(json.loads(said), ids, start=start, k=self._k)
+        return read_scores(reply, ids, start=start, k=self._k)
 
 
 def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: int) -> Scored:
@@ -75,7 +75,7 @@ def read_scores(reply: Mapping[str, Any], ids: Sequence[int], *, start: int, k: 
             "the server scored from its prefix cache, which can hold stale numbers",
             way_out="start it with --no-enable-prefix-caching",
         )
-    listed = reply["choices"][0].get("prompt_logprobs")
+    listed = (reply.get("choices") or [{}])[0].get("prompt_logprobs")
     if not isinstance(listed, list) or len(listed) != len(ids):
         raise TeacherError(
             f"the server gave no prompt_logprobs for {len(ids)} tokens",

@@ -10,14 +10,17 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from potstill.dispatch.loop import Dispatcher, Limits, Pulse
+from potstill.dispatch.failures import lost, paid_for
+from potstill.dispatch.limits import Limits
+from potstill.dispatch.loop import Dispatcher, Pulse
 from potstill.dispatch.money import DOLLAR, FREE, Budget, Price, read_price
 from potstill.engines.sampler import Answer, Failure, Sampler, Usage
 from potstill.errors import InputError
 from potstill.generate.waves import Wanted, Waves, fixed, seed_key, written
+from potstill.generate.wire import wire
 from potstill.models.identity import named, weights
 from potstill.prompts.stream import same_id, source_mark, stream_prompts
 from potstill.recipe import GenerationRequest, Recipe
@@ -114,8 +117,10 @@ def read_kept(requests: Requests, sampler: Sampler, teacher: Teacher, price: Pri
             try:
                 reading = sampler.read(kept.raw)
             except Failure as failure:
-                lost = Outcome(attempt=kept.attempt, state="maybe", failure=failure.kind, status=200, cost=kept.worst)
-                requests.close([lost])
+                state, cost = paid_for(failure, kept.worst, price)
+                requests.close(
+                    [Outcome(attempt=kept.attempt, state=state, failure=failure.kind, status=200, cost=cost)]
+                )
                 continue
             rows = zip(range(kept.sample, kept.sample + kept.samples), reading.answers, strict=False)
             requests.put_written(
@@ -143,6 +148,9 @@ def collect(request: GenerationRequest, requests: Requests, sampler: Sampler, as
     requests.outcome_unknown()
     read_kept(requests, sampler, request.teacher, price)
     requests.reopen("failed")
+    with requests.transaction():
+        answered_before = requests.begin(wire(request)) or isinstance(request.teacher.engine, Batches)
+    limits = replace(_limits(request), answered_before=answered_before)  # a provider of batches is heard on entering
     if asking.wanted is None:
         keeps = how.truncated == "keep"
         requests.settle_answered(asking.most, at_least=how.max_tokens if keeps else None)
@@ -158,11 +166,14 @@ def collect(request: GenerationRequest, requests: Requests, sampler: Sampler, as
 
     async def run() -> None:
         async with sampler:
-            dispatcher = Dispatcher(sampler, requests, work, limits=_limits(request), budget=budget, pulse=pulse)
+            dispatcher = Dispatcher(sampler, requests, work, limits=limits, budget=budget, pulse=pulse)
             with _stopping(dispatcher):
                 await dispatcher.run()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except Failure as failure:  # where asking begins with a request of its own
+        raise lost(failure) from None
 
 
 def _as_sent(request: GenerationRequest) -> GenerationRequest:

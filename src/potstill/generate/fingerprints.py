@@ -14,7 +14,7 @@ from potstill.models.precision import resolved
 from potstill.prompts.stream import files_mark, source_mark
 from potstill.recipe import Arm, Recipe
 from potstill.recipe.student import Encoder, Student
-from potstill.recipe.teacher import Gguf, Local, Teacher
+from potstill.recipe.teacher import Canned, Gguf, Local, Teacher
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder
 from potstill.store.stages import Stages
@@ -77,9 +77,11 @@ class Fingerprints:
         return found
 
     def _writer(self, teacher: Teacher) -> Sequence[Any]:
-        """Whose answers they are; and the precision, where they are computed in this process."""
+        """Whose answers they are; and the precision, where they are computed in this process, or the file of canned
+        ones."""
         here = isinstance(teacher.engine, Local | Gguf)
-        return (identity(teacher), resolved(self.recipe.train.precision) if here else "")
+        canned = files_mark(teacher.engine.answers) if isinstance(teacher.engine, Canned) else ""
+        return (identity(teacher), resolved(self.recipe.train.precision) if here else canned)
 
     def _student(self, student: Student | Encoder) -> str:
         start = student.start if isinstance(student, Student) else student.start or student.tokenizer

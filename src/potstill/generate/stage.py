@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from potstill.dispatch.failures import AGAIN, ASKED_ANEW
 from potstill.errors import BudgetReached, InputError, TeacherError
 from potstill.generate.ask import ask
 from potstill.generate.collect import Asking, export, load_asks, usable_answers
@@ -18,35 +19,45 @@ from potstill.generate.waves import EMPTY, EMPTY_FOR_NOW, Wanted
 from potstill.prompts.stream import how_read
 from potstill.recipe import Recipe
 from potstill.recipe.prompts import Expand
+from potstill.recipe.teacher import Http
 from potstill.records import Progress, Prompt, Sample, Watch, unwatched
 from potstill.store.requests import Requests
 from potstill.store.run import RunFolder
+from potstill.store.samples import FILTERED, IN_VAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What lies in the run folder: prompts by how they were settled, answers exported, answers that say nothing, and
-    the ledger's sums; what of the source was left out, and how it is read where its files' names do not say it."""
+    """What lies in the run folder: prompts by how they were settled, answers exported, those that are no use by reason,
+    the ledger's sums, and what the server said with each kind of failure; what of the source was left out, and how it
+    is read where its files' names do not say it."""
 
     answers: Path
     exported: int
     prompts: int
     settled: Mapping[str, int]
-    empty: int
+    lost: Mapping[str, int]
     totals: Mapping[str, int]
+    said: Mapping[str, str]
     left_out: Mapping[str, int]
     how_read: tuple[str, ...]
 
     @staticmethod
     def of(recipe: Recipe, requests: Requests, run: RunFolder, *, exported: int) -> Generated:
-        lost = requests.lost_answers(most=1 << 62)
+        how = recipe.generate
+        gone = requests.lost_answers(most=how.n)
+        empty = sum(gone.get(reason, 0) for reason in (EMPTY, EMPTY_FOR_NOW))
+        cut_off = 0 if how.truncated == "keep" else requests.count_cut_off(most=how.n)
+        long = f"cut off at {how.longest or how.max_tokens} tokens"
+        lost = {FILTERED: gone.get(FILTERED, 0), EMPTY: empty, long: cut_off}
         return Generated(
             answers=run.answers,
             exported=exported,
             prompts=requests.count_asks(),
             settled=requests.settled_by_reason(),
-            empty=sum(lost.get(reason, 0) for reason in (EMPTY, EMPTY_FOR_NOW)),
+            lost={reason: count for reason, count in lost.items() if count},
             totals=requests.totals(),
+            said=requests.said(),
             left_out=json.loads(requests.mark("left out") or "{}"),
             how_read=how_read(recipe.prompts),
         )
@@ -73,12 +84,25 @@ def generate(
             request = written_prompts(request, recipe.prompts, run, watch)
         try:
             ask(request, requests, asking, watch)
+            _require_answers(recipe, requests, most=asking.most)
         except (BudgetReached, TeacherError):
             export(recipe, requests, run.answers, most=asking.most)
             raise
         exported = export(recipe, requests, run.answers, most=asking.most)
         watch(Progress(stage="generate", what="exported", done=exported, total=exported))
         return Generated.of(recipe, requests, run, exported=exported)
+
+
+def _require_answers(recipe: Recipe, requests: Requests, *, most: int) -> None:
+    """Raises TeacherError where answers were given up and not one is there."""
+    why = requests.lost_answers(most=most)
+    if why and not requests.count_answers(most=most):
+        served = isinstance(recipe.teacher.engine, Http)
+        reason = max(why, key=why.__getitem__).removeprefix(IN_VAIN)
+        raise TeacherError(
+            f"not one of the {requests.count_asks():,} prompts was answered: {reason}",
+            way_out=ASKED_ANEW if served and reason.startswith("refused") else AGAIN,
+        )
 
 
 @contextmanager

@@ -26,14 +26,14 @@ from potstill.recipe.teacher import Gguf, Http, Local, Server, Teacher
 from potstill.records import Message, Prompt, Sample
 from potstill.store.asks import Open, Settled
 from potstill.store.requests import Requests
-from potstill.store.samples import Written
+from potstill.store.samples import FILTERED, IN_VAIN, Written
 from potstill.text.template import Template
 
 Wanted = Callable[[Prompt, Sequence[Sample]], int]
 """How many more answers this prompt should get, given the good ones it has."""
 
 EMPTY = "an empty answer"
-EMPTY_FOR_NOW = f"tried in vain: {EMPTY}"
+EMPTY_FOR_NOW = f"{IN_VAIN}{EMPTY}"
 _LOOKED_AT_ONCE = 2000  # prompts looked through in one turn where nothing is to be asked
 
 
@@ -183,7 +183,7 @@ class Waves:
                 sample=number,
                 attempt=attempt,
                 max_tokens=job.ask.max_tokens,
-                given_up=why if final else f"tried in vain: {why}",
+                given_up=why if final else f"{IN_VAIN}{why}",
             )
             for number in numbers
             if number not in asked.written or asked.written[number].given_up
@@ -223,7 +223,7 @@ class Waves:
         if row is None:
             return True
         if row.given_up:
-            return row.given_up.startswith("tried in vain")
+            return row.given_up.startswith(IN_VAIN)
         return row.cut_off and (row.max_tokens < self._how.max_tokens or self._longer(row))
 
     @property
@@ -258,7 +258,7 @@ def written(
     if teacher.reasoning_tags and answer.reasoning is None:
         reasoning, text, closed = split_inline(answer.text, {teacher.reasoning_tags[0]: teacher.reasoning_tags[1]})
         answer = replace(answer, text=text, reasoning=reasoning, cut_off=answer.cut_off or not closed)
-    given_up = "filtered by the provider" if answer.finish == "filtered" else None
+    given_up = FILTERED if answer.finish == "filtered" else None
     if not answer.text.strip() and not answer.tool_calls and answer.choice_logprobs is None:
         given_up = given_up or (EMPTY_FOR_NOW if isinstance(teacher.engine, Http) else EMPTY)
     return Written(

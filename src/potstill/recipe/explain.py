@@ -15,7 +15,7 @@ from potstill.recipe.whole import Recipe
 
 Models = Sequence[type[BaseModel]]
 
-_MAY_HOLD_A_SECRET = ("url", "key_env", "key_file", "parameters")
+_MAY_HOLD_A_SECRET = ("url", "key_env", "key_file", "headers", "query", "parameters")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from potstill.recipe.teacher import Teacher
 from potstill.recipe.values import Count, Positive, Values
@@ -16,7 +16,8 @@ class Generate(Values):
     """How many answers per prompt, sampled how, for how much.
 
     `truncated` says what becomes of an answer that reached max_tokens: kept, dropped, or asked again with twice the
-    tokens up to `longest`. `parameters` are sent as they are (reasoning_effort, chat_template_kwargs, ...).
+    tokens up to `longest`. `parameters` are sent as they are (reasoning_effort, chat_template_kwargs, ...); null leaves
+    one out that would be sent (temperature, top_p, seed).
     """
 
     n: Count = 1
@@ -35,9 +36,19 @@ class Generate(Values):
             raise ValueError("'longest' goes with 'truncated: longer', and only with it")
         if self.longest is not None and self.longest <= self.max_tokens:
             raise ValueError(f"'longest' is {self.longest}, not above 'max_tokens' ({self.max_tokens})")
-        if taken := sorted({"model", "messages", "n", "seed", "stream", "max_tokens"} & set(self.parameters)):
+        if taken := sorted({"model", "messages", "n", "stream", "max_tokens"} & set(self.parameters)):
             raise ValueError(f"'parameters' may not set '{taken[0]}': the engine does")
+        if taken := [name for name in ("temperature", "top_p", "seed") if self.parameters.get(name) is not None]:
+            whose = "the recipe's 'seed'" if taken[0] == "seed" else f"'generate.{taken[0]}'"
+            raise ValueError(f"'parameters' may not set '{taken[0]}', only leave it out (null): {whose} sets it")
         return self
+
+    @field_validator("temperature", "top_p", mode="before")
+    @classmethod
+    def _left_out_elsewhere(cls, value: object, info: ValidationInfo) -> object:
+        if value is None:
+            raise ValueError(f"null leaves it out under 'parameters': {{{info.field_name}: null}}")
+        return value
 
 
 class Try(Values):

@@ -5,9 +5,23 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from potstill.recipe.values import Count, Positive, Probability, Values
+
+
+class FromEnvironment(Values):
+    """A value that stands in an environment variable, and nowhere else."""
+
+    env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,99}$")]
+
+
+_Value = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[FromEnvironment, Tag("<variable>")],
+    Discriminator(lambda given: "<variable>" if isinstance(given, dict | FromEnvironment) else "<text>"),
+]
+_Said = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], _Value]
+_SECRET = re.compile("auth|key|token|secret|cookie|passw|credential|signature", re.IGNORECASE)
 
 
 class Http(Values):
@@ -16,10 +30,20 @@ class Http(Values):
     url: str = Field(description="the base address, such as http://127.0.0.1:8000/v1")
     key_env: str | None = Field(None, description="name of the environment variable that holds the key")
     key_file: str | None = Field(None, description="path of a file of mode 0600 that holds the key")
+    headers: _Said = Field(
+        default_factory=dict[str, str | FromEnvironment],
+        description="headers of one's own, such as {api-key: {env: AZURE_KEY}}: secrets stand in the environment",
+    )
+    query: _Said = Field(
+        default_factory=dict[str, str | FromEnvironment],
+        description="what stands behind the address, such as {api-version: 2024-10-21}",
+    )
     deadline: Positive = Field(600.0, description="seconds from sending a request to its last byte")
     attempts: Count = Field(8, description="how often one answer is tried before it is given up")
     retry_seconds: Positive = Field(1.0, description="wait before the first retry; it doubles up to a minute")
-    patience: Positive = Field(600.0, description="seconds without a single success after which the run stops")
+    patience: Positive = Field(
+        600.0, description="seconds without a single success after which a run stops whose server has answered before"
+    )
 
     @field_validator("url")
     @classmethod
@@ -38,11 +62,24 @@ class Http(Values):
             raise ValueError("'key_env' is the NAME of an environment variable, such as TEACHER_KEY, not the key")
         return name
 
+    @field_validator("headers", "query")
+    @classmethod
+    def _no_secret(cls, said: _Said) -> _Said:
+        for name, value in said.items():
+            if isinstance(value, str) and (_SECRET.search(name) or not value.isascii() or not value.isprintable()):
+                problem = f"'{name}' may hold a secret" if _SECRET.search(name) else f"'{name}' is no text of one line"
+                raise ValueError(f"{problem}: name the environment variable that holds it, {{env: {_variable(name)}}}")
+        return said
+
     @model_validator(mode="after")
     def _one_key(self) -> Http:
         if self.key_env and self.key_file:
             raise ValueError("name one of 'key_env' and 'key_file'")
         return self
+
+
+Names = dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]]
+_NAMES = "parameters that the server knows under another name, such as {seed: random_seed}"
 
 
 class Server(Http):
@@ -59,6 +96,7 @@ class Server(Http):
     limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="the latter for models that think out of sight: it counts those tokens too"
     )
+    names: Names = Field(default_factory=dict[str, str], description=_NAMES)
     template: str | None = Field(
         None,
         description="the model's chat template (Jinja): choices are asked for in text over `/completions`, not in "
@@ -81,6 +119,7 @@ class Batches(Http):
     poll_seconds: Positive = 30.0
     price_factor: Probability = Field(0.5, description="what a token costs compared with the price file")
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    names: Names = Field(default_factory=dict[str, str], description=_NAMES)
 
 
 class Gguf(Values):
@@ -112,6 +151,10 @@ class Canned(Values):
 
 
 Engine = Annotated[Server | Batches | Gguf | Local | Canned, Field(discriminator="kind")]
+
+
+def _variable(name: str) -> str:
+    return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
 class Shot(Values):

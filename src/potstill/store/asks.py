@@ -10,7 +10,7 @@ from typing import Literal
 
 from potstill.errors import InputError
 from potstill.records import Prompt, Split
-from potstill.store.samples import PROMPT, Samples, Written, as_json, as_limit, as_prompt
+from potstill.store.samples import FILTERED, IN_VAIN, PROMPT, Samples, Written, as_json, as_limit, as_prompt
 
 _PAGE = 500
 
@@ -93,6 +93,30 @@ class Asks(Samples):
     def reopen(self, settled: Settled | None = None) -> None:
         """Look again at the prompts that were settled so, or at all of them: what is wanted may have changed."""
         self._db.execute("UPDATE asks SET settled = NULL WHERE settled = coalesce(?, settled)", (settled,))
+
+    def begin(self, wire: str) -> bool:
+        """Requests from here on are sent as `wire` says. What was given up when they were sent otherwise is open again;
+        not so what the provider filtered, which is paid for. Returns whether a request sent so was ever answered. Call
+        inside a transaction."""
+        if self._db.execute("SELECT wire FROM wires ORDER BY attempt DESC LIMIT 1").fetchone() != (wire,):
+            first = "SELECT coalesce(max(id), 0) + 1, ? FROM attempts"
+            self._db.execute(f"INSERT OR REPLACE INTO wires {first}", (wire,))
+        sent_as = "coalesce((SELECT wire FROM wires w WHERE w.attempt <= {} ORDER BY w.attempt DESC LIMIT 1), '')"
+        self._db.execute(
+            f"UPDATE answers SET given_up = '{IN_VAIN}' || given_up WHERE given_up IS NOT NULL AND given_up != ? AND "
+            f"given_up NOT LIKE '{IN_VAIN}%' AND {sent_as.format('answers.attempt')} != ? "
+            "AND question IN (SELECT question FROM asks)",
+            (FILTERED, wire),
+        )
+        self._db.execute(
+            "UPDATE asks SET settled = NULL WHERE settled = 'gave up' AND question IN "
+            f"(SELECT question FROM answers WHERE given_up IS NOT NULL AND given_up LIKE '{IN_VAIN}%')"
+        )
+        found = self._db.execute(
+            f"SELECT EXISTS (SELECT 1 FROM attempts WHERE state = 'read' AND {sent_as.format('attempts.id')} = ?)",
+            (wire,),
+        )
+        return bool(found.fetchone()[0])
 
     def count_asks(self, *, limit: int | None = None, settled: bool = False) -> int:
         where = "WHERE position < ?" + (" AND settled IS NOT NULL" if settled else "")

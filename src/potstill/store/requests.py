@@ -132,6 +132,14 @@ class Requests(Asks):
     def totals(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT name, value FROM totals ORDER BY name"))
 
+    def put_said(self, kind: str, message: str) -> None:
+        """What the server said with the first failure of a kind."""
+        self.put_mark(f"said: {kind}", message)
+
+    def said(self) -> dict[str, str]:
+        """Of each kind of failure, what was said with the first one of the newest run that met it."""
+        return dict(self._db.execute("SELECT substr(name, 7), value FROM marks WHERE name LIKE 'said: %'"))
+
     def timing(self) -> Timing:
         """Of the replies to what is asked now."""
         row = self._db.execute(

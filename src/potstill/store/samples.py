@@ -4,6 +4,7 @@ questions   what is asked of whom, once, under a key of its content; `seed_key` 
 asks        the prompts of the recipe as it is now, in their order, each with its question; several may share one
 attempts    every request: written before it is sent, with its worst price; its raw reply before it is read
 answers     what was read, one row per answer, or why it was given up
+wires       what every request says beside its prompt, from which attempt on
 totals      running sums, so that nobody scans a million replies to know what was spent
 
 Money is counted in picodollars (1e-12 US dollars), so that sums are exact.
@@ -37,16 +38,21 @@ CREATE TABLE IF NOT EXISTS answers (
     question INTEGER NOT NULL, sample INTEGER NOT NULL, attempt INTEGER NOT NULL, text TEXT, reasoning TEXT,
     tool_calls TEXT, choice_logprobs TEXT, finish TEXT, cut_off INTEGER NOT NULL, max_tokens INTEGER NOT NULL,
     given_up TEXT, PRIMARY KEY (question, sample));
+CREATE INDEX IF NOT EXISTS given_up_answers ON answers (question) WHERE given_up IS NOT NULL;
+CREATE TABLE IF NOT EXISTS wires (attempt INTEGER PRIMARY KEY, wire TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+IN_VAIN = "tried in vain: "
+"""How a `given_up` begins that is not final: the next run asks again."""
+FILTERED = "filtered by the provider"
 PROMPT = "prompt_id, split, messages, tools, reference, any_of, grade"
 _ANSWER = "sample, text, reasoning, tool_calls, choice_logprobs, finish, cut_off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """One answer, or why there is none. A `given_up` that is not final is asked again by the next run."""
+    """One answer, or why there is none."""
 
     question: int
     sample: int
