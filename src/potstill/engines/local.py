@@ -14,10 +14,11 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from potstill.engines.row_logits import row_logits
 from potstill.models.forward import cached_rows
+from potstill.models.selftest import Sample, difference, fault_of
 from potstill.text.tokens import Ids
 
 
@@ -64,13 +65,38 @@ class KeptPrefix:
         return cache
 
 
+def keeps_prefix(model: PreTrainedModel) -> bool:
+    return prefix_fault(model) is None
+
+
+def prefix_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
+    """Why texts that go on from a kept prefix are not what each is alone; None: they are."""
+    return fault_of(model, "kept prefix", _prefix_fault)
+
+
+def _prefix_fault(sample: Sample) -> str | None:
+    """Lent twice, and gone on from again after it was cropped."""
+    cut, longest = sample.beginning, max(map(len, sample.texts)) - sample.beginning
+    kept = KeptPrefix(sample.model, sample.texts[0][:cut])
+    ids_BL = torch.tensor([[*ids[cut:], *[0] * (cut + longest - len(ids))] for ids in sample.texts])
+    for cache in (kept.cache(len(sample.texts)), kept.cache(len(sample.texts))):
+        for _ in range(2):
+            with torch.no_grad():
+                made_BLD = sample.model.base_model(input_ids=ids_BL, past_key_values=cache, use_cache=True)[0]
+            for row, wanted_LD in enumerate(sample.hidden):
+                if fault := difference(made_BLD[row, : len(wanted_LD) - cut], wanted_LD[cut:]):
+                    return fault
+            cache.crop(-longest)
+    return None
+
+
 class ChoiceScorer:
     """Scores prompts that share `prefix` (empty: nothing is cached)."""
 
     def __init__(self, model: PreTrainedModel, choices: Sequence[Ids], *, prefix: Ids = ()) -> None:
         self._model = model
         self._choices = choices
-        self._prefix = prefix
+        self._prefix = prefix if prefix and keeps_prefix(model) else ()
         self._kept: KeptPrefix | None = None
 
     def score(

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from potstill.errors import InputError
+from potstill.models.forward import require_head
 from potstill.models.gguf import read_header
 from potstill.models.identity import file_hash, fingerprint
 from potstill.models.locate import Located, cache_folder
@@ -60,7 +61,7 @@ def load(
     on: torch.device | None = None,
 ) -> Loaded:
     """Weights and tokenizer folder, on the device that computes or another. No remote code is ever run and no pickle is
-    ever read."""
+    ever read. Raises InputError for a model whose logits are not its head's product alone."""
     folder = folder_of(located, revision=revision)
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -71,7 +72,9 @@ def load(
             f"'{located.name}' cannot be loaded: {str(error).splitlines()[0]}",
             way_out="give a causal language model that transformers knows",
         ) from error
-    return Loaded(model.to(on or device()).eval(), folder, fingerprint(folder))  # pyright: ignore[reportArgumentType]
+    model = model.to(on or device()).eval()  # pyright: ignore[reportArgumentType]
+    require_head(model, located.name)
+    return Loaded(model, folder, fingerprint(folder))
 
 
 def folder_of(located: Located, *, revision: str | None = None) -> Path:
