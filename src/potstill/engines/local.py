@@ -75,19 +75,22 @@ def prefix_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
 
 
 def _prefix_fault(sample: Sample) -> str | None:
-    """Lent twice, and gone on from again after it was cropped."""
+    """Gone on from, cropped and gone on from again, and lent a second time."""
     cut, longest = sample.beginning, max(map(len, sample.texts)) - sample.beginning
     kept = KeptPrefix(sample.model, sample.texts[0][:cut])
     ids_BL = torch.tensor([[*ids[cut:], *[0] * (cut + longest - len(ids))] for ids in sample.texts])
-    for cache in (kept.cache(len(sample.texts)), kept.cache(len(sample.texts))):
-        for _ in range(2):
-            with torch.no_grad():
-                made_BLD = sample.model.base_model(input_ids=ids_BL, past_key_values=cache, use_cache=True)[0]
-            for row, wanted_LD in enumerate(sample.hidden):
-                if fault := difference(made_BLD[row, : len(wanted_LD) - cut], wanted_LD[cut:]):
-                    return fault
-            cache.crop(-longest)
-    return None
+
+    @torch.no_grad()
+    def fault(cache: DynamicCache) -> str | None:
+        made_BLD = sample.model.base_model(input_ids=ids_BL, past_key_values=cache, use_cache=True)[0]
+        rows = zip(made_BLD, sample.hidden, strict=True)
+        return next((off for row, want in rows if (off := difference(row[: len(want) - cut], want[cut:]))), None)
+
+    first = kept.cache(len(sample.texts))
+    if off := fault(first):
+        return off
+    first.crop(-longest)
+    return fault(first) or fault(kept.cache(len(sample.texts)))
 
 
 class ChoiceScorer:

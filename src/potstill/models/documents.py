@@ -137,11 +137,12 @@ def padded_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
     return fault_of(model, "padded rows", lambda sample: _off(sample, _padded))
 
 
-def require_padded(model: PreTrainedModel | PretrainedConfig, named: str) -> None:
-    """Raises InputError where neither packed nor padded rows are right."""
-    if packed_fault(model) is not None and (fault := padded_fault(model)) is not None:
+def require_padded(model: PreTrainedModel) -> None:
+    """Raises InputError where padded rows are not right."""
+    if (fault := padded_fault(model)) is not None:
         raise InputError(
-            f"{named} cannot be computed in batches: rows padded on the right are not what each is alone ({fault})",
+            f"{type(model).__name__} cannot be computed in batches: rows padded on the right are not what each is "
+            f"alone ({fault})",
             way_out="take a model of another architecture",
         )
 
@@ -161,7 +162,7 @@ def last_hidden(model: PreTrainedModel, documents: Documents) -> Tensor:
     architecture that is not computed in batches."""
     if packs(model):
         return _packed(model, documents)
-    require_padded(model, type(model).__name__)
+    require_padded(model)
     return _padded(model, documents)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from potstill.errors import InputError
-from potstill.models.documents import Documents, attention_as_now, last_hidden, packs
+from potstill.models.documents import Documents, attention_as_now, last_hidden, packs, require_padded
 from potstill.models.selftest import Sample, difference, fault_of
 
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -56,7 +56,9 @@ def cached_rows(model: PreTrainedModel, ids_BL: Tensor, b_R: Tensor, l_R: Tensor
     """The same of the positions (b, l) of sequences that go on from `cache`.
 
     Shorter sequences are padded on the right: under causal attention no real token sees a pad, so no mask is needed.
+    Raises InputError for an architecture where that is not so.
     """
+    require_padded(model)
     with _sparing(model, b_R * ids_BL.shape[1] + l_R):
         hidden_BLD = model.base_model(
             input_ids=ids_BL, past_key_values=cache, use_cache=cache is not None
@@ -152,7 +154,7 @@ def _checkpointing_fault(sample: Sample) -> str | None:
 
 def _gradients_off(sample: Sample, *, gradient_checkpointing: bool) -> str | None:
     """The gradients of every weight, beside those of texts computed alone."""
-    model = sample.model.train()
+    model = sample.model.train(gradient_checkpointing)
     try:
         alone = [model.base_model(input_ids=torch.tensor([ids]), use_cache=False)[0].squeeze(0) for ids in sample.texts]
         wanted = _gradients(model, torch.cat(alone))

@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from potstill.models.locate import cache_folder
+from potstill.models.source import source_hash
 from potstill.models.tiny import VOCABULARY, tiny
 from potstill.text.tokens import Ids
 
@@ -134,8 +136,9 @@ def _sampled(model: PreTrainedModel) -> Sample:
 
 @contextmanager
 def _by_itself() -> Generator[None]:
-    """In fp32 with gradients, whatever the caller does, and without a trace in its random numbers."""
+    """In fp32 with gradients, whatever the caller does, without a trace in its random numbers and without a warning."""
     with (
+        warnings.catch_warnings(action="ignore"),
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -151,16 +154,8 @@ def _said(error: Exception) -> str:
 
 def _key(config: PretrainedConfig) -> str:
     facts = {name: value for name, value in config.to_dict().items() if name not in _BESIDE}
-    said = json.dumps([facts, _versions()], sort_keys=True, default=str)
+    said = json.dumps([facts, version("torch"), version("transformers"), source_hash()], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()
-
-
-@cache
-def _versions() -> list[str]:
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return [version("torch"), version("transformers"), digest.hexdigest()]
 
 
 def _file(key: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from potstill.errors import InputError
 from potstill.models.documents import Documents, last_hidden, packs
@@ -34,7 +34,7 @@ def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
 
 
 def cut_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
-    """Why a model of its first layers is not the model with the others left out; None: it is."""
+    """Why a model of its first layers, as it is cut or loaded again, is not the model with the others left out."""
     return fault_of(model, "cut layers", _cut_fault)
 
 
@@ -45,7 +45,10 @@ def _cut_fault(sample: Sample) -> str | None:
         with torch.no_grad():
             wanted = sample.model.base_model(input_ids=ids, use_cache=False)[0]
             cut = _taken(sample.model, range(len(layers) - 1))
-            return difference(cut.base_model(input_ids=ids, use_cache=False)[0], wanted)
+            saved = _blank(AutoConfig.for_model(**cut.config.to_dict())).eval()
+            saved.load_state_dict(cut.state_dict())
+            found = (model.base_model(input_ids=ids, use_cache=False)[0] for model in (cut, saved))
+            return next((off for hidden_1LD in found if (off := difference(hidden_1LD, wanted))), None)
     except InputError:
         return None  # refused by itself, layer by layer
     finally:

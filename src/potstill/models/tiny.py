@@ -94,7 +94,7 @@ def _made(config: PretrainedConfig, factor: int) -> PreTrainedModel:
         numbers = sum(p.numel() for p in AutoModelForCausalLM.from_config(small, dtype=torch.float32).parameters())
     if numbers > _MOST_NUMBERS:
         raise ValueError(f"{numbers:,} parameters are too many for a self-test")
-    small._attn_implementation = None  # what transformers chooses, not the caller
+    small._attn_implementation = None  # pyright: ignore[reportPrivateUsage]  # transformers chooses, not the caller
     model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     _sharpen(model)
     return model.eval()
