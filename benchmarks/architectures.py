@@ -28,6 +28,8 @@ NEEDS: frozenset[Need] = frozenset({"scores", "learns", "checkpoints", "cuts"})
 LEARNS: frozenset[Need] = frozenset({"scores", "learns"})
 NOT_MADE = "no tiny model of it can be made"
 _MULTIPLIER = re.compile(r"\w*_multiplier|logits?_scal(e|ing)")
+_MISSING = {"num_experts_per_tok": 2, "n_routed_experts": 8, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+"""What some default configurations leave open."""
 _CAP = re.compile(r"\w*soft_?cap(ping)?")
 
 
@@ -42,12 +44,19 @@ def configs(only: list[str]) -> Iterator[tuple[str, PretrainedConfig | str]]:
             yield kind, str(error).splitlines()[0]
             continue
         for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-            for name, value in list(vars(part).items()) if isinstance(part, PretrainedConfig) else ():
-                if isinstance(value, float) and _MULTIPLIER.fullmatch(name):
-                    setattr(part, name, 0.5)
-                if _CAP.fullmatch(name) and (value is None or isinstance(value, float)):
-                    setattr(part, name, 5.0)
+            if isinstance(part, PretrainedConfig):
+                _leave_nothing_neutral(part)
         yield kind, config
+
+
+def _leave_nothing_neutral(config: PretrainedConfig) -> None:
+    for name, value in list(vars(config).items()):
+        if value is None and name in _MISSING:
+            setattr(config, name, _MISSING[name])
+        elif isinstance(value, float) and _MULTIPLIER.fullmatch(name):
+            setattr(config, name, 0.5)
+        elif isinstance(value, float) and _CAP.fullmatch(name):
+            setattr(config, name, 5.0)
 
 
 def row(kind: str, found: Abilities) -> tuple[str, str]:
@@ -82,7 +91,7 @@ def page(rows: dict[str, list[str]], command: str, seconds: float) -> str:
         "",
         "packed rows: documents without padding. padded rows: where packed ones are not exact. kept prefix: what "
         "prompts begin with is computed once. slots: answers side by side, else row by row with the model's own cache, "
-        "else without a cache. gradients, checkpointing: of every weight. cut layers: a shorter model, cut and saved."
+        "else without a cache. gradients, checkpointing: of every weight. cut layers: a shorter model, cut and saved.",
         "",
         "## Used",
         "",

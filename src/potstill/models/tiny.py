@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 VOCABULARY = 64
 _WINDOW, _CHUNK, _STATES, _EXPERTS = 6, 8, 16, 8
@@ -40,15 +41,16 @@ _NO_FACTS = {"layer_idx", "layer_id", "training", "gradient_checkpointing"}
 def tiny(config: PretrainedConfig) -> PreTrainedModel:
     """In fp32, in evaluation mode, on the CPU; weights are drawn from the caller's random numbers. Raises what
     transformers raises where even the whole widths give no model."""
-    factor = _largest_factor(config)
+    factor, first = _largest_factor(config), None
     while True:
         try:
             model = _made(config, factor)
             with torch.no_grad():
                 model(input_ids=torch.arange(3, 10).unsqueeze(0), use_cache=False)
-        except Exception:  # some width that belongs to another one
-            if factor == 1:
-                raise
+        except Exception as error:  # some width that belongs to another one
+            first = first or error
+            if factor == 1 or isinstance(error, OverflowError):
+                raise first from None
             factor //= 2
         else:
             return model
@@ -81,7 +83,7 @@ def layer_facts(layer: nn.Module) -> dict[str, object]:
 def _made(config: PretrainedConfig, factor: int) -> PreTrainedModel:
     """Every multiplier and every kind of layer of the configuration, its widths divided by `factor`."""
     small = _narrow(config, factor)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         whole = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     for name, part in [("", small), *((name, getattr(small, name)) for name in small.sub_configs)]:
         if getattr(part, "num_hidden_layers", 0):
@@ -90,10 +92,10 @@ def _made(config: PretrainedConfig, factor: int) -> PreTrainedModel:
             small = part if not name else small
             if name:
                 setattr(small, name, part)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         numbers = sum(p.numel() for p in AutoModelForCausalLM.from_config(small, dtype=torch.float32).parameters())
     if numbers > _MOST_NUMBERS:
-        raise ValueError(f"{numbers:,} parameters are too many for a self-test")
+        raise OverflowError(f"{numbers:,} parameters are too many for a self-test")
     small._attn_implementation = None  # pyright: ignore[reportPrivateUsage]  # transformers chooses, not the caller
     model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     _sharpen(model)
@@ -120,7 +122,7 @@ def _narrow(config: PretrainedConfig, factor: int) -> PretrainedConfig:
         if _WIDTH.fullmatch(name):
             setattr(narrow, name, _divided(value, factor))
         elif _INNER.fullmatch(name) and factor > 1:
-            setattr(narrow, name, _divided(value, inner))
+            setattr(narrow, name, _divided(value, inner, least=8))
         elif name in heads and factor > 1:
             setattr(narrow, name, max(1, value // fewer))
     for name in config.sub_configs:
@@ -177,10 +179,11 @@ def _cut_experts(config: PretrainedConfig) -> None:
             setattr(config, name, most)
 
 
-def _divided(value: Any, factor: int) -> Any:
+def _divided(value: Any, factor: int, least: int = 1) -> Any:
+    """A multiple of `least`, and at least that."""
     if isinstance(value, list):
-        return [_divided(one, factor) for one in value]  # pyright: ignore[reportUnknownVariableType]
-    return max(1, value // factor) if isinstance(value, int) else value
+        return [_divided(one, factor, least) for one in value]  # pyright: ignore[reportUnknownVariableType]
+    return max(least, value // factor // least * least) if isinstance(value, int) and value > least else value
 
 
 def _largest_factor(config: PretrainedConfig) -> int:
