@@ -29,6 +29,12 @@ LEARNS: frozenset[Need] = frozenset({"scores", "learns"})
 NOT_MADE = "no tiny model of it can be made"
 _MULTIPLIER = re.compile(r"\w*_multiplier|logits?_scal(e|ing)")
 _MISSING = {"num_experts_per_tok": 2, "n_routed_experts": 8, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+_OPEN = {
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 10 + ["conv", "conv"]},
+}
 """What some default configurations leave open."""
 _CAP = re.compile(r"\w*soft_?cap(ping)?")
 
@@ -39,7 +45,7 @@ def configs(only: list[str]) -> Iterator[tuple[str, PretrainedConfig | str]]:
         if only and kind not in only:
             continue
         try:
-            config = AutoConfig.for_model(kind)
+            config = AutoConfig.for_model(kind, **_OPEN.get(kind, {}))
         except Exception as error:
             yield kind, str(error).splitlines()[0]
             continue

@@ -37,7 +37,7 @@ class Abilities:
     cut_layers: str | None
 
     def spoken(self) -> str:
-        """ "exact: logits, packed rows; in a plainer way: kept prefix (why)"."""
+        """ "exact: logits, padded rows; not used: packed rows (why)"."""
         faults = {name.replace("_", " "): fault for name, fault in asdict(self).items()}
         exact = ", ".join(name for name, fault in faults.items() if fault is None)
         others = ", ".join(f"{name} ({fault})" for name, fault in faults.items() if fault is not None)
@@ -49,7 +49,8 @@ class Abilities:
             problem = f"its logits are not its head applied to its last hidden states ({self.logits})"
             return problem, "take a model of another architecture, or serve it and let the server score"
         other = "take a model of another architecture"
-        if self.packed_rows is not None and self.padded_rows is not None:
+        batched = needs & {"scores", "learns"}
+        if batched and self.packed_rows is not None and self.padded_rows is not None:
             return f"rows padded on the right are not what each is alone ({self.padded_rows})", other
         if "learns" in needs and self.gradients is not None:
             return f"its gradients in batches are not those of plain transformers ({self.gradients})", other

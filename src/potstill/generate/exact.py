@@ -17,6 +17,7 @@ from potstill.models.locate import cache_folder, hub_snapshot, locate
 from potstill.models.source import source_hash
 from potstill.recipe import Recipe, arms_of
 from potstill.recipe.student import Student
+from potstill.recipe.task import Choice
 from potstill.recipe.teacher import Local
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _mark(use: _Use) -> Path | None:
 def _uses(recipe: Recipe) -> Iterator[_Use]:
     teacher = recipe.teacher
     if isinstance(teacher.engine, Local):
-        yield _Use("teacher.model", teacher.model, teacher.revision, frozenset({"scores"}))
+        scores: set[Need] = {"scores"} if isinstance(recipe.task, Choice) else set()
+        yield _Use("teacher.model", teacher.model, teacher.revision, frozenset(scores))
     for arm in arms_of(recipe):
         if (scored := arm.recipe.scored_by) is not None and scored.engine is None:
             yield _Use("train.scored_by.model", scored.model, scored.revision, frozenset({"scores"}))

@@ -41,17 +41,17 @@ _NO_FACTS = {"layer_idx", "layer_id", "training", "gradient_checkpointing"}
 def tiny(config: PretrainedConfig) -> PreTrainedModel:
     """In fp32, in evaluation mode, on the CPU; weights are drawn from the caller's random numbers. Raises what
     transformers raises where even the whole widths give no model."""
-    factor, first = _largest_factor(config), None
+    factor, first, fewer_heads = _largest_factor(config), None, True
     while True:
         try:
-            model = _made(config, factor)
+            model = _made(_narrow(config, factor, fewer_heads=fewer_heads))
             with torch.no_grad():
                 model(input_ids=torch.arange(3, 10).unsqueeze(0), use_cache=False)
-        except Exception as error:  # some width that belongs to another one
+        except Exception as error:  # some number that belongs to another one
             first = first or error
             if factor == 1 or isinstance(error, OverflowError):
                 raise first from None
-            factor //= 2
+            factor, fewer_heads = factor if fewer_heads else factor // 2, False
         else:
             return model
 
@@ -80,9 +80,8 @@ def layer_facts(layer: nn.Module) -> dict[str, object]:
     }
 
 
-def _made(config: PretrainedConfig, factor: int) -> PreTrainedModel:
-    """Every multiplier and every kind of layer of the configuration, its widths divided by `factor`."""
-    small = _narrow(config, factor)
+def _made(small: PretrainedConfig) -> PreTrainedModel:
+    """With one layer of each kind."""
     with torch.device("meta"), no_init_weights():
         whole = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     for name, part in [("", small), *((name, getattr(small, name)) for name in small.sub_configs)]:
@@ -114,7 +113,8 @@ def _needed(model: PreTrainedModel, config: PretrainedConfig) -> int:
     return min(count, _LAYERS, max(2, *(kinds.index(kind) + 1 for kind in kinds)))
 
 
-def _narrow(config: PretrainedConfig, factor: int) -> PretrainedConfig:
+def _narrow(config: PretrainedConfig, factor: int, *, fewer_heads: bool) -> PretrainedConfig:
+    """The configuration with its widths divided by `factor`, and its heads by what is free."""
     narrow = copy.deepcopy(config)
     inner = factor if "expand" in vars(config) else 4 * factor  # a state-space block's follows from its width
     heads, fewer = _heads(config)
@@ -123,11 +123,11 @@ def _narrow(config: PretrainedConfig, factor: int) -> PretrainedConfig:
             setattr(narrow, name, _divided(value, factor))
         elif _INNER.fullmatch(name) and factor > 1:
             setattr(narrow, name, _divided(value, inner, least=8))
-        elif name in heads and factor > 1:
+        elif name in heads and fewer_heads and factor > 1:
             setattr(narrow, name, max(1, value // fewer))
     for name in config.sub_configs:
         if isinstance(part := getattr(config, name, None), PretrainedConfig):
-            setattr(narrow, name, _narrow(part, factor))
+            setattr(narrow, name, _narrow(part, factor, fewer_heads=fewer_heads))
     _cut_special(narrow, factor)
     _cut_numbers(narrow)
     _cut_experts(narrow)
