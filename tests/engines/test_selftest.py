@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from potstill.models import selftest
 from potstill.models.documents import Documents, last_hidden, packs
 from potstill.models.forward import head_logits, hidden_rows, require_head
 from potstill.models.tiny import cut_layers, tiny
-from potstill.pipeline import Run
+from potstill.pipeline import Run, distill
 from potstill.text.tokens import Ids
 from potstill.train.batch import Row
 from potstill.train.teaching import LiveTeacher
@@ -321,14 +320,30 @@ def test_layers_that_differ_in_width_are_cut_with_their_widths() -> None:
     assert abilities_of(config).refusal({"learns", "cuts", "checkpoints"}) is None
 
 
-def test_a_student_that_cannot_be_computed_is_refused_before_anybody_is_paid(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "doge"
+def saved(kind: str, tiny_model: Path, folder: Path) -> Path:
+    """A model of that architecture with the tiny model's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.save_pretrained(folder)
-    config = AutoConfig.for_model("doge", **SIZES | {"vocab_size": len(tokenizer)})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    recipe = recipe_in(tmp_path, folder)
+    sizes = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    own = ARCHITECTURES[kind][0] if kind in ARCHITECTURES else {}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES | own | sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_a_student_that_cannot_be_computed_is_refused_before_anybody_is_paid(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, saved("doge", tiny_model, tmp_path / "doge"))
     with pytest.raises(InputError, match=r"student\.start '.*doge' \(doge\): rows padded on the right"):
         Run(recipe, tmp_path / "run").generate()
     assert not (tmp_path / "run" / "answers.parquet").exists()
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "doge"
+
+
+def test_a_student_of_states_and_keys_goes_the_whole_road(tiny_model: Path, tmp_path: Path) -> None:
+    folder = saved("lfm2", tiny_model, tmp_path / "lfm2")
+    student = {"start": str(folder), "licence": "mit", "layers": 2, "freeze_embeddings": False}
+    train = {"epochs": 1, "batch_size": 32, "learning_rate": 0.01, "gradient_checkpointing": True}
+    run = distill(
+        recipe_in(tmp_path, folder, student=student, train=train), folder=tmp_path / "run", through="evaluate"
+    )
+    scores = run.read_scores()
+    assert scores is not None and scores["arms"]["student"]["accuracy"]["n"] == 16
+    assert run.folder.arm_model("student").joinpath("config.json").is_file()
