@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from potstill.errors import PotstillError
 from potstill.models.locate import cache_folder
 from potstill.models.source import source_hash
 from potstill.models.tiny import VOCABULARY, tiny
@@ -148,6 +149,8 @@ def _by_itself() -> Generator[None]:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, PotstillError):
+        return error.problem  # its way out is for who asked for the path
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
