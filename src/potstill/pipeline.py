@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from potstill.errors import InputError
 from potstill.generate.ask import answered
 from potstill.generate.collect import usable_answers
+from potstill.generate.exact import require_exact_models
 from potstill.generate.fingerprints import Fingerprints, TrainedArms, hashed
 from potstill.generate.judges import Judging, require_judges
 from potstill.generate.require import require_rescue, require_sections, require_teacher
@@ -87,6 +88,7 @@ class Run:
                     return Generated.of(
                         self.recipe, requests, run, exported=requests.count_answers(most=self.recipe.generate.n)
                     )
+            require_exact_models(self.recipe)
             stages.forget("generate")
             found = generate(self.recipe, run, limit=limit, watch=self.watch)
             if limit is None and not found.settled.get("failed"):  # what failed for now is tried again

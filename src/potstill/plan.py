@@ -20,6 +20,7 @@ from potstill.engines.sampler import Ask
 from potstill.errors import InputError
 from potstill.generate.collect import price_of
 from potstill.generate.context import context_of
+from potstill.generate.exact import spoken_paths
 from potstill.generate.require import require_form, require_sections
 from potstill.generate.room import require_room
 from potstill.licences import Policy, named_licences
@@ -86,6 +87,8 @@ class Plan:
     work: tuple[Work, ...]
     sizes: Sizes | None
     probed: Probed | None = None
+    paths: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the self-test says of the models of this process, once probed."""
 
 
 def plan(recipe: Recipe, *, as_if: int | None = None) -> Plan:
@@ -138,7 +141,8 @@ def as_probed(planned: Plan, ledger: Path, prompts: int, *, answers: int) -> Pla
     lengths = planned.lengths
     if not isinstance(planned.recipe.task, Choice):
         lengths = replace(lengths, answer=probed.tokens_written[1] / planned.requests)
-    probed_plan = replace(planned, probed=probed, lengths=lengths, sizes=sizes_of(planned.recipe, lengths))
+    sizes, paths = sizes_of(planned.recipe, lengths), spoken_paths(planned.recipe)
+    probed_plan = replace(planned, probed=probed, lengths=lengths, sizes=sizes, paths=paths)
     return replace(probed_plan, work=tuple(_work(probed_plan)))
 
 

@@ -13,6 +13,7 @@ import pytest
 from data_runs import query
 from json_server import serving
 
+from potstill.generate.waves import EMPTY
 from potstill.pipeline import Run
 from potstill.recipe import load_recipe
 from potstill.recipe.checks import Majority

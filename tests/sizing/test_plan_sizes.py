@@ -387,6 +387,8 @@ def test_a_probe_puts_the_real_length_of_answers_in_place_of_the_longest(
         before = planned(capsys, recipe, *student)["sizes"]
         assert execute(["check", recipe, *student, "--probe", "10", "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    paths = said["self_tests"]["student.start (llama)"]
+    assert paths.startswith("exact: logits, packed rows, padded rows, kept prefix")
     after, answer = said["sizes"], said["estimate"]["tokens_written"][1] / said["requests"]
     prompt = before["tokens_trained"] / before["examples_at_most"] / 3 - 512  # three epochs
     assert 0 < answer < 512

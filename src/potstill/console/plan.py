@@ -49,6 +49,8 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     say(f"precision: {plan.precision}")
     if plan.sizes is not None:
         _show_sizes(plan.sizes, answers=_answers(plan))
+    for model, paths in plan.paths.items():
+        say(f"self-test of {clean(model)}: {clean(paths)}")
     for licence, policy in plan.licences.items():
         say(f"licence of {clean(licence)}: {policy.verdict}{f' ({policy.duties})' if policy.duties else ''}")
 
@@ -71,6 +73,7 @@ def _say_values(plan: Plan) -> None:
             "estimate": estimate,
             "probabilities": plan.probabilities,
             "precision": plan.precision,
+            "self_tests": dict(plan.paths),
             "work": [asdict(work) for work in plan.work],
             "sizes": values(plan.sizes) if plan.sizes else None,
             "licences": {licence: asdict(policy) for licence, policy in plan.licences.items()},

@@ -14,10 +14,11 @@ from itertools import takewhile
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from potstill.engines.row_logits import row_logits
 from potstill.models.forward import cached_rows
+from potstill.models.selftest import Sample, difference, fault_of
 from potstill.text.tokens import Ids
 
 
@@ -64,13 +65,41 @@ class KeptPrefix:
         return cache
 
 
+def keeps_prefix(model: PreTrainedModel) -> bool:
+    return prefix_fault(model) is None
+
+
+def prefix_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
+    """Why texts that go on from a kept prefix are not what each is alone; None: they are."""
+    return fault_of(model, "kept prefix", _prefix_fault)
+
+
+def _prefix_fault(sample: Sample) -> str | None:
+    """Gone on from, cropped and gone on from again, and lent a second time."""
+    cut, longest = sample.beginning, max(map(len, sample.texts)) - sample.beginning
+    kept = KeptPrefix(sample.model, sample.texts[0][:cut])
+    ids_BL = torch.tensor([[*ids[cut:], *[0] * (cut + longest - len(ids))] for ids in sample.texts])
+
+    @torch.no_grad()
+    def fault(cache: DynamicCache) -> str | None:
+        made_BLD = sample.model.base_model(input_ids=ids_BL, past_key_values=cache, use_cache=True)[0]
+        rows = zip(made_BLD, sample.hidden, strict=True)
+        return next((off for row, want in rows if (off := difference(row[: len(want) - cut], want[cut:]))), None)
+
+    first = kept.cache(len(sample.texts))
+    if off := fault(first):
+        return off
+    first.crop(-longest)
+    return fault(first) or fault(kept.cache(len(sample.texts)))
+
+
 class ChoiceScorer:
     """Scores prompts that share `prefix` (empty: nothing is cached)."""
 
     def __init__(self, model: PreTrainedModel, choices: Sequence[Ids], *, prefix: Ids = ()) -> None:
         self._model = model
         self._choices = choices
-        self._prefix = prefix
+        self._prefix = prefix if prefix and keeps_prefix(model) else ()
         self._kept: KeptPrefix | None = None
 
     def score(

@@ -14,15 +14,14 @@ from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from potstill.engines.sampling import Drawn, Sampling, draw, draw_mixed, uniforms
-from potstill.engines.slot_cache import KeysValues
-from potstill.engines.slot_model import SlotModel
+from potstill.engines.slot_model import decoder_of
 from potstill.errors import InputError
 from potstill.text.tokens import Ids
 
@@ -60,14 +59,14 @@ class TeacherMix:
 @dataclass(slots=True)
 class _Answer:
     """An answer being written. `number` is what its draws depend on, beside the seed, its index and the position.
-    `starts` are the lengths of its prompt, `prefixes` its keys and values until a slot has them, one a model."""
+    `starts` are the lengths of its prompt, `prefixes` what a slot is given of it, one a model."""
 
     prompt: int
     number: int
     index: int
     limit: int
     starts: tuple[int, ...]
-    prefixes: tuple[KeysValues, ...] = ()
+    prefixes: tuple[Any, ...] = ()
     ids: list[int] = field(default_factory=list[int])
     logp: list[float] = field(default_factory=list[float])
     drawn_logp: list[float] = field(default_factory=list[float])
@@ -112,13 +111,13 @@ class Rollouts:
     ) -> None:
         if slots < 1:
             raise InputError(f"there are {slots} slots", way_out="give at least one")
-        self._models = [SlotModel(model, slots=slots, capacity=capacity_tokens)]
+        self._models = [decoder_of(model, slots=slots, capacity=capacity_tokens)]
         self._mix = 0.0
         if teacher is not None:
             if not 0 < teacher.share < 1:
                 raise InputError(f"the teacher's share is {teacher.share}", way_out="give a number between 0 and 1")
             self._mix = teacher.share
-            self._models.append(SlotModel(teacher.model, slots=slots, capacity=teacher.capacity_tokens))
+            self._models.append(decoder_of(teacher.model, slots=slots, capacity=teacher.capacity_tokens))
         self._slots, self._ends, self._vocabulary = slots, frozenset(end_ids), vocabulary
 
     @property

@@ -9,7 +9,7 @@ Dimension key: S documents, T tokens of all of them, B documents of a group, L i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
+from potstill.errors import InputError
+from potstill.models.selftest import Sample, difference, fault_of
 from potstill.text.tokens import Ids
 
 _NAME = "potstill_documents"
+_WITHOUT_EFFECT = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"}
 _PADDING = 1.25  # a group's padded size over its tokens at which it is closed
 
 
@@ -120,20 +123,50 @@ class Group:
 
 
 def packs(model: PreTrainedModel) -> bool:
-    """Whether attention is what `_attend` computes: softmax over all or the last so many tokens, no soft cap."""
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return (
-        bool(model._supports_attention_backend)  # pyright: ignore[reportPrivateUsage]
-        and kinds <= {"full_attention", "sliding_attention"}
-        and getattr(config, "attn_logit_softcapping", None) is None
-    )
+    """Whether attention is what `_attend` computes: softmax over all or the last so many tokens, and nothing more."""
+    return packed_fault(model) is None
+
+
+def packed_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
+    """Why not; None: it is."""
+    return fault_of(model, "packed rows", lambda sample: _off(sample, _packed))
+
+
+def padded_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
+    """Why rows that are padded on the right, without a mask, do not give what each gives alone; None: they do."""
+    return fault_of(model, "padded rows", lambda sample: _off(sample, _padded))
+
+
+def require_padded(model: PreTrainedModel) -> None:
+    """Raises InputError where padded rows are not right."""
+    if (fault := padded_fault(model)) is not None:
+        raise InputError(
+            f"{type(model).__name__} cannot be computed in batches: rows padded on the right are not what each is "
+            f"alone ({fault})",
+            way_out="take a model of another architecture",
+        )
+
+
+def _off(sample: Sample, path: Callable[[PreTrainedModel, Documents], Tensor]) -> str | None:
+    documents = Documents.of(sample.texts, torch.device("cpu"))
+    with torch.no_grad():
+        made_TD = path(sample.model, documents)
+    for start, wanted_LD in zip(documents.start_S, sample.hidden, strict=True):
+        if fault := difference(made_TD[start : start + len(wanted_LD)], wanted_LD):
+            return fault
+    return None
 
 
 def last_hidden(model: PreTrainedModel, documents: Documents) -> Tensor:
-    """Last hidden states, final norm applied, of every token: (T, D), in the documents' order."""
-    if not packs(model):
-        return _padded(model, documents)
+    """Last hidden states, final norm applied, of every token: (T, D), in the documents' order. Raises InputError for an
+    architecture that is not computed in batches."""
+    if packs(model):
+        return _packed(model, documents)
+    require_padded(model)
+    return _padded(model, documents)
+
+
+def _packed(model: PreTrainedModel, documents: Documents) -> Tensor:
     with _attention(model, _NAME):
         made = model.base_model(
             input_ids=documents.ids_T.unsqueeze(0),
@@ -181,9 +214,16 @@ def _attend(  # noqa: PLR0913
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: object,
+    **more: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention within every document, (1, T, H, E); called by transformers for every layer."""
+    """Causal attention within every document, (1, T, H, E); called by transformers for every layer. Raises InputError
+    for an argument that is not understood."""
+    unknown = [name for name, value in more.items() if value is not None and name not in _WITHOUT_EFFECT]
+    if attention_mask is not None or unknown:
+        raise InputError(
+            f"{type(module).__name__} is no plain attention: it is given {unknown or ['a mask of its own']}",
+            way_out="take a model of another architecture",
+        )
     grouped = query_1HTE.shape[1] != key_1HTE.shape[1]
     made: list[Tensor] = []
     for group in documents.groups:

@@ -27,6 +27,7 @@ from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Co
 
 from potstill.errors import InputError
 from potstill.models.config import require_weights_as_numbers
+from potstill.models.forward import require_head
 from potstill.models.gguf import read_header
 from potstill.models.identity import file_hash, fingerprint
 from potstill.models.locate import Located, cache_folder, read_json, rows_of
@@ -65,7 +66,7 @@ def load(
     on: torch.device | None = None,
 ) -> Loaded:
     """Weights and tokenizer folder, on the device that computes or another. No remote code is ever run and no pickle is
-    ever read."""
+    ever read. Raises InputError for a model whose logits are not its head's product alone."""
     folder = folder_of(located, revision=revision)
     config = read_json(folder / "config.json")
     require_weights_as_numbers(config, name=located.name)
@@ -90,7 +91,9 @@ def load(
             way_out="give the folder of a causal language model with all of its weights",
         )
     model = text_model(model, name=located.name)
-    return Loaded(model.to(on or device()).eval(), folder, fingerprint(folder))  # pyright: ignore[reportArgumentType]
+    model = model.to(on or device()).eval()  # pyright: ignore[reportArgumentType]
+    require_head(model, located.name)
+    return Loaded(model, folder, fingerprint(folder))
 
 
 def _made_plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,31 +5,71 @@ Dimension key: T tokens, S documents, L tokens of the longest, D width.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from potstill.errors import InputError
 from potstill.models.documents import Documents, last_hidden, packs
 from potstill.models.forward import decoder_layers
+from potstill.models.selftest import Sample, difference, fault_of
 from potstill.models.text_model import text_model
+from potstill.models.tiny import cut_layers, layer_facts
 from potstill.recipe.student import Layers, Ranked, Spaced
 
 
 def take_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A new fp32 model of the layers with these indices, in this order, between the model's own embeddings, final norm
     and head. Shares no memory. Raises InputError where a layer would not do in its new place what it does now."""
+    if list(layers) != list(range(model.config.num_hidden_layers)) and (fault := cut_fault(model)):
+        raise InputError(
+            f"student.layers is {list(layers)}, but the layers of a {model.config.model_type} model do not "
+            f"compute in a shorter one what they do now ({fault})",
+            way_out="take all layers",
+        )
+    return _taken(model, layers)
+
+
+def cut_fault(model: PreTrainedModel | PretrainedConfig) -> str | None:
+    """Why a model of its first layers, as it is cut or loaded again, is not the model with the others left out."""
+    return fault_of(model, "cut layers", _cut_fault)
+
+
+def _cut_fault(sample: Sample) -> str | None:
+    layers, ids = decoder_layers(sample.model), torch.tensor([sample.texts[0]])
+    hooks = [layer.register_forward_hook(_skipped, with_kwargs=True) for layer in layers[-1:]]
+    try:
+        with torch.no_grad():
+            wanted = sample.model.base_model(input_ids=ids, use_cache=False)[0]
+            cut = _taken(sample.model, range(len(layers) - 1))
+            saved = _blank(AutoConfig.for_model(**cut.config.to_dict())).eval()
+            saved.load_state_dict(cut.state_dict())
+            found = (model.base_model(input_ids=ids, use_cache=False)[0] for model in (cut, saved))
+            return next((off for hidden_1LD in found if (off := difference(hidden_1LD, wanted))), None)
+    except InputError:
+        return None  # refused by itself, layer by layer
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _skipped(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], made: Any) -> Any:
+    """What a layer that is not there hands on."""
+    before = args[0] if args else named["hidden_states"]
+    return (before, *made[1:]) if isinstance(made, tuple) else before
+
+
+def _taken(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     student = _blank(_cut(model.config, layers))
     try:
         student.load_state_dict(_outside_layers(model), strict=False)
         for new, old in zip(decoder_layers(student), _picked(model, layers), strict=True):
             new.load_state_dict(old.state_dict())
-            if _facts(new) != _facts(old):
+            if layer_facts(new) != layer_facts(old):
                 raise ValueError
     except (RuntimeError, ValueError):
         kind = model.config.model_type
@@ -131,19 +171,13 @@ def _blank(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _cut(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
-    """The configuration of these layers: what it lists layer by layer (`layer_types`, `no_rope_layers`) goes along."""
     before = config.num_hidden_layers
     if strange := [layer for layer in layers if not 0 <= layer < before]:
         raise InputError(
             f"student.layers names layer {strange[0]}, but the model it starts from has {before} layers",
             way_out=f"choose from 0 to {before - 1}",
         )
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers = len(layers)
-    for name, value in vars(config).items():
-        if "layer" in name and isinstance(value, list) and len(value) == before:  # pyright: ignore[reportUnknownArgumentType]
-            setattr(cut, name, [value[layer] for layer in layers])
-    return cut
+    return cut_layers(config, layers)
 
 
 def _outside_layers(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -155,16 +189,6 @@ def _outside_layers(model: PreTrainedModel) -> dict[str, Tensor]:
 def _picked(model: PreTrainedModel, layers: Sequence[int]) -> list[nn.Module]:
     every = decoder_layers(model)
     return [every[layer] for layer in layers]
-
-
-def _facts(layer: nn.Module) -> dict[str, object]:
-    """What its modules are set to do, but for where they stand: kind of attention, window, rotary or not."""
-    return {
-        f"{name}.{key}": value
-        for name, module in layer.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | None) and key not in ("layer_idx", "layer_id", "training")
-    }
 
 
 def _first(config: PretrainedConfig, layers: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from potstill.engines.local import KeptPrefix, shared_prefix
+from potstill.engines.local import KeptPrefix, keeps_prefix, shared_prefix
 from potstill.engines.row_logits import row_logits
 from potstill.losses import Hidden, Sampled, Signal, TopK
 from potstill.models.documents import Documents, alike
@@ -45,7 +45,7 @@ class LiveTeacher:
         self.model, self._world, self._root = model, world, world.rooted(model)
         shared = shared_prefix(prompts)
         mean = sum(map(len, prompts)) / len(prompts)
-        worth = len(shared) >= max(_WORTH_KEEPING, mean / 2)
+        worth = len(shared) >= max(_WORTH_KEEPING, mean / 2) and keeps_prefix(model)
         self._kept = self._root(lambda: KeptPrefix(model, shared)) if worth else None
 
     @torch.no_grad()
