@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,10 +31,12 @@ from potstill.models.load import codec_of, folder_of, load
 from potstill.models.locate import locate
 from potstill.prompts.rows import read_rows
 from potstill.recipe import GenerationRequest, load_recipe
+from potstill.recipe.prompts import DataFiles
 from potstill.recipe.task import Choice
 from potstill.records import Message, Prompt
 from potstill.text.tokens import Codec, choice_ids
 
+REVIEWS = DataFiles(source="data/movie_reviews.tsv", header=("id", "rating", "text"))
 CHOICES = ("positive", "negative")
 LISTED = {" positive": -0.5, " negative": -1.5, " The": -3.0}
 
@@ -166,7 +169,7 @@ def request_of(folder: Path, engine: dict[str, object], *overrides: str, choices
 
 def reviews(count: int = 20) -> list[Prompt]:
     """Of films, by people: the first of the quick start's file."""
-    rows = islice(read_rows("data/movie_reviews.tsv", ["id", "rating", "text"]), count)
+    rows = islice(read_rows(REVIEWS, Counter()), count)
     texts = [row["text"] for _, row in rows]
     return [Prompt(id=str(i), split="train", messages=(Message(role="user", content=t),)) for i, t in enumerate(texts)]
 

@@ -13,6 +13,7 @@ import pytest
 from data_runs import query
 from json_server import serving
 
+from potstill.errors import TeacherError
 from potstill.generate.waves import EMPTY
 from potstill.pipeline import Run
 from potstill.recipe import load_recipe
@@ -105,7 +106,8 @@ def test_what_says_nothing_is_no_answer_and_is_asked_again(tmp_path: Path, teach
 
 def test_a_thought_that_ate_all_tokens_is_asked_for_with_more(tmp_path: Path, teacher: Teacher, url: str) -> None:
     more = ("generate.truncated=longer", "generate.max_tokens=16", "generate.longest=64")
-    assert run_of(tmp_path, url, *more, kinds=("thought",)).generate().lost == {EMPTY: 1}
+    with pytest.raises(TeacherError, match=EMPTY):
+        run_of(tmp_path, url, *more, kinds=("thought",)).generate()
     assert [tokens for (tokens,) in query(tmp_path / "run", "SELECT max_tokens FROM attempts")] == [16, 32, 64]
 
 

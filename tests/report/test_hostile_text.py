@@ -34,9 +34,15 @@ FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 TELLING = {"text": ("candidates", "answers", "recipe"), "choice": ("labels", "disagreements", "recipe")}
 
 
+CLOSED = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
 def text_run(folder: Path) -> RunFolder:
     hostile = HOSTILE + 25_000 * " long"
-    arms = {"four": {"student.layers": 4, "student.template": HOSTILE[:60]}}
+    arms = {"four": {"student.layers": 4, "student.template": HOSTILE[:60] + CLOSED}}
     teacher = {"instructions": HOSTILE.replace("\x00", "")}
     recipe = recipe_in(folder, prompts=6, tests=6, hostile=hostile, arms=arms)
     teacher = recipe.teacher.model_copy(update=teacher)
