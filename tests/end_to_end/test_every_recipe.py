@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -66,8 +67,16 @@ def urls() -> Iterator[dict[str, str]]:
 @pytest.fixture(params=RECIPES, scope="module")
 def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, urls: Any) -> Kit:
     folder = tmp_path_factory.mktemp(request.param)
-    overrides = stand_ins(request.param, folder, tiny_model, urls)
+    overrides = stand_ins(request.param, folder, roomy(tiny_model, folder), urls)
     return Kit(request.param, folder / "run", tuple(f"{key}={value}" for key, value in overrides.items()))
+
+
+def roomy(model: Path, folder: Path) -> Path:
+    """The tiny model with as many positions as the real ones have: its tokens are bytes, so that prompts are long."""
+    shutil.copytree(model, folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    return folder / "model"
 
 
 def stand_ins(name: str, folder: Path, model: Path, urls: dict[str, str]) -> dict[str, Any]:

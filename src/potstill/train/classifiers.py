@@ -329,7 +329,7 @@ def _named(inputs: Inputs) -> dict[str, Tensor]:
             raise InputError(what, way_out="give tensors of N rows: torch.as_tensor(...)")
         if value.is_floating_point() and value.isnan().any():
             row = int(value.isnan().nonzero()[0, 0])
-            raise InputError(f"the inputs{name and f' {name!r}'} hold NaN, first in row {row}", way_out="mend that row")
+            raise InputError(f"the inputs{name and f' {name!r}'} hold NaN, first in row {row}", way_out="fix that row")
     return dict(found)
 
 
