@@ -91,11 +91,9 @@ def test_scores_have_the_shape_of_every_task(made: tuple[Recipe, RunFolder]) -> 
     for arm, metrics in scores["arms"].items():
         verdicts = list(read_verdicts(run.test(arm) / "examples" / "verdicts.parquet"))
         assert metrics["accuracy"] == metrics["accuracy"] | {"n": 16, "value": sum(v.kept for v in verdicts) / 16}
-        assert (
-            sum(scores["wrong"][arm].values())
-            == sum(not v.kept for v in verdicts)
-            == 16 - sum(v.kept for v in verdicts)
-        )
+        assert sum(scores["wrong"][arm].values()) == 16 - sum(
+            v.kept for v in verdicts
+        )  # an empty answer has no verdict
     assert scores["arms"]["student"]["parameters"]["value"] > scores["arms"]["small"]["parameters"]["value"]
     assert scores["cost"]["tokens"] > 0 and scores["cost"]["money"] == 0
 
@@ -172,4 +170,4 @@ def test_test_prompts_may_be_held_out_of_the_prompts(tmp_path: Path, tiny_model:
     assert scores["arms"]["teacher"]["accuracy"]["n"] == 6
     with Requests(run.ledger) as requests:
         learned = {prompt.id for prompt, _ in requests.samples(split="train")}
-    assert not learned & set(texts(run, "teacher")) and len(texts(run, "student")) == 6
+    assert not learned & set(texts(run, "teacher")) and scores["arms"]["student"]["accuracy"]["n"] == 6
