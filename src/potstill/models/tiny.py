@@ -16,6 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from potstill.models.text_model import text_model
+
 VOCABULARY = 64
 _WINDOW, _CHUNK, _STATES, _EXPERTS = 6, 8, 16, 8
 _LEAST_WIDTH, _LEAST_HEAD, _LEAST_HEADS = 32, 8, 8
@@ -98,7 +100,7 @@ def _made(small: PretrainedConfig) -> PreTrainedModel:
     small._attn_implementation = None  # pyright: ignore[reportPrivateUsage]  # transformers chooses, not the caller
     model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     _sharpen(model)
-    return model.eval()
+    return text_model(model.eval(), name=small.model_type)
 
 
 def _needed(model: PreTrainedModel, config: PretrainedConfig) -> int:
