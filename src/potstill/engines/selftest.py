@@ -81,16 +81,16 @@ def abilities_of(config: PretrainedConfig) -> Abilities:
     return Abilities(**{field.name: tests[field.name](config) for field in fields(Abilities)})
 
 
-def config_of(model: str | Path, revision: str | None = None) -> PretrainedConfig | None:
-    """Of a folder or a hub id; None where neither this machine nor the hub has one that transformers reads."""
+def config_of(folder: Path) -> PretrainedConfig | None:
+    """None where it holds none that transformers reads."""
     with suppress(OSError, ValueError, KeyError):
-        return AutoConfig.from_pretrained(model, revision=revision)
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
     return None
 
 
-def require_exact(model: str | Path, revision: str | None, needs: Set[Need], *, named: str) -> None:
+def require_exact(folder: Path, needs: Set[Need], *, named: str) -> None:
     """Raises InputError where no path of the model is exact for what the recipe does with it."""
-    config = config_of(model, revision)
+    config = config_of(folder)
     if config is not None and (refused := abilities_of(config).refusal(needs)) is not None:
         problem, way_out = refused
         raise InputError(f"{named} ({config.model_type}): {problem}", way_out=way_out)

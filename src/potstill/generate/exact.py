@@ -43,19 +43,17 @@ class _Use:
 
 
 def require_exact_models(recipe: Recipe) -> None:
-    """Raises InputError where an architecture is computed exactly on no path that the recipe needs. A GGUF file is
-    looked at when it is loaded."""
+    """Raises InputError where an architecture is computed exactly on no path that the recipe needs. A GGUF file, and
+    what is not on this machine yet, are looked at when they are loaded."""
     for use in _uses(recipe):
-        if locate(use.model).form == "gguf" or ((mark := _mark(use)) is not None and mark.is_file()):
+        if locate(use.model).form == "gguf" or (config := use.config) is None or (mark := _mark(use, config)).is_file():
             continue
         from potstill.engines.selftest import require_exact
 
-        model = use.config.parent if use.config is not None else use.model
-        require_exact(model, use.revision, use.needs, named=f"{use.key} '{use.model}'")
-        if (mark := _mark(use)) is not None:
-            with suppress(OSError):
-                mark.parent.mkdir(parents=True, exist_ok=True)
-                mark.touch()
+        require_exact(config.parent, use.needs, named=f"{use.key} '{use.model}'")
+        with suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
 
 
 def spoken_paths(recipe: Recipe) -> dict[str, str]:
@@ -64,16 +62,15 @@ def spoken_paths(recipe: Recipe) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for use in _uses(recipe):
-        model = use.config.parent if use.config is not None else use.model
-        if locate(use.model).form != "gguf" and (config := config_of(model, use.revision)) is not None:
+        if locate(use.model).form == "gguf" or use.config is None:
+            continue
+        if (config := config_of(use.config.parent)) is not None:
             found[f"{use.key} ({config.model_type})"] = abilities_of(config).spoken()
     return found
 
 
-def _mark(use: _Use) -> Path | None:
+def _mark(use: _Use, config: Path) -> Path:
     """Is there where the same code passed for the same configuration."""
-    if (config := use.config) is None:
-        return None
     said = [config.read_bytes(), sorted(use.needs), version("torch"), version("transformers"), source_hash()]
     return cache_folder() / "selftests" / f"{hashlib.sha256(repr(said).encode()).hexdigest()}.passed"
 
