@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,13 @@ def test_weights_stand_in_every_row_and_come_back(tmp_path: Path, tiny_model: Pa
     assert {talk.weight for talk in read_examples(run / "examples" / "answers.parquet")} == {1.0}
     weighted = load_recipe(tmp_path / "recipe.yaml", ["select.weight=pass_rate"])
     Run(weighted, run).verify()
-    passed: dict[str, int] = {}
+    passed: Counter[str] = Counter()
+    judged: Counter[str] = Counter()  # empty answers are none
     for verdict in rows(run, "verdicts"):
-        passed[verdict["prompt_id"]] = passed.get(verdict["prompt_id"], 0) + (
-            not verdict["reason"].startswith("length")
-        )
-    expected = [2 * (1 - (passed[r["prompt_id"]] + 1) / 7) for r in rows(run, "selected")]
+        judged[verdict["prompt_id"]] += 1
+        passed[verdict["prompt_id"]] += not verdict["reason"].startswith("length")
+    ids = [row["prompt_id"] for row in rows(run, "selected")]
+    expected = [2 * (1 - (passed[i] + 1) / (judged[i] + 2)) for i in ids]
     assert [talk.weight for talk in read_examples(selected)] == pytest.approx(expected)
     assert len(set(expected)) > 1
 
