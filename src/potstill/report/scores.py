@@ -45,7 +45,8 @@ def _free(report: RunReport, scores: Mapping[str, Any]) -> str:
     if found is None or verdict(found) == "better":
         return ""
     name, value = report.name("tfidf").spoken, report.arms["tfidf"]["accuracy"]["value"]
-    return f" {name}, which costs nothing, is right on {percent(value)} and may be better."
+    beside = "is better" if verdict(found) == "worse" else "may be as good"
+    return f" {name}, which costs nothing, is right on {percent(value)} and {beside}."
 
 
 def _compared(report: RunReport, scores: Mapping[str, Any]) -> str:
