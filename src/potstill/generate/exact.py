@@ -1,4 +1,4 @@
-"""Whether the models that this process computes with are computed exactly, before anything is paid for.
+"""Whether the models of this process are computed exactly: before anything is paid for, of those on this machine.
 
 The self-test needs torch, which takes seconds: what passed is remembered, and asked for without torch.
 """
